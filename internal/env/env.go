@@ -1,0 +1,57 @@
+// Package env is the only door to clocks, randomness, the network and injected faults.
+//
+// The core (shard, replica, placement, the data models) is not even given an Env: it is handed the time as a value.
+// Everything around it takes an Env, so that a test or a drill can change what the world looks like for one node.
+package env
+
+import (
+	"context"
+	crand "crypto/rand"
+	"encoding/binary"
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// Env is what a node sees of the world. The zero value is not usable; call Real.
+type Env struct {
+	// Now returns a time that never goes back while the process lives: the wall clock at start plus the monotonic time
+	// since. A jump of the wall clock therefore does not reach replicated state.
+	Now func() time.Time
+	// Rand returns 64 unpredictable bits; it is used for identities, never for secrets.
+	Rand func() uint64
+	// Dial connects to a TCP address.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Listen opens a TCP listener. The address is never shared with another process (no SO_REUSEPORT).
+	Listen func(ctx context.Context, addr string) (net.Listener, error)
+}
+
+// Real returns the Env of a production process.
+func Real() *Env {
+	start := time.Now()
+	return &Env{
+		Now: func() time.Time { return start.Add(time.Since(start)) },
+		Rand: func() uint64 {
+			var b [8]byte
+			// crypto/rand.Read never fails on Go 1.24 and later.
+			_, _ = crand.Read(b[:])
+			return binary.LittleEndian.Uint64(b[:])
+		},
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+			d := net.Dialer{KeepAlive: 15 * time.Second}
+			return d.DialContext(ctx, "tcp", addr)
+		},
+		Listen: func(ctx context.Context, addr string) (net.Listener, error) {
+			var lc net.ListenConfig
+			return lc.Listen(ctx, "tcp", addr)
+		},
+	}
+}
+
+// WithOffset returns a copy of e whose clock can be shifted while it runs; drills use it to skew one node.
+func (e *Env) WithOffset(offset *atomic.Int64) *Env {
+	c := *e
+	now := e.Now
+	c.Now = func() time.Time { return now().Add(time.Duration(offset.Load())) }
+	return &c
+}

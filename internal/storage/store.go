@@ -1,0 +1,247 @@
+package storage
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"iter"
+	"path"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// StoreConfig sets the sizes of a Store. The zero value means the defaults.
+type StoreConfig struct {
+	// CacheBytes bounds the block cache; default 32 MiB.
+	CacheBytes int64
+	// MemTableBytes is the size at which a memtable is flushed to a table; default 64 MiB. A restart re-applies at most
+	// about this much log.
+	MemTableBytes uint64
+	// Deterministic switches off all background work except flushes that the caller asks for and waits for. The
+	// simulation sets it, so that what a crash leaves behind depends on its seed only.
+	Deterministic bool
+	// Logf receives Pebble's own log lines, already formatted; nil drops them.
+	Logf func(format string, args ...any)
+}
+
+// Store is an ordered map of bytes on disk without a write-ahead log. Batches are atomic. All methods may be called from
+// any goroutine, except that batches are committed by one goroutine at a time.
+//
+// A read or write error of the disk is sticky: Err returns it, and the owner must stop the node.
+type Store struct {
+	db    *pebble.DB
+	cache *pebble.Cache
+}
+
+// Reader reads a Store or a Snapshot of one.
+type Reader interface {
+	// Get returns a copy of the value of key, and whether there is one.
+	Get(key []byte) ([]byte, bool, error)
+	// Scan yields the pairs with from <= key < to in order. Key and value are valid only until the next step. A disk
+	// error ends the sequence and is reported by *errp.
+	Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte]
+}
+
+type pebbleLogger struct {
+	logf func(string, ...any)
+}
+
+func (l pebbleLogger) Infof(f string, a ...any) {
+	if l.logf != nil {
+		l.logf(f, a...)
+	}
+}
+
+func (l pebbleLogger) Errorf(f string, a ...any) { l.Infof(f, a...) }
+
+// Fatalf is called by Pebble when it cannot go on. The node stops: a panic ends the process with the reason.
+func (l pebbleLogger) Fatalf(f string, a ...any) { panic("pebble: " + fmt.Sprintf(f, a...)) }
+
+// OpenStore opens the store in dir, making it if there is none.
+func OpenStore(fs FS, dir string, cfg StoreConfig) (*Store, error) {
+	if cfg.CacheBytes == 0 {
+		cfg.CacheBytes = 32 << 20
+	}
+	if cfg.MemTableBytes == 0 {
+		cfg.MemTableBytes = 64 << 20
+	}
+	cache := pebble.NewCache(cfg.CacheBytes)
+	opts := &pebble.Options{
+		FS: fs, Cache: cache, DisableWAL: true, Logger: pebbleLogger{cfg.Logf},
+		FormatMajorVersion:          pebble.FormatNewest,
+		MemTableSize:                cfg.MemTableBytes,
+		MemTableStopWritesThreshold: 4,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       24,
+		LBaseMaxBytes:               64 << 20,
+		MaxOpenFiles:                1000,
+		DisableAutomaticCompactions: cfg.Deterministic,
+	}
+	opts.CompactionConcurrencyRange = func() (int, int) { return 1, 2 }
+	for i := range opts.Levels {
+		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	if cfg.Deterministic {
+		opts.MaxOpenFiles = 64
+	}
+	db, err := pebble.Open(dir, opts)
+	if err != nil {
+		cache.Unref()
+		return nil, errs.Wrap(errs.Corrupt, err, "open state store %s", dir)
+	}
+	return &Store{db: db, cache: cache}, nil
+}
+
+// Close closes the store without flushing it: what was not flushed is in the raft log.
+func (s *Store) Close() error {
+	err := s.db.Close()
+	s.cache.Unref()
+	return err
+}
+
+func get(r pebble.Reader, key []byte) ([]byte, bool, error) {
+	v, c, err := r.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, errs.Wrap(errs.Corrupt, err, "read state store")
+	}
+	v = append(make([]byte, 0, len(v)), v...)
+	return v, true, c.Close()
+}
+
+func scan(r pebble.Reader, from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
+	return func(yield func([]byte, []byte) bool) {
+		it, err := r.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
+		if err != nil {
+			*errp = errs.Wrap(errs.Corrupt, err, "scan state store")
+			return
+		}
+		for ok := it.First(); ok; ok = it.Next() {
+			if !yield(it.Key(), it.Value()) {
+				break
+			}
+		}
+		if err := errors.Join(it.Error(), it.Close()); err != nil {
+			*errp = errs.Wrap(errs.Corrupt, err, "scan state store")
+		}
+	}
+}
+
+// Get implements Reader.
+func (s *Store) Get(key []byte) ([]byte, bool, error) { return get(s.db, key) }
+
+// Scan implements Reader.
+func (s *Store) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
+	return scan(s.db, from, to, errp)
+}
+
+// Snapshot is a consistent view of a Store at one moment. It must be closed.
+type Snapshot struct{ s *pebble.Snapshot }
+
+// Snapshot returns a view of the store as it is now.
+func (s *Store) Snapshot() *Snapshot { return &Snapshot{s.db.NewSnapshot()} }
+
+// Get implements Reader.
+func (s *Snapshot) Get(key []byte) ([]byte, bool, error) { return get(s.s, key) }
+
+// Scan implements Reader.
+func (s *Snapshot) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
+	return scan(s.s, from, to, errp)
+}
+
+// Close releases the view.
+func (s *Snapshot) Close() error { return s.s.Close() }
+
+// Batch collects writes that become visible together.
+type Batch struct{ b *pebble.Batch }
+
+// Batch returns an empty batch.
+func (s *Store) Batch() *Batch { return &Batch{s.db.NewBatch()} }
+
+// Set stores a pair. Both slices are copied.
+func (b *Batch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
+
+// Delete removes a key.
+func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }
+
+// DeleteRange removes all keys with from <= key < to.
+func (b *Batch) DeleteRange(from, to []byte) error { return b.b.DeleteRange(from, to, nil) }
+
+// Size returns the bytes collected so far.
+func (b *Batch) Size() int { return b.b.Len() }
+
+// Commit makes the batch visible and releases it. It is durable only after a later Flush, or by the raft log.
+func (b *Batch) Commit() error {
+	return errors.Join(b.b.Commit(pebble.NoSync), b.b.Close())
+}
+
+// Discard releases a batch without committing it.
+func (b *Batch) Discard() error { return b.b.Close() }
+
+// Flush makes everything committed so far durable and waits for it.
+func (s *Store) Flush() error {
+	return errs.Wrap(errs.Corrupt, s.db.Flush(), "flush state store")
+}
+
+// FlushStart starts a flush of everything committed so far and returns a channel that is closed when it is durable.
+func (s *Store) FlushStart() (<-chan struct{}, error) {
+	done, err := s.db.AsyncFlush()
+	return done, errs.Wrap(errs.Corrupt, err, "flush state store")
+}
+
+// StoreStats is a small set of figures about a Store.
+type StoreStats struct {
+	// DiskBytes is the size of all live files.
+	DiskBytes uint64
+	// MemTableBytes is what waits in memory for a flush.
+	MemTableBytes uint64
+	// L0Files is the number of tables that are not yet merged into a sorted level; above 24 writes stop.
+	L0Files int64
+	// CompactionDebtBytes estimates what compaction still has to rewrite.
+	CompactionDebtBytes uint64
+}
+
+// Stats returns the store's figures.
+func (s *Store) Stats() StoreStats {
+	m := s.db.Metrics()
+	return StoreStats{
+		DiskBytes: m.DiskSpaceUsage(), MemTableBytes: m.MemTable.Size,
+		L0Files: m.Levels[0].TablesCount, CompactionDebtBytes: m.Compact.EstimatedDebt,
+	}
+}
+
+// Verify reads every table and checks each block's checksum. It returns the first damage found.
+func (s *Store) Verify() error {
+	var err error
+	for range s.Scan(nil, bytes.Repeat([]byte{0xff}, 16), &err) { //nolint:revive // reading is the point
+	}
+	if err != nil {
+		return err
+	}
+	return errs.Wrap(errs.Corrupt, s.db.CheckLevels(nil), "check state store")
+}
+
+// RemoveStore deletes a store's directory; the node does it when the store is damaged, before it fetches everything from
+// its peers.
+func RemoveStore(fs FS, dir string) error {
+	if err := fs.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove damaged state store %s: %w", dir, err)
+	}
+	return syncDir(fs, path.Dir(dir))
+}
+
+func syncDir(fs FS, dir string) error {
+	d, err := fs.OpenDir(dir)
+	if err != nil {
+		return fmt.Errorf("open directory %s: %w", dir, err)
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+var _ vfs.FS = FS(nil)
