@@ -1,0 +1,154 @@
+package shard
+
+import (
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// chunkBytes is the size from which a chunk of changes is closed. Chunks end with entries too, so that they are the same
+// on every replica.
+const chunkBytes = 256 << 10
+
+// changeBuffer collects the changes of the entry being applied.
+type changeBuffer struct {
+	buf   []byte
+	count uint64
+}
+
+type changeMark struct {
+	bytes int
+	count uint64
+}
+
+func (c *changeBuffer) mark() changeMark { return changeMark{len(c.buf), c.count} }
+
+func (c *changeBuffer) rollback(m changeMark) { c.buf, c.count = c.buf[:m.bytes], m.count }
+
+func appendBytes(b, v []byte) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
+}
+
+func (c *changeBuffer) add(_ *state, ch Change) {
+	b := binary.AppendUvarint(c.buf, uint64(ch.Revision))
+	b = binary.AppendVarint(b, ch.At.UnixNano())
+	b = append(binary.AppendUvarint(b, uint64(len(ch.Op))), ch.Op...)
+	b = appendBytes(b, ch.Key)
+	if ch.Value == nil {
+		b = append(b, 0)
+	} else {
+		b = appendBytes(append(b, 1), ch.Value)
+	}
+	b = binary.AppendUvarint(b, uint64(len(ch.Headers)))
+	for _, h := range ch.Headers {
+		b = appendBytes(append(binary.AppendUvarint(b, uint64(len(h.Name))), h.Name...), h.Value)
+	}
+	c.buf = b
+	c.count++
+}
+
+// endChunk stores the collected changes as one row.
+func (m *Machine) endChunk() {
+	if m.changes.count == 0 {
+		return
+	}
+	v := append(binary.AppendUvarint(make([]byte, 0, len(m.changes.buf)+4), m.changes.count), m.changes.buf...)
+	m.set(ModuleShard, changeKey(m.st.ChangeNext), v)
+	m.st.ChangeNext += m.changes.count
+	m.st.ChangeBytes += uint64(len(v))
+	m.changes.rollback(changeMark{})
+	if cap(m.changes.buf) > 4*chunkBytes {
+		m.changes.buf = nil
+	}
+}
+
+func changeKey(pos uint64) []byte { return binary.BigEndian.AppendUint64([]byte{rowChange}, pos) }
+
+// trimChanges drops the oldest chunks. It waits until an eighth too much is there, and then drops that at once.
+func (m *Machine) trimChanges() {
+	limit := m.cfg.ChangeBytesMax
+	if m.st.ChangeBytes <= limit+limit/8 {
+		return
+	}
+	var drop [][]byte
+	for k, v := range m.scan(ModuleShard, changeKey(m.st.ChangeFirst), []byte{rowChange + 1}) {
+		n, _ := binary.Uvarint(v)
+		if m.st.ChangeBytes <= limit {
+			break
+		}
+		m.st.ChangeFirst += n
+		m.st.ChangeBytes -= min(m.st.ChangeBytes, uint64(len(v)))
+		drop = append(drop, slices.Clone(k))
+	}
+	for _, k := range drop {
+		m.delete(ModuleShard, k)
+	}
+}
+
+// decodeChange reads one change; the slices point into b.
+func decodeChange(b []byte) (ch Change, rest []byte, err error) {
+	d := decoder{b: b}
+	ch.Revision = Revision(d.uvarint())
+	ch.At = time.Unix(0, d.varint()).UTC()
+	ch.Op = string(d.bytes())
+	ch.Key = d.bytes()
+	if d.byte() == 1 {
+		ch.Value = d.bytes()
+	}
+	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+		ch.Headers = append(ch.Headers, Header{Name: string(d.bytes()), Value: d.bytes()})
+	}
+	if d.bad {
+		return ch, nil, errs.New(errs.Corrupt, "malformed record in the change log")
+	}
+	return ch, d.b, nil
+}
+
+// decoder reads varints and byte strings; after an error it returns zeros.
+type decoder struct {
+	b   []byte
+	bad bool
+}
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.bad, d.b = true, nil
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) varint() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.bad, d.b = true, nil
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) byte() byte {
+	if len(d.b) == 0 {
+		d.bad = true
+		return 0
+	}
+	v := d.b[0]
+	d.b = d.b[1:]
+	return v
+}
+
+func (d *decoder) bytes() []byte {
+	n := d.uvarint()
+	if n > uint64(len(d.b)) {
+		d.bad, d.b = true, nil
+		return nil
+	}
+	v := d.b[:n:n]
+	d.b = d.b[n:]
+	return v
+}

@@ -1,0 +1,80 @@
+package shard
+
+import (
+	"encoding/binary"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// Installer replaces a shard's whole state by a received snapshot. The rows go to a generation of their own, which becomes
+// the shard's state in one step, so that a crash leaves either the old state or the new one.
+type Installer struct {
+	m     *Machine
+	place []byte
+	gen   uint32
+}
+
+// Install starts to receive a snapshot; the machine goes on meanwhile.
+func (m *Machine) Install() (*Installer, error) {
+	in := &Installer{m: m, gen: m.gen + 1, place: placeOf(m.id, m.gen+1)}
+	b := m.store.Batch()
+	if err := b.DeleteRange(in.place, placeOf(m.id, in.gen+1)); err != nil {
+		return nil, err
+	}
+	return in, b.Commit()
+}
+
+// Add stores a chunk from SnapshotReader.Next.
+func (in *Installer) Add(chunk []byte) error {
+	b := in.m.store.Batch()
+	d := decoder{b: chunk}
+	for len(d.b) > 0 {
+		k, v := d.bytes(), d.bytes()
+		if d.bad {
+			_ = b.Discard()
+			return errs.New(errs.Corrupt, "malformed snapshot chunk for shard %d", in.m.id)
+		}
+		if env.Mutant(env.MutantSnapshotNoSession) && len(k) > 1 && k[0] == byte(ModuleShard) && k[1] == rowSession {
+			continue
+		}
+		if err := b.Set(append(in.place[:placeSize:placeSize], k...), v); err != nil {
+			return err
+		}
+	}
+	return b.Commit()
+}
+
+// Finish switches the machine to the received state and makes it durable. Nothing may be applied but not committed.
+func (in *Installer) Finish() error {
+	m := in.m
+	if len(m.ov.rows) > 0 {
+		panic("snapshot installed in the middle of an apply")
+	}
+	m.installs.Add(1)
+	defer m.installs.Add(1)
+	b := m.store.Batch()
+	if err := b.Set(genKey(m.id), binary.BigEndian.AppendUint32(nil, in.gen)); err != nil {
+		return err
+	}
+	if err := b.DeleteRange(placeOf(m.id, m.gen), placeOf(m.id, m.gen+1)); err != nil {
+		return err
+	}
+	if err := b.Commit(); err != nil {
+		return err
+	}
+	if err := m.store.Flush(); err != nil {
+		return err
+	}
+	m.gen = in.gen
+	return m.load()
+}
+
+// Wipe forgets the shard's state; used when the replica's log is lost and it starts over under a new id.
+func (m *Machine) Wipe() error {
+	in, err := m.Install()
+	if err != nil {
+		return err
+	}
+	return in.Finish()
+}

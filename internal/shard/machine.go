@@ -1,0 +1,379 @@
+package shard
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/storage"
+)
+
+// Level is the feature level of this build: replicated behaviour changes only when the shard's level is raised to it.
+const Level = 1
+
+// MachineConfig sets the bounds of a Machine. The zero value means the defaults. They must be the same on every replica.
+type MachineConfig struct {
+	// ChangeBytesMax bounds the change log of the shard; the oldest changes go first. Default 64 MiB.
+	ChangeBytesMax uint64
+}
+
+// Machine is the replicated state of one shard on one node. One goroutine at a time may call its methods, but Query and
+// SnapshotReader may be used from any goroutine meanwhile.
+//
+// Its rows are described in docs/formats/state.md. After a crash it comes back at some earlier applied index, with the
+// state of exactly that index; the log does the rest.
+type Machine struct {
+	id      ID
+	cfg     MachineConfig
+	store   *storage.Store
+	modules *[256]Module
+
+	// place is where the rows are; it changes when a snapshot is installed. installs is odd while that happens, and
+	// readers try again if it changed under them.
+	place    atomic.Pointer[[]byte]
+	gen      uint32
+	installs atomic.Uint64
+
+	st       state
+	sessions map[uint64]*session
+	// nextTimer is no later than the earliest due timer; zero if there is none.
+	nextTimer int64
+
+	ov      overlay
+	tx      Tx
+	keyBuf  []byte
+	changes changeBuffer
+	wakes   []Wake
+	// err is the first disk failure; it is sticky.
+	err error
+	// skew is used by one mutant only.
+	skew func() time.Time
+}
+
+// state is the row that is rewritten with each apply.
+type state struct {
+	Index, Term uint64
+	Revision    Revision
+	// Stamp is the shard's clock, in Unix nanoseconds.
+	Stamp int64
+	// ChangeFirst and ChangeNext bound the change log; ChangeBytes is its size.
+	ChangeFirst, ChangeNext, ChangeBytes uint64
+	// Digest chains every write ever applied.
+	Digest uint64
+	Level  uint32
+	// Conf is the raft configuration, as the replica encodes it.
+	Conf []byte
+}
+
+// Wake names a key whose watchers must look again.
+type Wake struct {
+	Module ModuleID
+	Key    []byte
+}
+
+// Answer is the result of one command of a batch.
+type Answer struct {
+	Session, Seq uint64
+	// Pos counts the batch's commands from 0. It is -1 if the whole batch had been applied before and its results are gone.
+	Pos    int
+	Result Result
+}
+
+// Applied collects what became of applied entries.
+type Applied struct {
+	// Answers holds the results of batches of the session Own.
+	Own     uint64
+	Answers []Answer
+	// Wakes lists the keys that changed. It is valid until the next apply.
+	Wakes []Wake
+	// Duplicates counts the batches that were not applied because they had been before.
+	Duplicates int
+	// Commands counts the commands that were run.
+	Commands int
+}
+
+// The shard's own rows: see docs/formats/state.md.
+const (
+	rowState   = 'a'
+	rowChange  = 'c'
+	rowSession = 's'
+	rowTimer   = 't'
+	rowDue     = 'T'
+)
+
+const (
+	placeNode  = 0x01
+	placeShard = 0x02
+	placeSize  = 1 + 4 + 4
+)
+
+func placeOf(id ID, gen uint32) []byte {
+	b := append(make([]byte, 0, placeSize), placeShard)
+	b = binary.BigEndian.AppendUint32(b, uint32(id))
+	return binary.BigEndian.AppendUint32(b, gen)
+}
+
+func genKey(id ID) []byte {
+	return binary.BigEndian.AppendUint32([]byte{placeNode, 'g'}, uint32(id))
+}
+
+// Modules makes the table that machines find modules in.
+func Modules(list ...Module) *[256]Module {
+	var t [256]Module
+	for _, m := range list {
+		if m.ID() == ModuleShard || t[m.ID()] != nil {
+			panic(fmt.Sprintf("module id %d is taken", m.ID()))
+		}
+		t[m.ID()] = m
+	}
+	return &t
+}
+
+// OpenMachine loads a shard's state from the store, or makes an empty one.
+func OpenMachine(store *storage.Store, id ID, modules *[256]Module, cfg MachineConfig) (*Machine, error) {
+	if cfg.ChangeBytesMax == 0 {
+		cfg.ChangeBytesMax = 64 << 20
+	}
+	m := &Machine{id: id, cfg: cfg, store: store, modules: modules, gen: 1}
+	g, ok, err := store.Get(genKey(id))
+	if err != nil {
+		return nil, err
+	}
+	if ok && len(g) == 4 {
+		m.gen = binary.BigEndian.Uint32(g)
+	}
+	if err := m.dropOtherGenerations(); err != nil {
+		return nil, err
+	}
+	return m, m.load()
+}
+
+// dropOtherGenerations removes the rows of an install that a crash cut short.
+func (m *Machine) dropOtherGenerations() error {
+	b := m.store.Batch()
+	if err := b.DeleteRange(placeOf(m.id, 0), placeOf(m.id, m.gen)); err != nil {
+		return err
+	}
+	if err := b.DeleteRange(placeOf(m.id, m.gen+1), placeOf(m.id+1, 0)); err != nil {
+		return err
+	}
+	return b.Commit()
+}
+
+// load reads everything that is kept in memory from the rows of the present generation.
+func (m *Machine) load() error {
+	p := placeOf(m.id, m.gen)
+	m.place.Store(&p)
+	m.keyBuf = append(m.keyBuf[:0], p...)
+	m.st = state{Level: Level}
+	m.ov.reset()
+	v, ok, err := m.store.Get(append(slices.Clone(p), byte(ModuleShard), rowState))
+	if err != nil {
+		return err
+	}
+	if ok {
+		if err := m.st.decode(v); err != nil {
+			return fmt.Errorf("shard %d: %w", m.id, err)
+		}
+	}
+	if err := m.loadSessions(); err != nil {
+		return err
+	}
+	m.nextTimer = m.findNextTimer()
+	return m.err
+}
+
+func (s *state) encode(b []byte) []byte {
+	b = append(b, 1)
+	for _, v := range [...]uint64{
+		s.Index, s.Term, uint64(s.Revision), uint64(s.Stamp), s.ChangeFirst, s.ChangeNext, s.ChangeBytes, s.Digest,
+		uint64(s.Level),
+	} {
+		b = binary.LittleEndian.AppendUint64(b, v)
+	}
+	return append(b, s.Conf...)
+}
+
+func (s *state) decode(b []byte) error {
+	const n = 9
+	if len(b) < 1+8*n || b[0] != 1 {
+		return errs.New(errs.Corrupt, "state row of %d bytes has an unknown format", len(b))
+	}
+	var v [n]uint64
+	for i := range v {
+		v[i] = binary.LittleEndian.Uint64(b[1+8*i:])
+	}
+	*s = state{
+		Index: v[0], Term: v[1], Revision: Revision(v[2]), Stamp: int64(v[3]), ChangeFirst: v[4], ChangeNext: v[5],
+		ChangeBytes: v[6], Digest: v[7], Level: uint32(v[8]), Conf: slices.Clone(b[1+8*n:]),
+	}
+	return nil
+}
+
+// ID returns the shard's id.
+func (m *Machine) ID() ID { return m.id }
+
+// Applied returns the position of the last applied entry.
+func (m *Machine) Applied() storage.Position { return storage.Position{Index: m.st.Index, Term: m.st.Term} }
+
+// Revision returns the revision of the last write.
+func (m *Machine) Revision() Revision { return m.st.Revision }
+
+// Digest returns a number that is equal on all replicas at an equal applied index.
+func (m *Machine) Digest() uint64 { return m.st.Digest }
+
+// Conf returns the raft configuration as of the applied index, nil before the first.
+func (m *Machine) Conf() []byte { return m.st.Conf }
+
+// Stamp returns the shard's clock as of the applied index.
+func (m *Machine) Stamp() time.Time { return time.Unix(0, m.st.Stamp).UTC() }
+
+// NextTimer returns a moment no later than the earliest due timer, and whether there is any timer.
+func (m *Machine) NextTimer() (time.Time, bool) {
+	return time.Unix(0, m.nextTimer).UTC(), m.nextTimer != 0
+}
+
+// Apply runs one committed entry. Its effects are visible to queries only after Commit. It fails if the entry cannot be
+// understood; the replica must stop then, since its peers may understand it.
+func (m *Machine) Apply(index, term uint64, data []byte, out *Applied) error {
+	if index != m.st.Index+1 {
+		panic(fmt.Sprintf("shard %d: entry %d applied after %d", m.id, index, m.st.Index))
+	}
+	m.st.Index, m.st.Term = index, term
+	if len(data) == 0 {
+		return nil
+	}
+	h, kind, body, err := decodeEntry(data)
+	if err != nil {
+		return fmt.Errorf("shard %d, index %d: %w", m.id, index, err)
+	}
+	m.st.Stamp = max(m.st.Stamp, h.Stamp.UnixNano())
+	switch kind {
+	case entryKindTimers:
+		m.fireTimers(out)
+	case entryKindBatch:
+		if h.Session != 0 && !m.admit(h) && !env.Mutant(env.MutantDoubleApply) {
+			out.Duplicates++
+			if h.Session == out.Own {
+				out.Answers = append(out.Answers, Answer{Session: h.Session, Seq: h.Seq, Pos: -1})
+			}
+			return nil
+		}
+		for pos := 0; len(body) > 0; pos++ {
+			var c Command
+			if c, body, err = nextCommand(body); err != nil {
+				return fmt.Errorf("shard %d, index %d: %w", m.id, index, err)
+			}
+			res := m.run(c)
+			out.Commands++
+			if h.Session == out.Own && h.Session != 0 {
+				out.Answers = append(out.Answers, Answer{Session: h.Session, Seq: h.Seq, Pos: pos, Result: res})
+			}
+		}
+	}
+	m.endChunk()
+	return nil
+}
+
+// ApplyConf stores a raft configuration as of an entry.
+func (m *Machine) ApplyConf(index, term uint64, conf []byte) {
+	if index != m.st.Index+1 {
+		panic(fmt.Sprintf("shard %d: configuration entry %d applied after %d", m.id, index, m.st.Index))
+	}
+	m.st.Index, m.st.Term, m.st.Conf = index, term, slices.Clone(conf)
+}
+
+// SetConf sets the raft configuration of a shard that has none yet. It is not replicated: every replica starts with it.
+func (m *Machine) SetConf(conf []byte) { m.st.Conf = slices.Clone(conf) }
+
+// run executes one command as a transaction.
+func (m *Machine) run(c Command) Result {
+	mod := m.modules[c.Module]
+	if mod == nil {
+		return Result{Revision: m.st.Revision, Err: errs.New(errs.Unsupported, "no module %d in this build", c.Module)}
+	}
+	tx := m.begin(c.Module)
+	data, err := mod.Apply(tx, c.Data)
+	wrote := m.finish(tx, err)
+	if err != nil {
+		return Result{Revision: m.st.Revision, Err: err}
+	}
+	if wrote {
+		m.st.Revision++
+	}
+	return Result{Data: data, Revision: m.st.Revision}
+}
+
+func (m *Machine) begin(id ModuleID) *Tx {
+	m.ov.journal = m.ov.journal[:0]
+	m.tx = Tx{m: m, module: id, changeMark: m.changes.mark(), wakeMark: len(m.wakes)}
+	return &m.tx
+}
+
+// finish ends a transaction and reports whether it changed anything.
+func (m *Machine) finish(tx *Tx, err error) bool {
+	if err != nil && !env.Mutant(env.MutantRollbackForgotten) {
+		m.ov.rollback(0)
+		m.changes.rollback(tx.changeMark)
+		m.wakes = m.wakes[:tx.wakeMark]
+		return false
+	}
+	m.st.Digest = m.ov.digest(m.st.Digest)
+	return len(m.ov.journal) > 0
+}
+
+// Commit makes everything applied since the last Commit visible, in one batch with the applied index.
+func (m *Machine) Commit(out *Applied) error {
+	m.trimChanges()
+	m.saveSessions()
+	if m.err != nil {
+		return m.err
+	}
+	b := m.store.Batch()
+	p := *m.place.Load()
+	key := append(slices.Clone(p), byte(ModuleShard), rowState)
+	if env.Mutant(env.MutantAppliedIndexAhead) {
+		ahead := m.store.Batch()
+		if err := ahead.Set(key, m.st.encode(nil)); err != nil {
+			return err
+		}
+		if err := ahead.Commit(); err != nil {
+			return err
+		}
+		if err := m.store.Flush(); err != nil {
+			return err
+		}
+	}
+	for i := range m.ov.rows {
+		r := &m.ov.rows[i]
+		m.keyBuf = append(append(m.keyBuf[:0], p...), r.key...)
+		var err error
+		if r.deleted {
+			err = b.Delete(m.keyBuf)
+		} else {
+			err = b.Set(m.keyBuf, r.value)
+		}
+		if err != nil {
+			m.err = err
+			return err
+		}
+	}
+	if err := b.Set(key, m.st.encode(nil)); err != nil {
+		m.err = err
+		return err
+	}
+	if err := b.Commit(); err != nil {
+		m.err = errs.Wrap(errs.Corrupt, err, "shard %d: commit to the state store", m.id)
+		return m.err
+	}
+	m.ov.reset()
+	out.Wakes, m.wakes = m.wakes, nil
+	return nil
+}
+
+// SetSkew gives the mutant MutantClockInApply a clock to misuse.
+func (m *Machine) SetSkew(now func() time.Time) { m.skew = now }

@@ -1,0 +1,91 @@
+package shard
+
+import (
+	"encoding/binary"
+	"slices"
+	"time"
+)
+
+// timersPerEntry bounds the work of one timer entry; the leader proposes another while more are due.
+const timersPerEntry = 256
+
+func dueKey(id ModuleID, key []byte) []byte { return append([]byte{rowDue, byte(id)}, key...) }
+
+func timerKey(due int64, id ModuleID, key []byte) []byte {
+	b := binary.BigEndian.AppendUint64([]byte{rowTimer}, uint64(due))
+	return append(append(b, byte(id)), key...)
+}
+
+func (m *Machine) setTimer(id ModuleID, key []byte, at time.Time) {
+	dk := dueKey(id, key)
+	old, had := m.get(ModuleShard, dk)
+	if had {
+		was := int64(binary.BigEndian.Uint64(old))
+		if !at.IsZero() && was == at.UnixNano() {
+			return
+		}
+		m.delete(ModuleShard, timerKey(was, id, key))
+	}
+	if at.IsZero() {
+		if had {
+			m.delete(ModuleShard, dk)
+		}
+		return
+	}
+	due := max(at.UnixNano(), 1)
+	m.set(ModuleShard, dk, binary.BigEndian.AppendUint64(nil, uint64(due)))
+	m.set(ModuleShard, timerKey(due, id, key), nil)
+	if m.nextTimer == 0 || due < m.nextTimer {
+		m.nextTimer = due
+	}
+}
+
+// fireTimers runs what is due at the entry's stamp.
+func (m *Machine) fireTimers(out *Applied) {
+	type timer struct {
+		id  ModuleID
+		key []byte
+		due int64
+	}
+	var due []timer
+	end := binary.BigEndian.AppendUint64([]byte{rowTimer}, uint64(m.st.Stamp)+1)
+	for k := range m.scan(ModuleShard, []byte{rowTimer}, end) {
+		due = append(due, timer{
+			due: int64(binary.BigEndian.Uint64(k[1:])), id: ModuleID(k[9]), key: slices.Clone(k[10:]),
+		})
+		if len(due) == timersPerEntry {
+			break
+		}
+	}
+	for _, t := range due {
+		tx := m.begin(t.id)
+		// An earlier timer of this entry may have moved or cancelled this one.
+		if _, ok := m.get(ModuleShard, timerKey(t.due, t.id, t.key)); !ok {
+			continue
+		}
+		m.delete(ModuleShard, timerKey(t.due, t.id, t.key))
+		m.delete(ModuleShard, dueKey(t.id, t.key))
+		base := len(m.ov.journal)
+		mod := m.modules[t.id]
+		if mod == nil {
+			m.finish(tx, nil)
+			continue
+		}
+		_, err := tx.Try(func() ([]byte, error) { return nil, mod.Fire(tx, t.key) })
+		wrote := len(m.ov.journal) > base && err == nil
+		m.finish(tx, nil)
+		if wrote {
+			m.st.Revision++
+		}
+		out.Commands++
+	}
+	m.nextTimer = m.findNextTimer()
+}
+
+// findNextTimer reads the moment of the earliest timer, 0 if there is none.
+func (m *Machine) findNextTimer() int64 {
+	for k := range m.scan(ModuleShard, []byte{rowTimer}, []byte{rowTimer + 1}) {
+		return int64(binary.BigEndian.Uint64(k[1:]))
+	}
+	return 0
+}

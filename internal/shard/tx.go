@@ -1,0 +1,276 @@
+package shard
+
+import (
+	"bytes"
+	"iter"
+	"slices"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// Tx is what a command may do to its shard. It is valid during one call of Module.Apply or Module.Fire. It reads its own
+// writes. None of its methods returns an error: a disk failure is sticky, and the replica stops before anything is
+// answered.
+type Tx struct {
+	m          *Machine
+	module     ModuleID
+	changeMark changeMark
+	wakeMark   int
+}
+
+var _ View = (*Tx)(nil)
+
+// Get implements View.
+func (tx *Tx) Get(key []byte) ([]byte, bool) { return tx.m.get(tx.module, key) }
+
+func (m *Machine) get(id ModuleID, key []byte) ([]byte, bool) {
+	m.keyBuf = append(append(m.keyBuf[:placeSize], byte(id)), key...)
+	if i, ok := m.ov.index[string(m.keyBuf[placeSize:])]; ok {
+		r := &m.ov.rows[i]
+		return r.value, !r.deleted
+	}
+	v, ok, err := m.store.Get(m.keyBuf)
+	m.fail(err)
+	return v, ok
+}
+
+func (m *Machine) fail(err error) {
+	if err != nil && m.err == nil {
+		m.err = err
+	}
+}
+
+// Set stores a value. Tx keeps both slices; they must not be changed afterwards. A part of the command may be passed.
+func (tx *Tx) Set(key, value []byte) { tx.m.set(tx.module, key, value) }
+
+func (m *Machine) set(id ModuleID, key, value []byte) {
+	m.keyBuf = append(append(m.keyBuf[:placeSize], byte(id)), key...)
+	m.ov.put(m.keyBuf[placeSize:], value, false)
+}
+
+// Delete removes a key. Deleting a key that is not there counts as a write all the same: ask first.
+func (tx *Tx) Delete(key []byte) { tx.m.delete(tx.module, key) }
+
+func (m *Machine) delete(id ModuleID, key []byte) {
+	m.keyBuf = append(append(m.keyBuf[:placeSize], byte(id)), key...)
+	m.ov.put(m.keyBuf[placeSize:], nil, true)
+}
+
+// Scan implements View.
+func (tx *Tx) Scan(from, to []byte) iter.Seq2[[]byte, []byte] { return tx.m.scan(tx.module, from, to) }
+
+// scan merges the stored rows with those not yet committed.
+func (m *Machine) scan(id ModuleID, from, to []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func([]byte, []byte) bool) {
+		lo, hi := bounds(id, from, to)
+		pending := m.ov.between(lo, hi)
+		p := *m.place.Load()
+		next := 0
+		var err error
+		for k, v := range m.store.Scan(slices.Concat(p, lo), slices.Concat(p, hi), &err) {
+			k = k[placeSize:]
+			for next < len(pending) && pending[next] < string(k) {
+				if !m.yieldRow(pending[next], yield) {
+					return
+				}
+				next++
+			}
+			if next < len(pending) && pending[next] == string(k) {
+				if !m.yieldRow(pending[next], yield) {
+					return
+				}
+				next++
+				continue
+			}
+			if !yield(k[1:], v) {
+				return
+			}
+		}
+		m.fail(err)
+		for ; next < len(pending); next++ {
+			if !m.yieldRow(pending[next], yield) {
+				return
+			}
+		}
+	}
+}
+
+func (m *Machine) yieldRow(key string, yield func([]byte, []byte) bool) bool {
+	r := &m.ov.rows[m.ov.index[key]]
+	return r.deleted || yield([]byte(key[1:]), r.value)
+}
+
+// bounds turns a module's range into a range of rows.
+func bounds(id ModuleID, from, to []byte) (lo, hi []byte) {
+	lo = append([]byte{byte(id)}, from...)
+	if to == nil {
+		return lo, []byte{byte(id) + 1}
+	}
+	return lo, append([]byte{byte(id)}, to...)
+}
+
+// Now implements View: the leader's clock when it proposed the entry.
+func (tx *Tx) Now() time.Time {
+	if env.Mutant(env.MutantClockInApply) && tx.m.skew != nil {
+		return tx.m.skew()
+	}
+	return time.Unix(0, tx.m.st.Stamp).UTC()
+}
+
+// Revision implements View: the revision that the command's writes get, if it writes anything.
+func (tx *Tx) Revision() Revision { return tx.m.st.Revision + 1 }
+
+// Level returns the shard's feature level; a module chooses between old and new behaviour by it.
+func (tx *Tx) Level() uint32 { return tx.m.st.Level }
+
+// Shard returns the shard the command runs in.
+func (tx *Tx) Shard() ID { return tx.m.id }
+
+// SetTimer asks for Module.Fire(key) at a moment; it replaces an earlier timer of that key. The zero time cancels it.
+func (tx *Tx) SetTimer(key []byte, at time.Time) { tx.m.setTimer(tx.module, key, at) }
+
+// Emit stores a change in the shard's change log and wakes the watchers of key. A nil value says that the key is gone.
+// key is the key as the client named it; watched is what Watch spans name, usually the same.
+func (tx *Tx) Emit(op string, watched, key, value []byte, headers ...Header) {
+	tx.m.changes.add(&tx.m.st, Change{
+		Revision: tx.Revision(), At: time.Unix(0, tx.m.st.Stamp), Op: op, Key: key, Value: value, Headers: headers,
+	})
+	tx.Wake(watched)
+}
+
+// Wake wakes the watchers of a key without storing a change.
+func (tx *Tx) Wake(watched []byte) {
+	tx.m.wakes = append(tx.m.wakes, Wake{Module: tx.module, Key: bytes.Clone(watched)})
+}
+
+// Changes implements View. Changes of the running batch are not in it.
+func (tx *Tx) Changes(from uint64, bytesMax int) (ChangeSet, error) {
+	v := view{r: tx.m.store, m: tx.m, place: *tx.m.place.Load(), module: tx.module}
+	cs, err := v.Changes(from, bytesMax)
+	tx.m.fail(v.err)
+	return cs, err
+}
+
+// Call runs another module's command in the same transaction. If it fails, its writes are undone and the caller's stay.
+func (tx *Tx) Call(c Command) ([]byte, error) {
+	mod := tx.m.modules[c.Module]
+	if mod == nil {
+		return nil, errs.New(errs.Unsupported, "no module %d in this build", c.Module)
+	}
+	was := tx.module
+	tx.module = c.Module
+	defer func() { tx.module = was }()
+	return tx.Try(func() ([]byte, error) { return mod.Apply(tx, c.Data) })
+}
+
+// Try runs f and undoes its writes, changes and wake-ups if it fails.
+func (tx *Tx) Try(f func() ([]byte, error)) ([]byte, error) {
+	m := tx.m
+	rows, mark, wakes := len(m.ov.journal), m.changes.mark(), len(m.wakes)
+	out, err := f()
+	if err != nil {
+		m.ov.rollback(rows)
+		m.changes.rollback(mark)
+		m.wakes = m.wakes[:wakes]
+	}
+	return out, err
+}
+
+// overlay holds the rows written since the last Commit, in the order of their first write.
+type overlay struct {
+	index map[string]int
+	rows  []row
+	// journal lists what the running transaction overwrote, for rollback and for the digest.
+	journal []undo
+	// sorted holds the keys of rows[:len(sorted)] in order; between extends it.
+	sorted []string
+}
+
+type row struct {
+	key     string
+	value   []byte
+	deleted bool
+}
+
+type undo struct {
+	at  int
+	was row
+	// fresh says that the row did not exist before.
+	fresh bool
+}
+
+func (o *overlay) reset() {
+	if o.index == nil || len(o.rows) > 4096 {
+		o.index = make(map[string]int)
+		o.rows = nil
+	} else {
+		clear(o.index)
+		clear(o.rows)
+	}
+	o.rows = o.rows[:0]
+	clear(o.journal)
+	o.journal = o.journal[:0]
+	o.sorted = o.sorted[:0]
+}
+
+func (o *overlay) put(key, value []byte, deleted bool) {
+	if value == nil {
+		value = []byte{}
+	}
+	if i, ok := o.index[string(key)]; ok {
+		o.journal = append(o.journal, undo{at: i, was: o.rows[i]})
+		o.rows[i].value, o.rows[i].deleted = value, deleted
+		return
+	}
+	k := string(key)
+	o.index[k] = len(o.rows)
+	o.journal = append(o.journal, undo{at: len(o.rows), fresh: true})
+	o.rows = append(o.rows, row{key: k, value: value, deleted: deleted})
+}
+
+// rollback undoes the journal down to a length. Fresh rows were appended last, so they are cut off in turn.
+func (o *overlay) rollback(to int) {
+	for i := len(o.journal) - 1; i >= to; i-- {
+		u := o.journal[i]
+		if !u.fresh {
+			o.rows[u.at] = u.was
+			continue
+		}
+		if len(o.sorted) > u.at {
+			o.sorted = o.sorted[:0]
+		}
+		delete(o.index, o.rows[u.at].key)
+		o.rows = o.rows[:u.at]
+	}
+	o.journal = o.journal[:to]
+}
+
+// digest chains the transaction's writes, in order, into d.
+func (o *overlay) digest(d uint64) uint64 {
+	for i := range o.journal {
+		r := &o.rows[o.journal[i].at]
+		d = (d^xxhash.Sum64String(r.key))*0x9e3779b97f4a7c15 + xxhash.Sum64(r.value)
+		d ^= d >> 29
+		if r.deleted {
+			d = ^d
+		}
+	}
+	return d
+}
+
+// between returns the keys of uncommitted rows in a range, in order.
+func (o *overlay) between(lo, hi []byte) []string {
+	if n := len(o.sorted); n < len(o.rows) {
+		for i := n; i < len(o.rows); i++ {
+			o.sorted = append(o.sorted, o.rows[i].key)
+		}
+		slices.Sort(o.sorted)
+	}
+	i, _ := slices.BinarySearch(o.sorted, string(lo))
+	j, _ := slices.BinarySearch(o.sorted, string(hi))
+	return slices.Clone(o.sorted[i:j])
+}
