@@ -218,7 +218,9 @@ func (s *state) decode(b []byte) error {
 func (m *Machine) ID() ID { return m.id }
 
 // Applied returns the position of the last applied entry.
-func (m *Machine) Applied() storage.Position { return storage.Position{Index: m.st.Index, Term: m.st.Term} }
+func (m *Machine) Applied() storage.Position {
+	return storage.Position{Index: m.st.Index, Term: m.st.Term}
+}
 
 // Revision returns the revision of the last write.
 func (m *Machine) Revision() Revision { return m.st.Revision }
