@@ -1,0 +1,282 @@
+package replica
+
+import (
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// receive takes in a frame of another node.
+func (h *Host) receive(f Frame) {
+	p := h.peers[f.From]
+	hd, body, err := readFrameHeader(f.Data)
+	if p == nil || err != nil || hd.from != f.From {
+		if err != nil {
+			h.note(true, 0, "malformed frame from a peer", "peer", f.From, "error", err)
+		}
+		return
+	}
+	if !h.knows(p, hd) {
+		return
+	}
+	p.heard = h.now
+	if p.session != hd.session {
+		restarted := p.session != 0
+		p.session = hd.session
+		if restarted {
+			// What it promised to be doing it does no more: shards that sleep under its leadership must look again.
+			h.wakeShardsOf(p.id)
+		}
+	}
+	if !p.alive {
+		p.alive = true
+		h.out.Changed = true
+	}
+	if !p.greeted {
+		p.greeted = true
+		h.greet()
+	}
+	for len(body) > 0 {
+		kind, msg, rest, err := nextMessage(body)
+		if err != nil {
+			h.note(true, 0, "malformed frame from a peer", "peer", f.From, "error", err)
+			return
+		}
+		body = rest
+		if err := h.handle(p, kind, msg); err != nil {
+			h.note(true, 0, "malformed message from a peer", "peer", f.From, "error", err)
+			return
+		}
+	}
+}
+
+func (h *Host) handle(p *peer, kind byte, body []byte) error {
+	if kind == msgRaft {
+		id, m, err := readRaft(body)
+		if err != nil {
+			return err
+		}
+		if r := h.reps[id]; r != nil && replicaNode(m.GetFrom()) == p.id {
+			r.receiveRaft(m)
+		}
+		return nil
+	}
+	rd := &reader{b: body}
+	if kind == msgStrange {
+		h.toldStrange(p, rd)
+		return nil
+	}
+	r := h.reps[shard.ID(rd.uvarint())]
+	if r == nil {
+		return nil
+	}
+	switch kind {
+	case msgForward:
+		r.receiveForward(rd)
+	case msgQuiesce:
+		r.receiveQuiesce(p, rd)
+	case msgChunk:
+		r.receiveChunk(p, rd)
+	case msgChunkOK:
+		r.receiveChunkOK(p, rd)
+	case msgReplace:
+		r.receiveReplace(p, rd)
+	case msgDigest:
+		r.receiveDigest(p, rd)
+	}
+	if rd.bad {
+		return errs.New(errs.Corrupt, "malformed message of kind %d", kind)
+	}
+	return nil
+}
+
+// receiveRaft steps a raft message that is meant for this replica.
+func (r *replica) receiveRaft(m *raftpb.Message) {
+	if m.GetTo() != r.rid || r.rn == nil {
+		if r.rn == nil {
+			r.adopt(m)
+		}
+		if m.GetTo() != r.rid || r.rn == nil {
+			return
+		}
+	}
+	if m.GetType() == raftpb.MsgSnap || raft.IsLocalMsg(m.GetType()) {
+		// Snapshots travel as chunks, and local messages do not travel.
+		return
+	}
+	r.wake()
+	r.step(m)
+}
+
+// checkPeers notices nodes that fell silent.
+func (h *Host) checkPeers() {
+	limit := h.cfg.Tick * time.Duration(h.cfg.ElectionTicks)
+	for _, id := range h.peerIDs {
+		p := h.peers[id]
+		if p.alive && h.now.Sub(p.heard) > limit {
+			p.alive = false
+			h.out.Changed = true
+			h.note(true, 0, "peer is silent", "peer", id, "for", h.now.Sub(p.heard))
+			h.wakeShardsOf(id)
+		}
+	}
+}
+
+// wakeShardsOf wakes the shards that a node leads, or took part in as a follower of this one.
+func (h *Host) wakeShardsOf(n shard.NodeID) {
+	for _, r := range h.order {
+		if r.rn != nil && replicaNode(r.lead) == n {
+			r.wake()
+		}
+	}
+}
+
+// link takes in what the transport knows. A refused connection means that the process is gone: waiting out the election
+// time-out would serve nobody.
+func (h *Host) link(l Link) {
+	p := h.peers[l.Node]
+	if p == nil {
+		return
+	}
+	if l.Up {
+		h.frameFor(p)
+		return
+	}
+	if !l.Refused || h.cfg.LeaseReads {
+		// With lease reads a leader may still answer for as long as the followers promised to wait.
+		return
+	}
+	if !p.refusedAt.IsZero() && h.now.Sub(p.refusedAt) < time.Second {
+		return
+	}
+	p.refusedAt = h.now
+	if p.alive {
+		p.alive = false
+		h.out.Changed = true
+	}
+	for _, r := range h.order {
+		if r.rn == nil || replicaNode(r.lead) != l.Node {
+			continue
+		}
+		r.wake()
+		// raft refuses to vote while it believes in a leader; the ticks make it doubt.
+		for range h.cfg.ElectionTicks {
+			r.rn.Tick()
+		}
+		h.markDirty(r)
+		r.campaignSoon()
+	}
+}
+
+// greet is called when a node was heard of for the first time since this one started. If no shard leader turns up at once,
+// the first nodes in line call elections rather than wait for the time-out.
+func (h *Host) greet() {
+	for _, r := range h.order {
+		if r.rn != nil && r.lead == raft.None {
+			r.campaignSoon()
+		}
+	}
+}
+
+// campaignSoon sets an early election, a little later for each node, so that one of them wins. Shards start with different
+// nodes, so that leaders spread.
+func (r *replica) campaignSoon() {
+	n := len(r.host.cfg.Nodes)
+	rank := (slices.Index(r.host.cfg.Nodes, r.host.cfg.Node) - int(r.id) + 1 + n*int(r.id)) % n
+	at := r.host.now.Add(time.Duration(1+2*rank) * r.host.cfg.Tick / 2)
+	if r.campaignAt.IsZero() || at.Before(r.campaignAt) {
+		r.campaignAt = at
+	}
+}
+
+// tickLeader does what a leader does now and then: digests to compare, and replicas to replace or promote.
+func (r *replica) tickLeader() {
+	if !r.leads() {
+		return
+	}
+	at := r.machine.Applied().Index / digestEvery * digestEvery
+	if d, ok := r.digests[at]; ok && at > r.digestsSent {
+		r.digestsSent = at
+		for _, id := range r.host.peerIDs {
+			f := r.host.frameFor(r.host.peers[id])
+			w := beginMessage(*f, msgDigest)
+			w.b = binary.AppendUvarint(w.b, uint64(r.id))
+			w.b = binary.AppendUvarint(w.b, at)
+			w.b = binary.LittleEndian.AppendUint64(w.b, d)
+			*f = w.end()
+		}
+	}
+	r.promoteLearners()
+}
+
+// receiveDigest stops the node if its state is not the leader's.
+func (r *replica) receiveDigest(p *peer, rd *reader) {
+	at, want := rd.uvarint(), rd.uint64()
+	if rd.bad {
+		return
+	}
+	if got, ok := r.digests[at]; ok && got != want {
+		r.host.fatal(errs.New(errs.Corrupt, "shard %d: state at index %d differs from that of node %d (digest %x, want %x)", r.id, at, p.id, got, want))
+	}
+}
+
+// maybeSleep lets a shard with nothing to do go quiet. Only a leader that knows all its followers to have everything may
+// begin; they then watch the leader's node instead of the shard.
+func (r *replica) maybeSleep() {
+	h := r.host
+	if h.cfg.NoHibernate || r.rn == nil {
+		return
+	}
+	r.idleTicks++
+	if !r.leads() || r.idleTicks < 2*h.cfg.ElectionTicks || !r.quietEnough() {
+		return
+	}
+	st := r.rn.Status()
+	last := r.view.last.Index
+	for id, pr := range st.Progress {
+		if pr.IsLearner || id != r.rid && (pr.Match != last || !h.Alive(replicaNode(id))) {
+			return
+		}
+	}
+	for _, id := range h.peerIDs {
+		f := h.frameFor(h.peers[id])
+		w := beginMessage(*f, msgQuiesce)
+		w.b = binary.AppendUvarint(w.b, uint64(r.id))
+		w.b = binary.AppendUvarint(w.b, r.rid)
+		w.b = binary.AppendUvarint(w.b, r.term)
+		w.b = binary.AppendUvarint(w.b, last)
+		*f = w.end()
+	}
+	r.sleep()
+}
+
+// quietEnough says that nothing is under way here.
+func (r *replica) quietEnough() bool {
+	st := r.rn.BasicStatus()
+	last := r.view.last.Index
+	return len(r.queue) == 0 && len(r.order) == 0 && r.reads.count == 0 && r.unsynced == 0 && r.campaignAt.IsZero() &&
+		st.GetCommit() == last && r.machine.Applied().Index == last && !r.snapshotting() && !r.rn.HasReady()
+}
+
+func (r *replica) receiveQuiesce(p *peer, rd *reader) {
+	from, term, last := rd.uvarint(), rd.uvarint(), rd.uvarint()
+	if rd.bad || r.rn == nil || from != r.lead || replicaNode(from) != p.id || term != r.term || r.view.last.Index != last {
+		return
+	}
+	if !r.quietEnough() {
+		return
+	}
+	r.sleep()
+}
+
+// sleep stops raft's timers until something concerns the shard again.
+func (r *replica) sleep() {
+	r.awake = false
+	r.view.shrink(0)
+}

@@ -1,0 +1,169 @@
+package replica
+
+import (
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"go.etcd.io/raft/v3"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// readQueue makes linearizable reads by read-index (Raft dissertation, section 6.4): one request to the leader is under
+// way per shard at any time, with a context of its own, and all reads that come meanwhile share the next one.
+type readQueue struct {
+	waiting []Read
+	// asked are the reads of the request under way; ctx is its context, 0 if none is.
+	asked   []Read
+	ctx     uint64
+	askedAt time.Time
+	// confirmed wait until index is applied.
+	confirmed []confirmedRead
+	// byRevision wait for a revision to be applied.
+	byRevision []Read
+	// lease is until when a confirmed leader may answer by itself; see Config.LeaseReads.
+	lease time.Time
+	count int
+}
+
+type confirmedRead struct {
+	index uint64
+	reads []Read
+}
+
+// readRetryTicks is after how many ticks an unanswered read-index request is made again.
+const readRetryTicks = 3
+
+func (r *replica) enqueueRead(rd Read) {
+	h, q := r.host, &r.reads
+	if rd.Stale {
+		if r.rn != nil && r.machine.Revision() >= rd.AtLeast {
+			h.out.Reads = append(h.out.Reads, ReadyRead{rd.Future, r.machine})
+			return
+		}
+	}
+	if q.count >= h.cfg.QueueLenMax {
+		h.answer(rd.Future, shard.Result{Err: errs.New(errs.Overloaded, "shard %d has %d reads waiting; try again later", r.id, q.count)})
+		return
+	}
+	q.count++
+	if rd.Stale {
+		q.byRevision = append(q.byRevision, rd)
+		r.wake()
+		return
+	}
+	if env.Mutant(env.MutantStaleReadIndex) && r.rn != nil {
+		q.confirmed = append(q.confirmed, confirmedRead{0, []Read{rd}})
+		h.markDirty(r)
+		return
+	}
+	if h.cfg.LeaseReads && r.leads() && h.now.Before(q.lease) {
+		// No other leader can have been elected, so what is committed here is everything that is committed.
+		q.confirmed = append(q.confirmed, confirmedRead{r.rn.BasicStatus().GetCommit(), []Read{rd}})
+		h.markDirty(r)
+		return
+	}
+	q.waiting = append(q.waiting, rd)
+	h.markDirty(r)
+	r.wake()
+	q.ask(r)
+}
+
+// ask makes a read-index request for everything that waits, unless one is under way.
+func (q *readQueue) ask(r *replica) {
+	if q.ctx != 0 || len(q.waiting) == 0 || r.rn == nil || r.lead == raft.None {
+		return
+	}
+	r.host.readCtx++
+	q.ctx, q.askedAt = r.host.readCtx, r.host.now
+	q.asked, q.waiting = q.waiting, nil
+	b := binary.LittleEndian.AppendUint64(nil, r.host.cfg.Session)
+	r.rn.ReadIndex(binary.LittleEndian.AppendUint64(b, q.ctx))
+	r.host.markDirty(r)
+}
+
+// retry gives up the request under way: its answer is lost, or comes from a leader that is gone.
+func (q *readQueue) retry(r *replica) {
+	if q.ctx != 0 {
+		q.waiting = append(q.asked, q.waiting...)
+		q.asked, q.ctx = nil, 0
+	}
+	q.ask(r)
+}
+
+// readConfirmed is called when a quorum has confirmed the leader after a request was made.
+func (r *replica) readConfirmed(rs raft.ReadState) {
+	q := &r.reads
+	if len(rs.RequestCtx) != 16 || binary.LittleEndian.Uint64(rs.RequestCtx) != r.host.cfg.Session ||
+		binary.LittleEndian.Uint64(rs.RequestCtx[8:]) != q.ctx || q.ctx == 0 {
+		return
+	}
+	if r.host.cfg.LeaseReads && r.leads() {
+		// A quorum heard from this leader after askedAt, and none of them will vote for another before its election
+		// time-out has passed by its own clock.
+		span := time.Duration(float64(r.host.cfg.Tick) * float64(r.host.cfg.ElectionTicks-1) * (1 - r.host.cfg.LeaseDrift))
+		q.lease = q.askedAt.Add(span)
+	}
+	q.confirmed = append(q.confirmed, confirmedRead{rs.Index, q.asked})
+	q.asked, q.ctx = nil, 0
+	q.ask(r)
+}
+
+// serveReads releases the reads whose index is applied.
+func (r *replica) serveReads() {
+	h, q := r.host, &r.reads
+	if len(q.confirmed) > 0 {
+		applied := r.machine.Applied().Index
+		q.confirmed = slices.DeleteFunc(q.confirmed, func(c confirmedRead) bool {
+			if c.index > applied {
+				return false
+			}
+			for _, rd := range c.reads {
+				h.out.Reads = append(h.out.Reads, ReadyRead{rd.Future, r.machine})
+			}
+			q.count -= len(c.reads)
+			return true
+		})
+	}
+	if len(q.byRevision) > 0 {
+		rev := r.machine.Revision()
+		q.byRevision = slices.DeleteFunc(q.byRevision, func(rd Read) bool {
+			if rev < rd.AtLeast {
+				return false
+			}
+			h.out.Reads = append(h.out.Reads, ReadyRead{rd.Future, r.machine})
+			q.count--
+			return true
+		})
+	}
+}
+
+// tick drops reads past their deadline and repeats a request that got no answer.
+func (q *readQueue) tick(r *replica) {
+	h := r.host
+	if q.count == 0 {
+		return
+	}
+	late := func(rd Read) bool {
+		if rd.Deadline.IsZero() || !h.now.After(rd.Deadline) {
+			return false
+		}
+		h.answer(rd.Future, shard.Result{Err: errs.New(errs.Unavailable, "no quorum confirmed the read before its deadline")})
+		q.count--
+		return true
+	}
+	q.waiting = slices.DeleteFunc(q.waiting, late)
+	q.asked = slices.DeleteFunc(q.asked, late)
+	q.byRevision = slices.DeleteFunc(q.byRevision, late)
+	for i := range q.confirmed {
+		q.confirmed[i].reads = slices.DeleteFunc(q.confirmed[i].reads, late)
+	}
+	if q.ctx != 0 && h.now.Sub(q.askedAt) >= readRetryTicks*h.cfg.Tick {
+		q.retry(r)
+		return
+	}
+	q.ask(r)
+}

@@ -1,0 +1,226 @@
+package replica
+
+import (
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/shard"
+	"github.com/quorate/quorate/internal/storage"
+)
+
+// A replica whose data were damaged has forgotten promises: votes it gave, entries it confirmed. It must not take part
+// under its old id. It asks the leader for a new one; the leader replaces the old id by the new as a learner, in one joint
+// configuration change, sends it a snapshot, and makes it a voter when it has caught up. See docs/adr/0004.
+
+// askAgain is how often a replica without an id asks.
+const askAgain = time.Second
+
+// await forgets what the replica has and waits for a new id. The mark is in the log, so that a restart goes on waiting.
+func (r *replica) await() error {
+	h := r.host
+	r.rid = ReplicaAwaiting
+	h.out.Writes = append(h.out.Writes, storage.Write{Shard: r.id, Replica: ReplicaAwaiting})
+	if err := r.machine.Wipe(); err != nil {
+		return err
+	}
+	r.awake = false
+	r.rid = 0
+	r.wake()
+	r.rid = ReplicaAwaiting
+	return nil
+}
+
+// askReplacement asks all peers; the one that leads acts.
+func (r *replica) askReplacement() {
+	h := r.host
+	if r.rn != nil || h.now.Sub(r.replaceAsked) < askAgain {
+		return
+	}
+	r.replaceAsked = h.now
+	for _, id := range h.peerIDs {
+		f := h.frameFor(h.peers[id])
+		w := beginMessage(*f, msgReplace)
+		w.b = binary.AppendUvarint(w.b, uint64(r.id))
+		*f = w.end()
+	}
+}
+
+// receiveReplace replaces the replica of a node that lost its data.
+func (r *replica) receiveReplace(p *peer, _ *reader) {
+	r.wake()
+	if !r.leads() {
+		return
+	}
+	st := r.rn.Status()
+	if len(st.Config.Voters[1]) > 0 {
+		return
+	}
+	var old []uint64
+	highest := uint64(0)
+	for id, pr := range st.Progress {
+		if replicaNode(id) != p.id {
+			continue
+		}
+		old = append(old, id)
+		highest = max(highest, id)
+		if pr.IsLearner && pr.Match == 0 && pr.State != tracker.StateSnapshot && len(old) == 1 {
+			// The new id was given already; the node has not heard of it, or lost it again before it had anything.
+			r.hint(id)
+			return
+		}
+	}
+	slices.Sort(old)
+	cc := &raftpb.ConfChangeV2{}
+	for _, id := range old {
+		cc.Changes = append(cc.Changes, &raftpb.ConfChangeSingle{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(id)})
+	}
+	next := replicaID(p.id, 1)
+	if highest > 0 {
+		next = highest + 1
+	}
+	cc.Changes = append(cc.Changes, &raftpb.ConfChangeSingle{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: new(next)})
+	if err := r.rn.ProposeConfChange(cc); err == nil {
+		r.host.note(true, r.id, "replacing a replica that lost its data", "node", p.id, "new_replica", next)
+	}
+	r.host.markDirty(r)
+}
+
+// hint tells a node its new replica id by an empty heartbeat.
+func (r *replica) hint(id uint64) {
+	r.send(&raftpb.Message{
+		Type: raftpb.MsgHeartbeat.Enum(), To: new(id), From: new(r.rid), Term: new(r.term), Commit: new(uint64(0)),
+	})
+}
+
+// adopt takes the id that the leader gave a replica which lost its own.
+func (r *replica) adopt(m *raftpb.Message) {
+	h := r.host
+	to := m.GetTo()
+	if r.rid != ReplicaAwaiting || replicaNode(to) != h.cfg.Node || to == replicaID(h.cfg.Node, 1) ||
+		m.GetType() != raftpb.MsgHeartbeat && m.GetType() != raftpb.MsgApp {
+		return
+	}
+	if to <= r.refuseUpTo {
+		return
+	}
+	h.note(true, r.id, "rebuilding the replica under a new id", "replica", to)
+	r.rid = to
+	r.machine.SetConf(encodeConf(r.initialConf()))
+	r.view = logView{r: r}
+	h.out.Writes = append(h.out.Writes, storage.Write{Shard: r.id, Replica: to})
+	if err := r.start(); err != nil {
+		h.fatal(err)
+	}
+	h.out.Changed = true
+}
+
+// promoteLearners makes a learner that has caught up a voter.
+func (r *replica) promoteLearners() {
+	cs := r.confState()
+	if len(cs.Learners) == 0 || len(cs.VotersOutgoing) > 0 {
+		return
+	}
+	st := r.rn.Status()
+	for _, id := range cs.Learners {
+		pr, ok := st.Progress[id]
+		if !ok || !pr.RecentActive || pr.State != tracker.StateReplicate || pr.Match+64 < r.view.last.Index {
+			if ok && pr.Match == 0 {
+				r.hint(id)
+			}
+			continue
+		}
+		cc := &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
+			{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(id)},
+		}}
+		_ = r.rn.ProposeConfChange(cc)
+		r.host.markDirty(r)
+		return
+	}
+}
+
+// Peers are remembered by the name of their log. A node that comes back under the same number with another log has lost
+// everything it promised, and does not know it: it must be told before anything it says is believed.
+
+func peerLogKey(n shard.NodeID) []byte {
+	return binary.BigEndian.AppendUint32([]byte{0x01, 'n'}, uint32(n))
+}
+
+func (h *Host) loadPeerLogs() error {
+	for _, id := range h.peerIDs {
+		v, ok, err := h.store.Get(peerLogKey(id))
+		if err != nil {
+			return err
+		}
+		if ok && len(v) == 8 {
+			h.peers[id].logID = binary.LittleEndian.Uint64(v)
+		}
+	}
+	return nil
+}
+
+// knows checks a peer's log name. On first contact it is stored; a different one later is answered with msgStrange until
+// the node says that it knows (by asking for new replica ids, with the top bit of its log id set).
+func (h *Host) knows(p *peer, hd frameHeader) bool {
+	if p.logID == hd.logID || env.Mutant(env.MutantAmnesia) {
+		return true
+	}
+	if p.logID == 0 || hd.logID&awareBit != 0 {
+		p.logID = hd.logID
+		b := h.store.Batch()
+		if err := b.Set(peerLogKey(p.id), binary.LittleEndian.AppendUint64(nil, hd.logID)); err != nil {
+			h.fatal(err)
+			return false
+		}
+		if err := b.Commit(); err != nil {
+			h.fatal(err)
+			return false
+		}
+		// This is rare, and must not be forgotten.
+		h.fatal(h.store.Flush())
+		return h.err == nil
+	}
+	h.note(true, 0, "peer came back with another disk; it is told to rebuild", "peer", p.id)
+	f := h.frameFor(p)
+	w := beginMessage(*f, msgStrange)
+	w.b = binary.LittleEndian.AppendUint64(w.b, hd.logID)
+	*f = w.end()
+	return false
+}
+
+// awareBit marks the log id of a node that knows it started over.
+const awareBit = 1 << 63
+
+// toldStrange is called when a peer remembers this node with another log: every replica here starts over.
+func (h *Host) toldStrange(p *peer, rd *reader) {
+	if rd.uint64() != h.cfg.LogID || rd.bad || h.cfg.LogID&awareBit != 0 {
+		return
+	}
+	h.note(true, 0, "a peer remembers this node with another disk; all replicas are rebuilt", "peer", p.id)
+	h.cfg.LogID |= awareBit
+	for _, r := range h.order {
+		if r.rn != nil {
+			r.stop()
+			if err := r.await(); err != nil {
+				h.fatal(err)
+				return
+			}
+		}
+	}
+	h.out.Changed = true
+}
+
+// stop ends the raft member.
+func (r *replica) stop() {
+	r.rn = nil
+	r.lead, r.term = raft.None, 0
+	r.dropSnapshotsOut()
+	r.dropSnapshotIn()
+	r.unsynced = 0
+	r.host.waits = slices.DeleteFunc(r.host.waits, func(w appendWait) bool { return w.r == r })
+}

@@ -1,0 +1,485 @@
+package replica
+
+import (
+	"encoding/binary"
+	"math"
+	"slices"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+	"github.com/quorate/quorate/internal/storage"
+)
+
+// replica is one shard on this node: a raft member and a state machine.
+type replica struct {
+	host    *Host
+	id      shard.ID
+	rid     uint64
+	machine *shard.Machine
+	view    logView
+	// rn is nil while the replica awaits a new id.
+	rn *raft.RawNode
+
+	dirty bool
+	// awake says that raft's timers run; listed that the replica is in Host.awake.
+	awake, listed bool
+	idleTicks     int
+
+	lead uint64
+	term uint64
+	// unsynced counts the writes with entries of this shard that are not yet durable.
+	unsynced int
+	// stampBase and stampAt anchor the shard's clock while this node leads.
+	stampBase, stampAt time.Time
+	timerAt            time.Time
+	timerPendingUntil  time.Time
+
+	proposals
+	reads readQueue
+	snapshots
+
+	// campaignAt, when set, is when to call an election early.
+	campaignAt time.Time
+	flushMark  uint64
+	// digests are the digests at the last few multiples of digestEvery.
+	digests     map[uint64]uint64
+	digestsSent uint64
+	// replaceAsked is when the replica last asked for a new id; replaceNode, on a leader, who did.
+	replaceAsked time.Time
+}
+
+// digestEvery is the distance between the applied indexes at which replicas compare digests.
+const digestEvery = 1024
+
+// maxEntrySize bounds what raft puts into one append message or one apply, besides the first entry.
+const (
+	appendBytesMax = 2 << 20
+	applyBytesMax  = 4 << 20
+)
+
+// open starts the replica, or sets it to wait for a new id if its data cannot be trusted.
+func (r *replica) open(suspect bool) error {
+	h := r.host
+	stored := h.log.Replica(r.id)
+	first, last := h.log.Bounds(r.id)
+	applied := r.machine.Applied()
+	if stored != 0 && stored != ReplicaAwaiting && !suspect && applied.Index+1 < first {
+		// The log was cut further than the state store remembers: some of it is gone although nothing looked damaged.
+		h.note(true, r.id, "state store is behind the cut of the log; the replica is rebuilt", "applied", applied.Index, "first", first)
+		suspect = true
+	}
+	if stored != 0 && stored != ReplicaAwaiting && !suspect && last < applied.Index {
+		h.note(true, r.id, "log is behind the state store; the replica is rebuilt", "applied", applied.Index, "last", last)
+		suspect = true
+	}
+	if suspect || stored == ReplicaAwaiting {
+		return r.await()
+	}
+	r.rid = stored
+	if stored == 0 {
+		r.rid = replicaID(h.cfg.Node, 1)
+		h.out.Writes = append(h.out.Writes, storage.Write{Shard: r.id, Replica: r.rid})
+	}
+	if r.machine.Conf() == nil {
+		r.machine.SetConf(encodeConf(r.initialConf()))
+	}
+	if first > 0 {
+		t, err := h.log.Term(r.id, first-1)
+		if err != nil && first > 1 {
+			return err
+		}
+		r.view.before = storage.Position{Index: first - 1, Term: t}
+	}
+	r.view.last = r.view.before
+	if last >= first && last > 0 {
+		t, err := h.log.Term(r.id, last)
+		if err != nil {
+			return err
+		}
+		r.view.last = storage.Position{Index: last, Term: t}
+	}
+	return r.start()
+}
+
+// initialConf is the configuration a cluster starts with: every member's first replica votes.
+func (r *replica) initialConf() *raftpb.ConfState {
+	cs := &raftpb.ConfState{}
+	for _, n := range r.host.cfg.Nodes {
+		cs.Voters = append(cs.Voters, replicaID(n, 1))
+	}
+	slices.Sort(cs.Voters)
+	return cs
+}
+
+func encodeConf(cs *raftpb.ConfState) []byte {
+	var b []byte
+	for _, set := range [][]uint64{cs.Voters, cs.Learners, cs.VotersOutgoing, cs.LearnersNext} {
+		b = binary.AppendUvarint(b, uint64(len(set)))
+		for _, id := range set {
+			b = binary.AppendUvarint(b, id)
+		}
+	}
+	if cs.GetAutoLeave() {
+		return append(b, 1)
+	}
+	return append(b, 0)
+}
+
+func decodeConf(b []byte) *raftpb.ConfState {
+	r := reader{b: b}
+	cs := &raftpb.ConfState{}
+	for _, set := range []*[]uint64{&cs.Voters, &cs.Learners, &cs.VotersOutgoing, &cs.LearnersNext} {
+		for n := r.uvarint(); n > 0 && !r.bad; n-- {
+			*set = append(*set, r.uvarint())
+		}
+	}
+	if r.byte() == 1 {
+		cs.AutoLeave = new(true)
+	}
+	return cs
+}
+
+func (r *replica) confState() *raftpb.ConfState { return decodeConf(r.machine.Conf()) }
+
+// start makes the raft member from log and state.
+func (r *replica) start() error {
+	h := r.host
+	rn, err := raft.NewRawNode(&raft.Config{
+		ID: r.rid, ElectionTick: h.cfg.ElectionTicks, HeartbeatTick: 1, Storage: &r.view,
+		Applied: r.machine.Applied().Index, AsyncStorageWrites: true, MaxSizePerMsg: appendBytesMax,
+		MaxCommittedSizePerReady: applyBytesMax, MaxInflightMsgs: 64, MaxInflightBytes: 16 << 20,
+		MaxUncommittedEntriesSize: 0, CheckQuorum: true, PreVote: true, ReadOnlyOption: raft.ReadOnlySafe,
+		DisableProposalForwarding: true, Logger: quiet{},
+	})
+	if err != nil {
+		return errs.Wrap(errs.Internal, err, "start raft for shard %d", r.id)
+	}
+	r.rn = rn
+	r.term = rn.BasicStatus().GetTerm()
+	r.digests = map[uint64]uint64{}
+	r.wake()
+	if len(h.cfg.Nodes) == 1 {
+		r.campaignAt = h.now
+	}
+	h.markDirty(r)
+	return nil
+}
+
+// quiet drops raft's log lines: what an operator should know is noted by the host. A broken invariant panics.
+type quiet struct{}
+
+func (quiet) Debug(...any)            {}
+func (quiet) Debugf(string, ...any)   {}
+func (quiet) Error(...any)            {}
+func (quiet) Errorf(string, ...any)   {}
+func (quiet) Info(...any)             {}
+func (quiet) Infof(string, ...any)    {}
+func (quiet) Warning(...any)          {}
+func (quiet) Warningf(string, ...any) {}
+func (quiet) Fatal(v ...any)          { panic(v) }
+func (quiet) Fatalf(f string, v ...any) {
+	panic(errs.New(errs.Internal, "raft: "+f, v...))
+}
+func (quiet) Panic(v ...any) { panic(v) }
+func (quiet) Panicf(f string, v ...any) {
+	panic(errs.New(errs.Internal, "raft: "+f, v...))
+}
+
+func (r *replica) leads() bool { return r.rn != nil && r.lead == r.rid }
+
+// stamp returns the shard's clock: the node's own, unless an earlier leader's was ahead of it; then that one goes on at
+// this node's rate.
+func (r *replica) stamp() time.Time {
+	s := r.host.now
+	if b := r.stampBase.Add(r.host.now.Sub(r.stampAt)); b.After(s) {
+		s = b
+	}
+	if m := r.machine.Stamp(); m.After(s) {
+		s = m
+		r.stampBase, r.stampAt = m, r.host.now
+	}
+	return s
+}
+
+// step gives raft a message.
+func (r *replica) step(m *raftpb.Message) {
+	// The error says only that the message came at the wrong time, which messages do.
+	_ = r.rn.Step(m)
+	r.host.markDirty(r)
+}
+
+// ready handles everything raft has ready, and reports whether there was anything.
+func (r *replica) ready() bool {
+	if r.rn == nil {
+		return false
+	}
+	did := false
+	for r.rn.HasReady() && r.host.err == nil {
+		did = true
+		rd := r.rn.Ready()
+		if rd.SoftState != nil || rd.HardState != nil {
+			r.observe()
+		}
+		for _, rs := range rd.ReadStates {
+			r.readConfirmed(rs)
+		}
+		for _, m := range rd.Messages {
+			switch m.GetTo() {
+			case raft.LocalAppendThread:
+				r.handleAppend(m)
+			case raft.LocalApplyThread:
+				r.handleApply(m)
+			default:
+				r.send(m)
+			}
+		}
+	}
+	r.serveReads()
+	return did
+}
+
+// observe notices changes of leader and term.
+func (r *replica) observe() {
+	st := r.rn.BasicStatus()
+	lead, term := st.Lead, st.GetTerm()
+	if lead == r.lead && term == r.term {
+		return
+	}
+	was := r.leads()
+	r.lead, r.term = lead, term
+	r.host.out.Changed = true
+	r.idleTicks = 0
+	r.wake()
+	if r.leads() && !was {
+		r.stampBase, r.stampAt = time.Time{}, r.host.now
+		r.timerPendingUntil = time.Time{}
+		r.unsynced = 0
+		r.reads.lease = time.Time{}
+		r.host.note(false, r.id, "leads the shard", "term", term)
+	}
+	if was && !r.leads() {
+		r.reads.lease = time.Time{}
+		r.dropSnapshotsOut()
+	}
+	if lead != raft.None {
+		r.campaignAt = time.Time{}
+		r.resend(true)
+		r.reads.retry(r)
+	}
+	r.host.armTimer(r)
+}
+
+// handleAppend turns raft's storage request into a write of this turn.
+func (r *replica) handleAppend(m *raftpb.Message) {
+	h := r.host
+	w := storage.Write{Shard: r.id}
+	if s := m.GetSnapshot(); s != nil {
+		if !r.installSnapshot(s) {
+			return
+		}
+		w.Reset = &storage.Position{Index: s.GetMetadata().GetIndex(), Term: s.GetMetadata().GetTerm()}
+		r.view.reset(*w.Reset)
+	}
+	if n := len(m.Entries); n > 0 {
+		w.Entries = make([]storage.Entry, n)
+		for i, e := range m.Entries {
+			w.Entries[i] = storage.Entry{Index: e.GetIndex(), Term: e.GetTerm(), Type: uint8(e.GetType()), Data: e.Data}
+		}
+		r.view.append(m.Entries)
+	}
+	if m.GetTerm() != 0 || m.GetVote() != 0 || m.GetCommit() != 0 {
+		w.State = storage.HardState{Term: m.GetTerm(), Vote: m.GetVote(), Commit: m.GetCommit()}
+		if env.Mutant(env.MutantHardStateNotSaved) {
+			w.State = storage.HardState{}
+		}
+	}
+	some := w.Reset != nil || w.Entries != nil || w.State != (storage.HardState{})
+	if some {
+		h.out.Writes = append(h.out.Writes, w)
+	}
+	wait := appendWait{r: r, responses: m.Responses, entries: len(w.Entries) > 0}
+	if wait.entries {
+		r.unsynced++
+	}
+	switch {
+	case len(h.out.Writes) > 0:
+	case h.logDone == h.logSeq:
+		r.appended(&wait)
+		return
+	default:
+		wait.seq = h.logSeq
+	}
+	if env.Mutant(env.MutantAckBeforeSync) {
+		r.appended(&wait)
+		return
+	}
+	if len(wait.responses) > 0 || wait.entries {
+		h.waits = append(h.waits, wait)
+	}
+}
+
+// appended delivers raft's responses to a write that is durable.
+func (r *replica) appended(w *appendWait) {
+	if w.entries && r.unsynced > 0 {
+		r.unsynced--
+	}
+	r.host.markDirty(r)
+	if r.rn == nil {
+		return
+	}
+	for _, m := range w.responses {
+		if m.GetTo() == r.rid {
+			_ = r.rn.Step(m)
+		} else {
+			r.send(m)
+		}
+	}
+}
+
+// handleApply runs committed entries and answers those that came from this node.
+func (r *replica) handleApply(m *raftpb.Message) {
+	h := r.host
+	out := shard.Applied{Own: h.cfg.Session}
+	for _, e := range m.Entries {
+		if err := r.applyEntry(e, &out); err != nil {
+			h.fatal(err)
+			return
+		}
+	}
+	if err := r.machine.Commit(&out); err != nil {
+		h.fatal(err)
+		return
+	}
+	r.answerApplied(&out)
+	if len(out.Wakes) > 0 {
+		h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, Wakes: out.Wakes})
+	}
+	r.idleTicks = 0
+	for _, resp := range m.Responses {
+		_ = r.rn.Step(resp)
+	}
+	h.armTimer(r)
+	h.markDirty(r)
+}
+
+func (r *replica) applyEntry(e *raftpb.Entry, out *shard.Applied) error {
+	switch e.GetType() {
+	case raftpb.EntryNormal:
+		if len(e.Data) > 1 && e.Data[1] == 2 {
+			r.timerPendingUntil = time.Time{}
+		}
+		if err := r.machine.Apply(e.GetIndex(), e.GetTerm(), e.Data, out); err != nil {
+			return err
+		}
+	case raftpb.EntryConfChange, raftpb.EntryConfChangeV2:
+		var cc raftpb.ConfChangeV2
+		if err := proto.Unmarshal(e.Data, &cc); err != nil {
+			return errs.Wrap(errs.Corrupt, err, "shard %d: configuration entry %d", r.id, e.GetIndex())
+		}
+		cs := r.rn.ApplyConfChange(&cc)
+		r.machine.ApplyConf(e.GetIndex(), e.GetTerm(), encodeConf(cs))
+		r.host.out.Changed = true
+		r.host.note(false, r.id, "configuration changed", "voters", len(cs.Voters), "learners", len(cs.Learners), "index", e.GetIndex())
+	}
+	if e.GetIndex()%digestEvery == 0 {
+		r.digests[e.GetIndex()] = r.machine.Digest()
+		delete(r.digests, e.GetIndex()-4*digestEvery)
+	}
+	return nil
+}
+
+// send puts a raft message into the frame for its node.
+func (r *replica) send(m *raftpb.Message) {
+	p := r.host.peers[replicaNode(m.GetTo())]
+	if p == nil {
+		return
+	}
+	if m.GetType() == raftpb.MsgSnap {
+		r.startSnapshot(p, m)
+		return
+	}
+	f := r.host.frameFor(p)
+	*f = appendRaft(*f, r.id, m)
+}
+
+// wake lets raft's timers run.
+func (r *replica) wake() {
+	r.idleTicks = 0
+	if r.awake || r.rn == nil && r.rid != 0 {
+		return
+	}
+	r.awake = true
+	if !r.listed {
+		r.listed = true
+		if len(r.host.awake) == 0 {
+			// The node's ticks stood still; the next one is a full tick away.
+			r.host.nextTick = r.host.now.Add(r.host.cfg.Tick)
+		}
+		r.host.awake = append(r.host.awake, r)
+	}
+}
+
+// tick advances raft's timers by one.
+func (r *replica) tick() {
+	h := r.host
+	if r.rn == nil {
+		r.expire()
+		r.askReplacement()
+		return
+	}
+	if !r.campaignAt.IsZero() && !h.now.Before(r.campaignAt) {
+		r.campaignAt = time.Time{}
+		if r.lead == raft.None || !h.Alive(replicaNode(r.lead)) {
+			_ = r.rn.Campaign()
+		}
+	}
+	r.rn.Tick()
+	h.markDirty(r)
+	r.observe()
+	r.expire()
+	r.resend(false)
+	r.reads.tick(r)
+	r.tickSnapshots()
+	r.tickLeader()
+	r.maybeSleep()
+}
+
+// slowestMatch returns the lowest log index that a live follower is known to have, MaxUint64 if this node does not lead.
+func (r *replica) slowestMatch() uint64 {
+	low := uint64(math.MaxUint64)
+	if !r.leads() {
+		return low
+	}
+	st := r.rn.Status()
+	for id, pr := range st.Progress {
+		if id != r.rid && pr.RecentActive {
+			low = min(low, pr.Match)
+		}
+	}
+	return low
+}
+
+func (r *replica) status() ShardStatus {
+	s := ShardStatus{
+		ID: r.id, Applied: r.machine.Applied().Index, First: r.view.before.Index + 1, Last: r.view.last.Index,
+		Revision: r.machine.Revision(), Digest: r.machine.Digest(), Awake: r.awake, Awaiting: r.rn == nil, Replica: r.rid,
+		Queued: len(r.queue),
+	}
+	if r.rn != nil {
+		s.Leader, s.Term, s.Leads = replicaNode(r.lead), r.term, r.leads()
+		s.Commit = r.rn.BasicStatus().GetCommit()
+	}
+	cs := r.confState()
+	for _, id := range slices.Concat(cs.Voters, cs.Learners) {
+		s.Members = append(s.Members, replicaNode(id))
+	}
+	slices.Sort(s.Members)
+	s.Members = slices.Compact(s.Members)
+	return s
+}

@@ -1,0 +1,333 @@
+package replica
+
+import (
+	"encoding/binary"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// snapshots moves whole states between replicas, in numbered chunks that the receiver confirms. raft decides that a
+// snapshot is needed and where it stands; the rows travel beside raft's messages, and raft learns of the snapshot on the
+// receiver's side when all of it has arrived and its checksum holds.
+type snapshots struct {
+	// made is the reader of the snapshot that raft was last told of.
+	made    *shard.SnapshotReader
+	out     map[uint64]*snapshotOut
+	in      *snapshotIn
+	arrived *snapshotIn
+	// refuseUpTo is the highest replica id that this node has used and lost.
+	refuseUpTo uint64
+}
+
+type snapshotOut struct {
+	to     uint64
+	reader *shard.SnapshotReader
+	meta   *raftpb.SnapshotMetadata
+	term   uint64
+	// chunks holds what is sent and not confirmed: chunk number first+i.
+	chunks [][]byte
+	first  uint64
+	last   bool
+	sum    *xxhash.Digest
+	at     time.Time
+	began  time.Time
+}
+
+type snapshotIn struct {
+	from  uint64
+	index uint64
+	term  uint64
+	conf  []byte
+	msg   uint64
+	next  uint64
+	sum   *xxhash.Digest
+	into  *shard.Installer
+	at    time.Time
+}
+
+const (
+	// chunksAhead is how many chunks may be under way to one replica.
+	chunksAhead = 4
+	// snapshotGiveUp is how long a transfer may make no progress.
+	snapshotGiveUp = 10 * time.Second
+)
+
+// makeSnapshot tells raft where a snapshot taken now would stand.
+func (r *replica) makeSnapshot() (*raftpb.Snapshot, error) {
+	rd, err := r.machine.Snapshot()
+	if err != nil {
+		r.host.fatal(err)
+		return nil, raft.ErrSnapshotTemporarilyUnavailable
+	}
+	if r.made != nil {
+		_ = r.made.Close()
+	}
+	r.made = rd
+	p := rd.Position()
+	return &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
+		Index: new(p.Index), Term: new(p.Term), ConfState: decodeConf(rd.Conf()),
+	}}, nil
+}
+
+// startSnapshot begins to send what raft wants sent as a snapshot.
+func (r *replica) startSnapshot(p *peer, m *raftpb.Message) {
+	meta := m.GetSnapshot().GetMetadata()
+	if r.out == nil {
+		r.out = map[uint64]*snapshotOut{}
+	}
+	if old := r.out[m.GetTo()]; old != nil {
+		_ = old.reader.Close()
+		delete(r.out, m.GetTo())
+	}
+	if r.made == nil || r.made.Position().Index != meta.GetIndex() {
+		r.rn.ReportSnapshot(m.GetTo(), raft.SnapshotFailure)
+		return
+	}
+	o := &snapshotOut{
+		to: m.GetTo(), reader: r.made, meta: meta, term: m.GetTerm(), sum: xxhash.New(), at: r.host.now, began: r.host.now,
+	}
+	r.made = nil
+	r.out[o.to] = o
+	r.host.note(false, r.id, "sending a snapshot", "to", p.id, "index", meta.GetIndex())
+	r.pushChunks(p, o)
+}
+
+// pushChunks sends chunks until enough are under way.
+func (r *replica) pushChunks(p *peer, o *snapshotOut) {
+	for len(o.chunks) < chunksAhead && !o.last {
+		c, err := o.reader.Next(r.host.cfg.ChunkBytes)
+		if err != nil {
+			r.host.fatal(err)
+			return
+		}
+		if c == nil {
+			o.last = true
+			c = []byte{}
+		}
+		_, _ = o.sum.Write(c)
+		o.chunks = append(o.chunks, c)
+		r.sendChunk(p, o, len(o.chunks)-1)
+	}
+}
+
+// sendChunk sends chunk first+i. The last one is empty and carries the checksum of all.
+func (r *replica) sendChunk(p *peer, o *snapshotOut, i int) {
+	f := r.host.frameFor(p)
+	w := beginMessage(*f, msgChunk)
+	b := binary.AppendUvarint(w.b, uint64(r.id))
+	for _, v := range [...]uint64{r.rid, o.to, o.term, o.meta.GetIndex(), o.meta.GetTerm(), o.first + uint64(i)} {
+		b = binary.AppendUvarint(b, v)
+	}
+	last := o.last && i == len(o.chunks)-1
+	if last {
+		b = append(b, 1)
+		b = binary.LittleEndian.AppendUint64(b, o.sum.Sum64())
+	} else {
+		b = append(b, 0)
+	}
+	if o.first+uint64(i) == 0 {
+		b = appendBytes(b, encodeConf(o.meta.GetConfState()))
+	}
+	w.b = appendBytes(b, o.chunks[i])
+	*f = w.end()
+}
+
+// receiveChunk stores a chunk, and gives raft the snapshot when it was the last.
+func (r *replica) receiveChunk(p *peer, rd *reader) {
+	h := r.host
+	from, to, msgTerm, index, term, n := rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.uvarint()
+	last := rd.byte() == 1
+	var sum uint64
+	if last {
+		sum = rd.uint64()
+	}
+	var conf []byte
+	if n == 0 {
+		conf = append([]byte(nil), rd.bytes()...)
+	}
+	data := rd.bytes()
+	if rd.bad || r.rn == nil || to != r.rid || replicaNode(from) != p.id || msgTerm < r.term {
+		return
+	}
+	r.wake()
+	in := r.in
+	if in == nil || in.from != from || in.index != index || in.msg != msgTerm {
+		if n != 0 || index <= r.machine.Applied().Index {
+			r.confirmChunk(p, from, index, 0, index <= r.machine.Applied().Index)
+			return
+		}
+		r.dropSnapshotIn()
+		into, err := r.machine.Install()
+		if err != nil {
+			h.fatal(err)
+			return
+		}
+		in = &snapshotIn{from: from, index: index, term: term, conf: conf, msg: msgTerm, sum: xxhash.New(), into: into, at: h.now}
+		r.in = in
+		h.note(false, r.id, "receiving a snapshot", "from", p.id, "index", index)
+	}
+	if n != in.next {
+		r.confirmChunk(p, from, index, in.next, false)
+		return
+	}
+	in.at = h.now
+	_, _ = in.sum.Write(data)
+	if !(env.Mutant(env.MutantSnapshotChunkSkipped) && n == 1) {
+		if err := in.into.Add(data); err != nil {
+			h.note(true, r.id, "bad snapshot chunk; the transfer starts over", "error", err)
+			r.dropSnapshotIn()
+			return
+		}
+	}
+	in.next++
+	r.confirmChunk(p, from, index, in.next, false)
+	if !last {
+		return
+	}
+	r.in = nil
+	if in.sum.Sum64() != sum {
+		h.note(true, r.id, "snapshot fails its checksum; the transfer starts over", "index", index)
+		return
+	}
+	r.arrived = in
+	r.step(&raftpb.Message{
+		Type: raftpb.MsgSnap.Enum(), To: new(r.rid), From: new(from), Term: new(msgTerm),
+		Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
+			Index: new(index), Term: new(term), ConfState: decodeConf(in.conf),
+		}},
+	})
+}
+
+// confirmChunk tells the sender which chunk is wanted next; done says that the snapshot is no longer wanted.
+func (r *replica) confirmChunk(p *peer, to, index, next uint64, done bool) {
+	f := r.host.frameFor(p)
+	w := beginMessage(*f, msgChunkOK)
+	b := binary.AppendUvarint(w.b, uint64(r.id))
+	for _, v := range [...]uint64{r.rid, to, index, next} {
+		b = binary.AppendUvarint(b, v)
+	}
+	if done {
+		b = append(b, 1)
+	} else {
+		b = append(b, 0)
+	}
+	w.b = b
+	*f = w.end()
+}
+
+func (r *replica) receiveChunkOK(p *peer, rd *reader) {
+	from, to, index, next, done := rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.byte() == 1
+	o := r.out[from]
+	if rd.bad || r.rn == nil || to != r.rid || o == nil || o.meta.GetIndex() != index || replicaNode(from) != p.id {
+		return
+	}
+	if done {
+		r.endSnapshot(o, raft.SnapshotFinish)
+		return
+	}
+	if next < o.first {
+		// The receiver started over.
+		if next == 0 {
+			r.endSnapshot(o, raft.SnapshotFailure)
+		}
+		return
+	}
+	if next == o.first || next > o.first+uint64(len(o.chunks)) {
+		return
+	}
+	o.at = r.host.now
+	o.chunks = o.chunks[next-o.first:]
+	o.first = next
+	if o.last && len(o.chunks) == 0 {
+		r.endSnapshot(o, raft.SnapshotFinish)
+		return
+	}
+	r.pushChunks(p, o)
+}
+
+func (r *replica) endSnapshot(o *snapshotOut, st raft.SnapshotStatus) {
+	_ = o.reader.Close()
+	delete(r.out, o.to)
+	r.rn.ReportSnapshot(o.to, st)
+	r.host.markDirty(r)
+}
+
+// tickSnapshots repeats lost chunks and gives up transfers that stand still.
+func (r *replica) tickSnapshots() {
+	h := r.host
+	for _, id := range h.peerIDs {
+		for _, o := range r.outTo(id) {
+			switch idle := h.now.Sub(o.at); {
+			case idle > snapshotGiveUp:
+				h.note(true, r.id, "snapshot transfer makes no progress; given up", "to", id)
+				r.endSnapshot(o, raft.SnapshotFailure)
+			case idle > 3*h.cfg.Tick && len(o.chunks) > 0:
+				r.sendChunk(h.peers[id], o, 0)
+			}
+		}
+	}
+	if r.in != nil && h.now.Sub(r.in.at) > snapshotGiveUp {
+		r.dropSnapshotIn()
+	}
+}
+
+func (r *replica) outTo(n shard.NodeID) []*snapshotOut {
+	for id, o := range r.out {
+		// A node has one replica of a shard at a time that raft sends to.
+		if replicaNode(id) == n {
+			return []*snapshotOut{o}
+		}
+	}
+	return nil
+}
+
+// installSnapshot switches to the received state, when raft has accepted it.
+func (r *replica) installSnapshot(s *raftpb.Snapshot) bool {
+	h := r.host
+	in := r.arrived
+	r.arrived = nil
+	if in == nil || in.index != s.GetMetadata().GetIndex() {
+		h.fatal(errInstall)
+		return false
+	}
+	if err := in.into.Finish(); err != nil {
+		h.fatal(err)
+		return false
+	}
+	r.settleAfterSnapshot()
+	clear(r.digests)
+	h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, All: true})
+	h.note(false, r.id, "installed a snapshot", "index", in.index)
+	return true
+}
+
+func (r *replica) snapshotting() bool { return len(r.out) > 0 || r.in != nil || r.arrived != nil }
+
+func (r *replica) dropSnapshotIn() { r.in = nil }
+
+func (r *replica) dropSnapshotsOut() {
+	for id, o := range r.out {
+		_ = o.reader.Close()
+		delete(r.out, id)
+	}
+	if r.made != nil {
+		_ = r.made.Close()
+		r.made = nil
+	}
+}
+
+// Close releases what the host holds of the store. The store itself stays open.
+func (h *Host) Close() {
+	for _, r := range h.order {
+		r.dropSnapshotsOut()
+	}
+}
+
+var errInstall = errs.New(errs.Internal, "raft accepted a snapshot that did not arrive")

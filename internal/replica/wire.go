@@ -1,0 +1,246 @@
+package replica
+
+import (
+	"encoding/binary"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// A frame is what one node sends another in one turn: a header and any number of messages. Format: docs/formats/peer.md.
+const (
+	frameVersion    = 1
+	frameHeaderSize = 1 + 4 + 8 + 8
+)
+
+// Message kinds. Append only.
+const (
+	msgRaft    = 1
+	msgForward = 2
+	msgQuiesce = 3
+	msgChunk   = 4
+	msgChunkOK = 5
+	msgReplace = 6
+	msgDigest  = 7
+	msgStrange = 8
+)
+
+// frameHeader says who sends.
+type frameHeader struct {
+	from shard.NodeID
+	// session is the sender's boot: it changes with every start.
+	session uint64
+	// logID names the sender's raft log: it changes when the disk was replaced.
+	logID uint64
+}
+
+func appendFrameHeader(b []byte, h frameHeader) []byte {
+	b = append(b, frameVersion)
+	b = binary.LittleEndian.AppendUint32(b, uint32(h.from))
+	b = binary.LittleEndian.AppendUint64(b, h.session)
+	return binary.LittleEndian.AppendUint64(b, h.logID)
+}
+
+// reader reads fields from a frame. After the first malformed field it returns zeros and stays bad.
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.b, r.bad = nil, true
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) byte() byte {
+	if len(r.b) == 0 {
+		r.bad = true
+		return 0
+	}
+	v := r.b[0]
+	r.b = r.b[1:]
+	return v
+}
+
+func (r *reader) uint64() uint64 {
+	if len(r.b) < 8 {
+		r.b, r.bad = nil, true
+		return 0
+	}
+	v := binary.LittleEndian.Uint64(r.b)
+	r.b = r.b[8:]
+	return v
+}
+
+func (r *reader) uint32() uint32 {
+	if len(r.b) < 4 {
+		r.b, r.bad = nil, true
+		return 0
+	}
+	v := binary.LittleEndian.Uint32(r.b)
+	r.b = r.b[4:]
+	return v
+}
+
+func (r *reader) bytes() []byte {
+	n := r.uvarint()
+	if n > uint64(len(r.b)) {
+		r.b, r.bad = nil, true
+		return nil
+	}
+	v := r.b[:n:n]
+	r.b = r.b[n:]
+	return v
+}
+
+func appendBytes(b, v []byte) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
+}
+
+func readFrameHeader(b []byte) (h frameHeader, rest []byte, err error) {
+	if len(b) < frameHeaderSize {
+		return h, nil, errs.New(errs.Corrupt, "peer frame of %d bytes is shorter than its header", len(b))
+	}
+	if b[0] != frameVersion {
+		return h, nil, errs.New(errs.Unsupported, "peer frame of version %d; this build knows version %d", b[0], frameVersion)
+	}
+	h.from = shard.NodeID(binary.LittleEndian.Uint32(b[1:]))
+	h.session = binary.LittleEndian.Uint64(b[5:])
+	h.logID = binary.LittleEndian.Uint64(b[13:])
+	return h, b[frameHeaderSize:], nil
+}
+
+// nextMessage splits the first message off a frame's body.
+func nextMessage(b []byte) (kind byte, body, rest []byte, err error) {
+	r := reader{b: b}
+	kind = r.byte()
+	body = r.bytes()
+	if r.bad {
+		return 0, nil, nil, errs.New(errs.Corrupt, "peer frame ends inside a message")
+	}
+	return kind, body, r.b, nil
+}
+
+// message is a growing message inside a frame: its length is patched in when it ends.
+type message struct {
+	b     []byte
+	start int
+}
+
+// lengthRoom is the space kept for a message's length: a uvarint padded to four bytes, for up to 2^28-1 bytes.
+const lengthRoom = 4
+
+func beginMessage(b []byte, kind byte) message {
+	b = append(b, kind, 0, 0, 0, 0)
+	return message{b: b, start: len(b)}
+}
+
+func (m message) end() []byte {
+	n := uint32(len(m.b) - m.start)
+	at := m.b[m.start-lengthRoom:]
+	at[0] = byte(n) | 0x80
+	at[1] = byte(n>>7) | 0x80
+	at[2] = byte(n>>14) | 0x80
+	at[3] = byte(n>>21) & 0x7f
+	return m.b
+}
+
+const (
+	flagReject = 1 << iota
+	flagContext
+	flagEntries
+	flagSnapshot
+)
+
+// appendRaft adds a raft message to a frame.
+func appendRaft(b []byte, id shard.ID, m *raftpb.Message) []byte {
+	w := beginMessage(b, msgRaft)
+	var flags byte
+	if m.GetReject() {
+		flags |= flagReject
+	}
+	if len(m.Context) > 0 {
+		flags |= flagContext
+	}
+	if len(m.Entries) > 0 {
+		flags |= flagEntries
+	}
+	b = binary.AppendUvarint(w.b, uint64(id))
+	b = append(b, byte(m.GetType()), flags)
+	for _, v := range [...]uint64{
+		m.GetTo(), m.GetFrom(), m.GetTerm(), m.GetLogTerm(), m.GetIndex(), m.GetCommit(), m.GetVote(), m.GetRejectHint(),
+	} {
+		b = binary.AppendUvarint(b, v)
+	}
+	if flags&flagContext != 0 {
+		b = appendBytes(b, m.Context)
+	}
+	if flags&flagEntries != 0 {
+		b = binary.AppendUvarint(b, uint64(len(m.Entries)))
+		for _, e := range m.Entries {
+			b = append(b, byte(e.GetType()))
+			b = binary.AppendUvarint(b, e.GetTerm())
+			b = binary.AppendUvarint(b, e.GetIndex())
+			b = appendBytes(b, e.Data)
+		}
+	}
+	w.b = b
+	return w.end()
+}
+
+// readRaft decodes a raft message. Entries point into body.
+func readRaft(body []byte) (shard.ID, *raftpb.Message, error) {
+	r := reader{b: body}
+	id := shard.ID(r.uvarint())
+	typ, flags := r.byte(), r.byte()
+	var v [8]uint64
+	for i := range v {
+		v[i] = r.uvarint()
+	}
+	m := &raftpb.Message{
+		Type: raftpb.MessageType(typ).Enum(), To: &v[0], From: &v[1], Term: &v[2], LogTerm: &v[3], Index: &v[4], Commit: &v[5],
+		Vote: &v[6], RejectHint: &v[7],
+	}
+	if flags&flagReject != 0 {
+		m.Reject = new(true)
+	}
+	if flags&flagContext != 0 {
+		m.Context = r.bytes()
+	}
+	if flags&flagEntries != 0 {
+		n := r.uvarint()
+		if n > uint64(len(r.b)/4+1) {
+			r.bad = true
+		}
+		if !r.bad {
+			type flat struct {
+				e           raftpb.Entry
+				term, index uint64
+				typ         raftpb.EntryType
+			}
+			all := make([]flat, n)
+			m.Entries = make([]*raftpb.Entry, n)
+			for i := range all {
+				f := &all[i]
+				f.typ = raftpb.EntryType(r.byte())
+				f.term, f.index = r.uvarint(), r.uvarint()
+				f.e.Type, f.e.Term, f.e.Index, f.e.Data = &f.typ, &f.term, &f.index, r.bytes()
+				m.Entries[i] = &f.e
+			}
+		}
+	}
+	if r.bad || len(r.b) > 0 {
+		return 0, nil, errs.New(errs.Corrupt, "malformed raft message in a peer frame")
+	}
+	if _, known := raftpb.MessageType_name[int32(typ)]; !known {
+		return 0, nil, errs.New(errs.Unsupported, "raft message of unknown type %d", typ)
+	}
+	return id, m, nil
+}
