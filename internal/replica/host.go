@@ -227,8 +227,10 @@ type Host struct {
 	flushing        bool
 	timers          timerHeap
 	readCtx         uint64
-	out             Output
-	err             error
+	// turned is false until the first turn, which also hands out what Open wrote.
+	turned bool
+	out    Output
+	err    error
 }
 
 type peer struct {
@@ -254,8 +256,10 @@ type appendWait struct {
 // Replica ids hold the node and how many replicas of the shard it had before: an id is never used twice.
 const (
 	incarnationBits = 16
-	// ReplicaAwaiting marks, in the log, a replica that lost its data and waits for a new id.
-	ReplicaAwaiting = ^uint64(0)
+	// awaitingBit marks, in the log, a replica that lost its data and waits for a new id. The other bits are the last id
+	// it had, or all set if that is not known.
+	awaitingBit   = 1 << 63
+	lastIDUnknown = awaitingBit - 1
 )
 
 func replicaID(n shard.NodeID, incarnation uint64) uint64 {
@@ -294,7 +298,7 @@ func Open(cfg Config, log *storage.Log, rec *storage.Recovery, storeLost bool, s
 			return nil, err
 		}
 		suspect := (damaged || slices.Contains(rec.Suspect, id)) && !env.Mutant(env.MutantAmnesia)
-		r := &replica{host: h, id: id, machine: m, inflight: map[uint64]*batch{}, nextSeq: 1}
+		r := &replica{host: h, id: id, machine: m, proposals: proposals{inflight: map[uint64]*batch{}, nextSeq: 1}}
 		r.view.r = r
 		h.reps[id] = r
 		h.order = append(h.order, r)
@@ -326,7 +330,10 @@ func (h *Host) Turn(now time.Time, in []Input) Output {
 	if now.After(h.now) {
 		h.now = now
 	}
-	h.out.reset()
+	if h.turned {
+		h.out.reset()
+	}
+	h.turned = true
 	for _, i := range in {
 		switch i := i.(type) {
 		case Frame:
@@ -537,9 +544,14 @@ type ShardStatus struct {
 	Replica uint64
 	// Members are the nodes that hold the shard.
 	Members []shard.NodeID
+	// Voters are the replica ids that vote.
+	Voters []uint64
 	// Queued is the number of commands that wait to be proposed.
 	Queued int
 }
+
+// Voter reports whether a replica id votes, in a configuration that is not about to change.
+func (s ShardStatus) Voter(id uint64) bool { return slices.Contains(s.Voters, id) }
 
 // Shards returns the status of all shards, by id.
 func (h *Host) Shards() []ShardStatus {

@@ -87,6 +87,8 @@ func (h *Host) handle(p *peer, kind byte, body []byte) error {
 		r.receiveChunkOK(p, rd)
 	case msgReplace:
 		r.receiveReplace(p, rd)
+	case msgAssign:
+		r.receiveAssign(rd)
 	case msgDigest:
 		r.receiveDigest(p, rd)
 	}
@@ -99,12 +101,7 @@ func (h *Host) handle(p *peer, kind byte, body []byte) error {
 // receiveRaft steps a raft message that is meant for this replica.
 func (r *replica) receiveRaft(m *raftpb.Message) {
 	if m.GetTo() != r.rid || r.rn == nil {
-		if r.rn == nil {
-			r.adopt(m)
-		}
-		if m.GetTo() != r.rid || r.rn == nil {
-			return
-		}
+		return
 	}
 	if m.GetType() == raftpb.MsgSnap || raft.IsLocalMsg(m.GetType()) {
 		// Snapshots travel as chunks, and local messages do not travel.

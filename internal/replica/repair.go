@@ -22,17 +22,20 @@ import (
 const askAgain = time.Second
 
 // await forgets what the replica has and waits for a new id. The mark is in the log, so that a restart goes on waiting.
-func (r *replica) await() error {
+// stored is the replica id that the log has, which may be a mark itself, or 0.
+func (r *replica) await(stored uint64, damaged bool) error {
 	h := r.host
-	r.rid = ReplicaAwaiting
-	h.out.Writes = append(h.out.Writes, storage.Write{Shard: r.id, Replica: ReplicaAwaiting})
+	last := stored &^ awaitingBit
+	if stored == 0 || damaged && stored&awaitingBit != 0 {
+		last = lastIDUnknown
+	}
+	r.rid, r.refuseUpTo = 0, last
+	h.out.Writes = append(h.out.Writes, storage.Write{Shard: r.id, Replica: awaitingBit | last})
 	if err := r.machine.Wipe(); err != nil {
 		return err
 	}
-	r.awake = false
-	r.rid = 0
+	r.view = logView{r: r}
 	r.wake()
-	r.rid = ReplicaAwaiting
 	return nil
 }
 
@@ -47,14 +50,21 @@ func (r *replica) askReplacement() {
 		f := h.frameFor(h.peers[id])
 		w := beginMessage(*f, msgReplace)
 		w.b = binary.AppendUvarint(w.b, uint64(r.id))
+		w.b = binary.AppendUvarint(w.b, r.refuseUpTo)
 		*f = w.end()
 	}
 }
 
+// assigned remembers which new id a leader gave to which start of a node.
+type assigned struct {
+	session, id uint64
+}
+
 // receiveReplace replaces the replica of a node that lost its data.
-func (r *replica) receiveReplace(p *peer, _ *reader) {
+func (r *replica) receiveReplace(p *peer, rd *reader) {
+	used := rd.uvarint()
 	r.wake()
-	if !r.leads() {
+	if rd.bad || !r.leads() {
 		return
 	}
 	st := r.rn.Status()
@@ -69,9 +79,9 @@ func (r *replica) receiveReplace(p *peer, _ *reader) {
 		}
 		old = append(old, id)
 		highest = max(highest, id)
-		if pr.IsLearner && pr.Match == 0 && pr.State != tracker.StateSnapshot && len(old) == 1 {
-			// The new id was given already; the node has not heard of it, or lost it again before it had anything.
-			r.hint(id)
+		// An id that was made for this start of the node, or that the node knows it never had, is given again.
+		if given := r.given[p.id]; given.session == p.session && given.id == id || pr.IsLearner && id > used {
+			r.assign(p, id)
 			return
 		}
 	}
@@ -80,40 +90,43 @@ func (r *replica) receiveReplace(p *peer, _ *reader) {
 	for _, id := range old {
 		cc.Changes = append(cc.Changes, &raftpb.ConfChangeSingle{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(id)})
 	}
-	next := replicaID(p.id, 1)
+	next := replicaID(p.id, 2)
 	if highest > 0 {
 		next = highest + 1
 	}
 	cc.Changes = append(cc.Changes, &raftpb.ConfChangeSingle{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: new(next)})
 	if err := r.rn.ProposeConfChange(cc); err == nil {
-		r.host.note(true, r.id, "replacing a replica that lost its data", "node", p.id, "new_replica", next)
+		if r.given == nil {
+			r.given = map[shard.NodeID]assigned{}
+		}
+		r.given[p.id] = assigned{p.session, next}
+		r.host.note(true, r.id, "replacing a replica that lost its data", "node", p.id, "replica", next)
 	}
 	r.host.markDirty(r)
 }
 
-// hint tells a node its new replica id by an empty heartbeat.
-func (r *replica) hint(id uint64) {
-	r.send(&raftpb.Message{
-		Type: raftpb.MsgHeartbeat.Enum(), To: new(id), From: new(r.rid), Term: new(r.term), Commit: new(uint64(0)),
-	})
+// assign tells a node its new replica id.
+func (r *replica) assign(p *peer, id uint64) {
+	f := r.host.frameFor(p)
+	w := beginMessage(*f, msgAssign)
+	w.b = binary.AppendUvarint(w.b, uint64(r.id))
+	w.b = binary.AppendUvarint(w.b, id)
+	w.b = binary.LittleEndian.AppendUint64(w.b, p.session)
+	*f = w.end()
 }
 
-// adopt takes the id that the leader gave a replica which lost its own.
-func (r *replica) adopt(m *raftpb.Message) {
+// receiveAssign takes the id that the leader gave a replica which lost its own.
+func (r *replica) receiveAssign(rd *reader) {
 	h := r.host
-	to := m.GetTo()
-	if r.rid != ReplicaAwaiting || replicaNode(to) != h.cfg.Node || to == replicaID(h.cfg.Node, 1) ||
-		m.GetType() != raftpb.MsgHeartbeat && m.GetType() != raftpb.MsgApp {
+	id, session := rd.uvarint(), rd.uint64()
+	if rd.bad || r.rn != nil || replicaNode(id) != h.cfg.Node || session != h.cfg.Session {
 		return
 	}
-	if to <= r.refuseUpTo {
-		return
-	}
-	h.note(true, r.id, "rebuilding the replica under a new id", "replica", to)
-	r.rid = to
+	h.note(true, r.id, "rebuilding the replica under a new id", "replica", id)
+	r.rid = id
 	r.machine.SetConf(encodeConf(r.initialConf()))
 	r.view = logView{r: r}
-	h.out.Writes = append(h.out.Writes, storage.Write{Shard: r.id, Replica: to})
+	h.out.Writes = append(h.out.Writes, storage.Write{Shard: r.id, Replica: id})
 	if err := r.start(); err != nil {
 		h.fatal(err)
 	}
@@ -130,9 +143,6 @@ func (r *replica) promoteLearners() {
 	for _, id := range cs.Learners {
 		pr, ok := st.Progress[id]
 		if !ok || !pr.RecentActive || pr.State != tracker.StateReplicate || pr.Match+64 < r.view.last.Index {
-			if ok && pr.Match == 0 {
-				r.hint(id)
-			}
 			continue
 		}
 		cc := &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
@@ -165,15 +175,15 @@ func (h *Host) loadPeerLogs() error {
 }
 
 // knows checks a peer's log name. On first contact it is stored; a different one later is answered with msgStrange until
-// the node says that it knows (by asking for new replica ids, with the top bit of its log id set).
+// the node says that it knows, by the top bit of its log id.
 func (h *Host) knows(p *peer, hd frameHeader) bool {
-	if p.logID == hd.logID || env.Mutant(env.MutantAmnesia) {
+	if p.logID == hd.logID&^awareBit || env.Mutant(env.MutantAmnesia) {
 		return true
 	}
 	if p.logID == 0 || hd.logID&awareBit != 0 {
-		p.logID = hd.logID
+		p.logID = hd.logID &^ awareBit
 		b := h.store.Batch()
-		if err := b.Set(peerLogKey(p.id), binary.LittleEndian.AppendUint64(nil, hd.logID)); err != nil {
+		if err := b.Set(peerLogKey(p.id), binary.LittleEndian.AppendUint64(nil, p.logID)); err != nil {
 			h.fatal(err)
 			return false
 		}
@@ -206,7 +216,7 @@ func (h *Host) toldStrange(p *peer, rd *reader) {
 	for _, r := range h.order {
 		if r.rn != nil {
 			r.stop()
-			if err := r.await(); err != nil {
+			if err := r.await(0, true); err != nil {
 				h.fatal(err)
 				return
 			}

@@ -50,8 +50,11 @@ type replica struct {
 	// digests are the digests at the last few multiples of digestEvery.
 	digests     map[uint64]uint64
 	digestsSent uint64
-	// replaceAsked is when the replica last asked for a new id; replaceNode, on a leader, who did.
+	// replaceAsked is when the replica last asked for a new id. refuseUpTo is the last id that it had and lost.
 	replaceAsked time.Time
+	refuseUpTo   uint64
+	// given, on a leader, are the new ids it gave out.
+	given map[shard.NodeID]assigned
 }
 
 // digestEvery is the distance between the applied indexes at which replicas compare digests.
@@ -69,17 +72,17 @@ func (r *replica) open(suspect bool) error {
 	stored := h.log.Replica(r.id)
 	first, last := h.log.Bounds(r.id)
 	applied := r.machine.Applied()
-	if stored != 0 && stored != ReplicaAwaiting && !suspect && applied.Index+1 < first {
+	if stored != 0 && stored&awaitingBit == 0 && !suspect && applied.Index+1 < first {
 		// The log was cut further than the state store remembers: some of it is gone although nothing looked damaged.
 		h.note(true, r.id, "state store is behind the cut of the log; the replica is rebuilt", "applied", applied.Index, "first", first)
 		suspect = true
 	}
-	if stored != 0 && stored != ReplicaAwaiting && !suspect && last < applied.Index {
+	if stored != 0 && stored&awaitingBit == 0 && !suspect && last < applied.Index {
 		h.note(true, r.id, "log is behind the state store; the replica is rebuilt", "applied", applied.Index, "last", last)
 		suspect = true
 	}
-	if suspect || stored == ReplicaAwaiting {
-		return r.await()
+	if suspect || stored&awaitingBit != 0 {
+		return r.await(stored, suspect)
 	}
 	r.rid = stored
 	if stored == 0 {
@@ -165,7 +168,7 @@ func (r *replica) start() error {
 	r.digests = map[uint64]uint64{}
 	r.wake()
 	if len(h.cfg.Nodes) == 1 {
-		r.campaignAt = h.now
+		_ = rn.Campaign()
 	}
 	h.markDirty(r)
 	return nil
@@ -411,7 +414,7 @@ func (r *replica) send(m *raftpb.Message) {
 // wake lets raft's timers run.
 func (r *replica) wake() {
 	r.idleTicks = 0
-	if r.awake || r.rn == nil && r.rid != 0 {
+	if r.awake {
 		return
 	}
 	r.awake = true
@@ -478,6 +481,9 @@ func (r *replica) status() ShardStatus {
 	cs := r.confState()
 	for _, id := range slices.Concat(cs.Voters, cs.Learners) {
 		s.Members = append(s.Members, replicaNode(id))
+	}
+	if len(cs.VotersOutgoing) == 0 {
+		s.Voters = cs.Voters
 	}
 	slices.Sort(s.Members)
 	s.Members = slices.Compact(s.Members)

@@ -22,8 +22,6 @@ type snapshots struct {
 	out     map[uint64]*snapshotOut
 	in      *snapshotIn
 	arrived *snapshotIn
-	// refuseUpTo is the highest replica id that this node has used and lost.
-	refuseUpTo uint64
 }
 
 type snapshotOut struct {

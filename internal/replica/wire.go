@@ -25,6 +25,7 @@ const (
 	msgReplace = 6
 	msgDigest  = 7
 	msgStrange = 8
+	msgAssign  = 9
 )
 
 // frameHeader says who sends.

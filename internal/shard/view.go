@@ -203,3 +203,15 @@ func (r *SnapshotReader) Next(bytesMax int) ([]byte, error) {
 
 // Close releases the reader.
 func (r *SnapshotReader) Close() error { return r.snap.Close() }
+
+// Changes reads the shard's change log as of what is committed. See View.Changes.
+func (m *Machine) Changes(from uint64, bytesMax int) (ChangeSet, error) {
+	snap, place := m.consistent()
+	defer snap.Close() //nolint:errcheck // closing a read view cannot fail in a way that matters
+	v := &view{r: snap, m: m, place: place}
+	cs, err := v.Changes(from, bytesMax)
+	if v.err != nil {
+		return cs, v.err
+	}
+	return cs, err
+}

@@ -1,0 +1,154 @@
+package sim
+
+import (
+	"errors"
+	"io"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// disk is the simulated disk of one node: one file system for the raft log and one for the state store, so that what the
+// store does in the background cannot change what a crash leaves of the log.
+type disk struct {
+	log, state *vfs.MemFS
+	// failSync makes the next sync of a log file fail, and that file's later syncs do nothing: what Linux does after it has
+	// dropped the dirty pages.
+	failSync bool
+}
+
+func newDisk() *disk {
+	return &disk{log: vfs.NewCrashableMem(), state: vfs.NewCrashableMem()}
+}
+
+// crash returns the disk as a power cut would leave it: of the log's unsynced bytes, a random part; of the store's, none.
+func (d *disk) crash(rng *rand.Rand) *disk {
+	pct := 0
+	if rng.IntN(2) == 0 {
+		pct = rng.IntN(101)
+	}
+	return &disk{
+		log:   d.log.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: pct, RNG: rng}),
+		state: d.state.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 0, RNG: rng}),
+	}
+}
+
+// files lists the non-empty files below dir, in order.
+func files(fs vfs.FS, dir string) []string {
+	names, err := fs.List(dir)
+	if err != nil {
+		return nil
+	}
+	slices.Sort(names)
+	var out []string
+	for _, n := range names {
+		p := fs.PathJoin(dir, n)
+		if st, err := fs.Stat(p); err == nil && !st.IsDir() && st.Size() > 0 && n != "LOCK" {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// flip changes bits of one file, and returns its name.
+func flip(fs vfs.FS, dir string, rng *rand.Rand) string {
+	all := files(fs, dir)
+	if len(all) == 0 {
+		return ""
+	}
+	name := all[rng.IntN(len(all))]
+	f, err := fs.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return ""
+	}
+	defer f.Close() //nolint:errcheck // a file in memory
+	st, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	// Files are zeroed ahead; damage is aimed at the part in use.
+	used := usedBytes(f, st.Size())
+	if used == 0 {
+		return ""
+	}
+	for range 1 + rng.IntN(4) {
+		at := rng.Int64N(used)
+		var b [1]byte
+		if _, err := f.ReadAt(b[:], at); err != nil && !errors.Is(err, io.EOF) {
+			return ""
+		}
+		b[0] ^= 1 << rng.IntN(8)
+		if _, err := f.WriteAt(b[:], at); err != nil {
+			return ""
+		}
+	}
+	if f.Sync() != nil {
+		return ""
+	}
+	return name
+}
+
+func usedBytes(f vfs.File, size int64) int64 {
+	buf := make([]byte, size)
+	n, err := f.ReadAt(buf, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0
+	}
+	for n > 0 && buf[n-1] == 0 {
+		n--
+	}
+	return int64(n)
+}
+
+// logFS is the log's file system with the disk's sync failures.
+type logFS struct {
+	vfs.FS
+	d *disk
+}
+
+type logFile struct {
+	vfs.File
+	d    *disk
+	dead bool
+}
+
+var errSync = errors.New("input/output error (injected)")
+
+func (f *logFile) sync(inner func() error) error {
+	if f.dead {
+		return nil
+	}
+	if f.d.failSync {
+		f.d.failSync, f.dead = false, true
+		return errSync
+	}
+	return inner()
+}
+
+func (f *logFile) Sync() error     { return f.sync(f.File.Sync) }
+func (f *logFile) SyncData() error { return f.sync(f.File.SyncData) }
+
+func (l logFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := l.FS.Create(name, c)
+	if err != nil {
+		return nil, err
+	}
+	return &logFile{File: f, d: l.d}, nil
+}
+
+func (l logFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	f, err := l.FS.OpenReadWrite(name, c, o...)
+	if err != nil {
+		return nil, err
+	}
+	return &logFile{File: f, d: l.d}, nil
+}
+
+func (l logFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := l.FS.ReuseForWrite(from, to, c)
+	if err != nil {
+		return nil, err
+	}
+	return &logFile{File: f, d: l.d}, nil
+}

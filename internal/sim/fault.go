@@ -1,0 +1,259 @@
+package sim
+
+import (
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/quorate/quorate/internal/replica"
+)
+
+func stack() string { return string(debug.Stack()) }
+
+// scheduleFaults starts one stream of faults a kind and node.
+func (w *world) scheduleFaults() {
+	for _, n := range w.nodes {
+		w.repeat(w.o.Crash, func() { w.crash(n) })
+		w.repeat(w.o.Pause, func() { w.pause(n) })
+		w.repeat(w.o.DiskStall, func() { w.stall(n) })
+		w.repeat(w.o.SyncError, func() { w.syncError(n) })
+		w.repeat(w.o.BitFlip, func() { w.bitFlip(n) })
+		w.repeat(w.o.Wipe, func() { w.wipe(n) })
+	}
+	w.repeat(w.o.Partition, w.partition)
+	if w.o.Crash > 0 {
+		w.repeat(w.o.Crash/3, func() {
+			w.note("power cut: all nodes")
+			for _, n := range w.nodes {
+				w.crash(n)
+			}
+		})
+	}
+}
+
+// repeat calls f at random moments, on average rate times a second, while faults are on.
+func (w *world) repeat(rate float64, f func()) {
+	if rate <= 0 {
+		return
+	}
+	w.after(time.Duration(w.rng.ExpFloat64()/rate*float64(time.Second)), func() {
+		if !w.chaos {
+			return
+		}
+		f()
+		w.repeat(rate, f)
+	})
+}
+
+func (w *world) crash(n *node) {
+	if n.boot == 0 {
+		return
+	}
+	w.stats.Crashes++
+	n.die("crash")
+	w.refused(n)
+	w.after(time.Duration(w.rng.IntN(4000))*time.Millisecond, n.boots)
+}
+
+// refused tells the others, most of the time, that nothing listens at n any more.
+func (w *world) refused(n *node) {
+	for _, o := range w.nodes {
+		if o != n && w.rng.IntN(4) > 0 && !w.cut[[2]int{int(o.id) - 1, int(n.id) - 1}] {
+			w.after(time.Duration(w.rng.IntN(5))*time.Millisecond, func() {
+				o.give(replica.Link{Node: n.id, Refused: true})
+			})
+		}
+	}
+}
+
+func (w *world) pause(n *node) {
+	if n.boot == 0 || n.pausedTo.After(w.now) {
+		return
+	}
+	w.stats.Pauses++
+	d := time.Duration(w.rng.IntN(5000)) * time.Millisecond
+	w.note("node %d pauses for %v", n.id, d)
+	n.pausedTo = w.now.Add(d)
+}
+
+func (w *world) stall(n *node) {
+	w.stats.Stalls++
+	n.stallTo = w.now.Add(time.Duration(w.rng.IntN(3000)) * time.Millisecond)
+	w.note("node %d: disk stalls until %v", n.id, n.stallTo.Sub(w.start))
+}
+
+func (w *world) syncError(n *node) {
+	if n.boot == 0 {
+		return
+	}
+	w.stats.SyncErrors++
+	w.note("node %d: the next sync fails", n.id)
+	n.disk.failSync = true
+}
+
+// mayBreak says whether another node's data may be damaged: only a minority at a time, and only while the rest is whole.
+func (w *world) mayBreak(n *node) bool {
+	for id := range w.broken {
+		if w.whole(w.nodes[id-1]) {
+			delete(w.broken, id)
+		}
+	}
+	if w.broken[int(n.id)] {
+		return false
+	}
+	return len(w.broken) < (w.o.Nodes-1)/2 && w.now.Sub(w.start) > 3*time.Second
+}
+
+// bitFlip damages files of a node while it is down.
+func (w *world) bitFlip(n *node) {
+	if !w.mayBreak(n) {
+		return
+	}
+	n.die("for a bit flip")
+	w.stats.Flips++
+	w.broken[int(n.id)] = true
+	name := ""
+	if w.rng.IntN(3) > 0 {
+		name = flip(n.disk.log, "log", w.rng)
+	} else {
+		name = flip(n.disk.state, "state", w.rng)
+	}
+	w.note("node %d: bits flipped in %q", n.id, name)
+	w.after(time.Duration(w.rng.IntN(2000))*time.Millisecond, n.boots)
+}
+
+// wipe replaces a node's disk by an empty one.
+func (w *world) wipe(n *node) {
+	if !w.mayBreak(n) {
+		return
+	}
+	n.die("for a new disk")
+	w.stats.Wipes++
+	w.broken[int(n.id)] = true
+	n.disk = newDisk()
+	n.logID++
+	w.note("node %d: disk replaced", n.id)
+	w.after(time.Duration(w.rng.IntN(2000))*time.Millisecond, n.boots)
+}
+
+// partition cuts links, one way, both ways or around a bridge, and mends them later.
+func (w *world) partition() {
+	w.stats.Partitions++
+	n := w.o.Nodes
+	links := map[[2]int]bool{}
+	switch w.rng.IntN(4) {
+	case 0: // one link, one way
+		a := w.rng.IntN(n)
+		links[[2]int{a, (a + 1 + w.rng.IntN(n-1)) % n}] = true
+	case 1: // one node cut off
+		a := w.rng.IntN(n)
+		for b := range n {
+			links[[2]int{a, b}], links[[2]int{b, a}] = true, true
+		}
+	case 2: // bridge: two nodes do not see each other
+		a := w.rng.IntN(n)
+		b := (a + 1 + w.rng.IntN(n-1)) % n
+		links[[2]int{a, b}], links[[2]int{b, a}] = true, true
+	case 3: // one node hears nothing, or nobody hears it
+		a, deaf := w.rng.IntN(n), w.rng.IntN(2) == 0
+		for b := range n {
+			if deaf {
+				links[[2]int{b, a}] = true
+			} else {
+				links[[2]int{a, b}] = true
+			}
+		}
+	}
+	text := make([]string, 0, len(links))
+	for a := range n {
+		for b := range n {
+			if l := [2]int{a, b}; a != b && links[l] {
+				w.cut[l] = true
+				text = append(text, fmt.Sprintf("%d>%d", a+1, b+1))
+			}
+		}
+	}
+	w.note("links cut: %s", strings.Join(text, " "))
+	w.after(time.Duration(500+w.rng.IntN(8000))*time.Millisecond, func() {
+		for l := range links {
+			delete(w.cut, l)
+		}
+	})
+}
+
+// heal ends all faults.
+func (w *world) heal() {
+	w.note("healed")
+	w.chaos = false
+	clear(w.cut)
+	for _, n := range w.nodes {
+		n.pausedTo, n.stallTo = time.Time{}, time.Time{}
+		n.disk.failSync = false
+		if n.boot == 0 {
+			w.after(0, n.boots)
+		} else {
+			n.turnDue = false
+			n.due()
+		}
+	}
+}
+
+// whole says that a node has a full and current replica of every shard.
+func (w *world) whole(n *node) bool {
+	if n.boot == 0 {
+		return false
+	}
+	for _, s := range n.host.Shards() {
+		if s.Awaiting || s.Leader == 0 {
+			return false
+		}
+		lead := w.nodes[s.Leader-1]
+		if lead.boot == 0 {
+			return false
+		}
+		voter := false
+		for _, l := range lead.host.Shards() {
+			if l.ID == s.ID {
+				voter = l.Leads && l.Applied == s.Applied && l.Last == s.Last && l.Voter(s.Replica)
+			}
+		}
+		if !voter {
+			return false
+		}
+	}
+	return true
+}
+
+// settled says that all nodes are whole, all clients were answered, and new writes succeeded since the healing.
+func (w *world) settled() bool {
+	if w.chaos {
+		return false
+	}
+	for _, c := range w.clients {
+		if c.op != nil || !c.proved {
+			return false
+		}
+	}
+	for _, n := range w.nodes {
+		if !w.whole(n) {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *world) describe() string {
+	var b strings.Builder
+	for _, n := range w.nodes {
+		if n.boot == 0 {
+			fmt.Fprintf(&b, "node %d down; ", n.id)
+			continue
+		}
+		fmt.Fprintf(&b, "node %d: %+v; ", n.id, n.host.Shards())
+	}
+	for _, c := range w.clients {
+		fmt.Fprintf(&b, "client %d: waiting %v proved %v; ", c.id, c.op != nil, c.proved)
+	}
+	return b.String()
+}

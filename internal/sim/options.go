@@ -1,0 +1,90 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// Options says what one run of the simulation looks like. FromSeed draws all of it from a seed, so that each run has another
+// mix of sizes and faults ("swarm testing", Groce et al., 2012).
+type Options struct {
+	Seed   uint64
+	Nodes  int
+	Shards int
+	// Chaos is how long faults go on; Settle how long the healed cluster then has to become whole again.
+	Chaos, Settle time.Duration
+	Clients       int
+	// Faults are rates per virtual second and node.
+	Crash, Pause, Partition, DiskStall, SyncError, BitFlip, Wipe float64
+	// Network.
+	Loss, Double float64
+	DelayMax     time.Duration
+	// Skew is how far clocks are apart; Drift how much their rates differ.
+	Skew  time.Duration
+	Drift float64
+	// CutEntries makes logs short, so that followers need snapshots.
+	CutEntries  uint64
+	LeaseReads  bool
+	NoHibernate bool
+	ThinkMax    time.Duration
+	PadMax      int
+}
+
+// FromSeed draws the options of a seed.
+func FromSeed(seed uint64) Options {
+	r := rand.New(rand.NewPCG(seed, 0x51a))
+	maybe := func(p, v float64) float64 {
+		if r.Float64() < p {
+			return v * (0.3 + r.Float64())
+		}
+		return 0
+	}
+	o := Options{
+		Seed: seed, Nodes: []int{3, 3, 3, 5, 1}[r.IntN(5)], Shards: []int{1, 1, 2, 4}[r.IntN(4)],
+		Chaos: time.Duration(40+r.IntN(40)) * time.Second, Settle: 60 * time.Second, Clients: 2 + r.IntN(6),
+		Crash: maybe(0.8, 0.05), Pause: maybe(0.5, 0.03), Partition: maybe(0.6, 0.08), DiskStall: maybe(0.5, 0.03),
+		SyncError: maybe(0.3, 0.02), BitFlip: maybe(0.4, 0.03), Wipe: maybe(0.25, 0.015),
+		Loss: maybe(0.5, 0.05), Double: maybe(0.5, 0.05), DelayMax: time.Duration(1+r.IntN(30)) * time.Millisecond,
+		Skew: time.Duration(maybe(0.5, float64(3*time.Second))), Drift: maybe(0.4, 0.03),
+		LeaseReads: r.IntN(4) == 0, NoHibernate: r.IntN(3) == 0,
+		ThinkMax: time.Duration(5+r.IntN(200)) * time.Millisecond, PadMax: []int{0, 0, 200, 5000}[r.IntN(4)],
+	}
+	if r.IntN(2) == 0 {
+		o.CutEntries = uint64(5 + r.IntN(200))
+	}
+	if o.Nodes == 1 {
+		// A single node has nobody to repair it, and nobody to lose contact with.
+		o.BitFlip, o.Wipe, o.Partition = 0, 0, 0
+	}
+	return o
+}
+
+// String prints the options in one line.
+func (o Options) String() string {
+	type plain Options
+	return fmt.Sprintf("%+v", plain(o))
+}
+
+func (s *Stats) add(o Stats) {
+	s.Steps += o.Steps
+	s.Frames += o.Frames
+	s.Acked += o.Acked
+	s.Failed += o.Failed
+	s.Unknown += o.Unknown
+	s.Reads += o.Reads
+	s.Timers += o.Timers
+	s.Crashes += o.Crashes
+	s.Pauses += o.Pauses
+	s.Partitions += o.Partitions
+	s.Stalls += o.Stalls
+	s.SyncErrors += o.SyncErrors
+	s.Flips += o.Flips
+	s.Wipes += o.Wipes
+	s.Elections += o.Elections
+	s.Snapshots += o.Snapshots
+	s.Replacements += o.Replacements
+	s.Duplicates += o.Duplicates
+	s.Hibernations += o.Hibernations
+	s.TornTails += o.TornTails
+}

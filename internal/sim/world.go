@@ -1,0 +1,536 @@
+// Package sim runs a whole cluster on one goroutine: many hosts, with simulated time, network and disks, all drawn from a
+// seed. It drives the same replica.Host and the same storage as a real node. After each step it checks what must always
+// hold (check.go), and at the end that nothing that was acknowledged is lost and that everything was applied once.
+//
+// A seed replays byte for byte. Runs must not overlap within a process: raft draws its election jitter from
+// crypto/rand.Reader, which Run replaces.
+package sim
+
+import (
+	"container/heap"
+	crand "crypto/rand"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/replica"
+	"github.com/quorate/quorate/internal/shard"
+	"github.com/quorate/quorate/internal/storage"
+)
+
+// Report says what a run found.
+type Report struct {
+	Options Options
+	// Err is nil if everything held.
+	Err error
+	// Trace is a hash of everything that happened, in order.
+	Trace uint64
+	// Virtual is how much time passed in the simulation.
+	Virtual time.Duration
+	Stats   Stats
+	// Log is the last part of what happened, for people.
+	Log []string
+}
+
+// Stats counts what a run did, so that a test can see that faults and odd paths really occurred.
+type Stats struct {
+	Steps, Frames, Acked, Failed, Unknown, Reads, Timers, Crashes, Pauses, Partitions, Stalls, SyncErrors, Flips, Wipes int
+	Elections, Snapshots, Replacements, Duplicates, Hibernations, TornTails                                             int
+}
+
+// world is one simulated cluster.
+type world struct {
+	o     Options
+	rng   *rand.Rand
+	now   time.Time
+	start time.Time
+	queue eventQueue
+	order uint64
+	nodes []*node
+	// cut[a][b] drops what a sends to b.
+	cut     map[[2]int]bool
+	chaos   bool
+	clients []*client
+	check   *checker
+	stats   Stats
+	trace   uint64
+	log     []string
+	err     error
+	nextID  uint64
+	boots   uint64
+	// broken counts the nodes whose data were damaged and that are not whole again.
+	broken map[int]bool
+}
+
+type node struct {
+	w     *world
+	id    shard.NodeID
+	disk  *disk
+	log   *storage.Log
+	store *storage.Store
+	host  *replica.Host
+	// boot is 0 while the node is down.
+	boot     uint64
+	inbox    []replica.Input
+	turnDue  bool
+	pausedTo time.Time
+	wakeAt   time.Time
+	// busy says that a sync is under way; writes wait in pending.
+	busy     bool
+	pending  []storage.Write
+	pendSeq  uint64
+	stallTo  time.Time
+	offset   time.Duration
+	rate     float64
+	logID    uint64
+	lost     bool
+	futures  map[*shard.Future]*operation
+	rebuilt  bool
+	awaiting bool
+}
+
+type event struct {
+	at    time.Time
+	order uint64
+	do    func()
+}
+
+type eventQueue []event
+
+func (q eventQueue) Len() int { return len(q) }
+func (q eventQueue) Less(i, j int) bool {
+	if !q[i].at.Equal(q[j].at) {
+		return q[i].at.Before(q[j].at)
+	}
+	return q[i].order < q[j].order
+}
+func (q eventQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+
+// Push implements heap.Interface.
+func (q *eventQueue) Push(x any) { *q = append(*q, x.(event)) }
+
+// Pop implements heap.Interface.
+func (q *eventQueue) Pop() any {
+	old := *q
+	x := old[len(old)-1]
+	old[len(old)-1] = event{}
+	*q = old[:len(old)-1]
+	return x
+}
+
+type seededReader struct{ r *rand.Rand }
+
+func (s seededReader) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(s.r.Uint32())
+	}
+	return len(p), nil
+}
+
+// Run simulates one cluster.
+func Run(o Options) Report {
+	was := crand.Reader
+	crand.Reader = io.Reader(seededReader{rand.New(rand.NewPCG(o.Seed, 0xc0de))})
+	defer func() { crand.Reader = was }()
+	start := time.UnixMilli(1_700_000_000_000).UTC()
+	w := &world{
+		o: o, rng: rand.New(rand.NewPCG(o.Seed, 0x5eed)), now: start, start: start, cut: map[[2]int]bool{}, chaos: true,
+		trace: 14695981039346656037, broken: map[int]bool{},
+	}
+	w.check = newChecker(w)
+	w.run()
+	for _, n := range w.nodes {
+		n.close()
+	}
+	return Report{Options: o, Err: w.err, Trace: w.trace, Virtual: w.now.Sub(start), Stats: w.stats, Log: w.log}
+}
+
+func (w *world) run() {
+	defer func() {
+		if p := recover(); p != nil {
+			w.fail("panic: %v\n%s", p, stack())
+		}
+	}()
+	for i := range w.o.Nodes {
+		n := &node{
+			w: w, id: shard.NodeID(i + 1), disk: newDisk(), rate: 1 + w.o.Drift*(2*w.rng.Float64()-1),
+			offset: time.Duration((2*w.rng.Float64() - 1) * float64(w.o.Skew)), logID: uint64(i+1) * 1000,
+		}
+		w.nodes = append(w.nodes, n)
+		w.after(time.Duration(w.rng.IntN(50))*time.Millisecond, n.boots)
+	}
+	for i := range w.o.Clients {
+		c := &client{w: w, id: i}
+		w.clients = append(w.clients, c)
+		w.after(time.Second, c.next)
+	}
+	w.scheduleFaults()
+	end := w.start.Add(w.o.Chaos)
+	w.runUntil(end, nil)
+	if w.err != nil {
+		return
+	}
+	w.heal()
+	w.runUntil(end.Add(w.o.Settle), w.settled)
+	if w.err == nil && !w.settled() {
+		w.fail("the healed cluster is not whole after %v: %s", w.o.Settle, w.describe())
+	}
+	if w.err == nil {
+		w.check.final()
+	}
+}
+
+// runUntil handles events up to a moment, or until done says so.
+func (w *world) runUntil(end time.Time, done func() bool) {
+	for w.err == nil && len(w.queue) > 0 && !w.queue[0].at.After(end) {
+		e := heap.Pop(&w.queue).(event)
+		if e.at.After(w.now) {
+			w.now = e.at
+		}
+		e.do()
+		if done != nil && w.stats.Steps%64 == 0 && done() {
+			return
+		}
+	}
+	if w.err == nil && w.now.Before(end) && done == nil {
+		w.now = end
+	}
+}
+
+func (w *world) after(d time.Duration, f func()) {
+	w.order++
+	heap.Push(&w.queue, event{at: w.now.Add(d), order: w.order, do: f})
+}
+
+func (w *world) note(format string, args ...any) {
+	s := fmt.Sprintf("%9.4f ", w.now.Sub(w.start).Seconds()) + fmt.Sprintf(format, args...)
+	w.mix([]byte(s))
+	if len(w.log) > 4000 {
+		w.log = append(w.log[:0], w.log[2000:]...)
+	}
+	w.log = append(w.log, s)
+}
+
+func (w *world) mix(b []byte) {
+	h := fnv.New64a()
+	_, _ = h.Write(b)
+	w.trace = w.trace*1099511628211 ^ h.Sum64()
+}
+
+func (w *world) fail(format string, args ...any) {
+	if w.err == nil {
+		w.err = fmt.Errorf(format, args...)
+		w.note("FAILED: %v", w.err)
+	}
+}
+
+// clock returns the node's own time.
+func (n *node) clock() time.Time {
+	return n.w.start.Add(n.offset + time.Duration(float64(n.w.now.Sub(n.w.start))*n.rate))
+}
+
+func (n *node) members() []shard.NodeID {
+	var all []shard.NodeID
+	for i := range n.w.o.Nodes {
+		all = append(all, shard.NodeID(i+1))
+	}
+	return all
+}
+
+// boots starts the node from its disk.
+func (n *node) boots() {
+	w := n.w
+	if n.boot != 0 || w.err != nil {
+		return
+	}
+	lg, rec, err := storage.OpenLog(logFS{n.disk.log, n.disk}, "log", storage.LogConfig{SegmentBytes: 64 << 10, ZeroBytes: 4 << 10, ID: n.logID})
+	if err != nil {
+		w.fail("node %d: open log: %v", n.id, err)
+		return
+	}
+	if rec.TornBytes > 0 {
+		w.stats.TornTails++
+	}
+	if len(rec.Damaged) > 0 {
+		w.note("node %d: log damaged: %v, suspect %v all %v", n.id, rec.Damaged, rec.Suspect, rec.AllSuspect)
+	}
+	cfg := storage.StoreConfig{MemTableBytes: 4 << 20, CacheBytes: 1 << 20, Deterministic: true}
+	st, err := openStore(n.disk.state, cfg)
+	lost := n.lost
+	n.lost = false
+	if err != nil {
+		w.note("node %d: state store damaged: %v", n.id, errs.KindOf(err))
+		lost = true
+	}
+	if lost {
+		if st != nil {
+			_ = st.Close()
+		}
+		if err := storage.RemoveStore(n.disk.state, "state"); err != nil {
+			w.fail("node %d: %v", n.id, err)
+			return
+		}
+		if st, err = storage.OpenStore(n.disk.state, "state", cfg); err != nil {
+			w.fail("node %d: open emptied store: %v", n.id, err)
+			return
+		}
+	}
+	w.boots++
+	n.boot = w.boots
+	n.log, n.store = lg, st
+	n.inbox, n.pending, n.busy, n.turnDue = nil, nil, false, false
+	n.wakeAt, n.stallTo, n.pausedTo = time.Time{}, time.Time{}, time.Time{}
+	n.futures = map[*shard.Future]*operation{}
+	var ids []shard.ID
+	for i := range w.o.Shards {
+		ids = append(ids, shard.ID(i+1))
+	}
+	n.host, err = replica.Open(replica.Config{
+		Node: n.id, Nodes: n.members(), Shards: ids, Session: n.boot*16 + 1, LogID: lg.ID(), LogEntriesMax: w.o.CutEntries,
+		ChunkBytes: 512, LeaseReads: w.o.LeaseReads, LeaseDrift: 0.1, NoHibernate: w.o.NoHibernate,
+		Machine: shard.MachineConfig{ChangeBytesMax: 64 << 20},
+	}, lg, rec, lost, st, shard.Modules(ledger{}), n.clock())
+	if err != nil {
+		w.fail("node %d: open: %v", n.id, err)
+		return
+	}
+	if rec.AllSuspect {
+		// The marks that the first turn writes are synced with it.
+		if err := lg.Settle(0); err != nil {
+			w.fail("node %d: settle: %v", n.id, err)
+			return
+		}
+	}
+	for _, id := range ids {
+		n.host.Machine(id).SetSkew(n.clock)
+	}
+	w.note("node %d starts (boot %d)", n.id, n.boot)
+	n.due()
+}
+
+func openStore(fs storage.FS, cfg storage.StoreConfig) (st *storage.Store, err error) {
+	if st, err = storage.OpenStore(fs, "state", cfg); err != nil {
+		return nil, err
+	}
+	if err = st.Verify(); err != nil {
+		_ = st.Close()
+		return nil, err
+	}
+	return st, nil
+}
+
+// close releases what the node holds in memory.
+func (n *node) close() {
+	if n.boot == 0 {
+		return
+	}
+	n.boot = 0
+	n.host.Close()
+	_ = n.log.Close()
+	_ = n.store.Close()
+	n.host, n.log, n.store = nil, nil, nil
+}
+
+// die ends the node as a power cut does: what was not synced is gone, and what its clients wait for is unknown.
+func (n *node) die(why string) {
+	if n.boot == 0 {
+		return
+	}
+	n.w.note("node %d dies: %s", n.id, why)
+	crashed := n.disk.crash(n.w.rng)
+	n.close()
+	n.disk = crashed
+	ops := n.futures
+	n.futures = nil
+	for _, c := range n.w.clients {
+		if c.op != nil && c.op.node == n && ops[c.op.future] == c.op {
+			c.finish(shard.Result{Err: errs.New(errs.OutcomeUnknown, "connection lost")})
+		}
+	}
+}
+
+// due schedules a turn now.
+func (n *node) due() {
+	if n.turnDue || n.boot == 0 {
+		return
+	}
+	n.turnDue = true
+	boot := n.boot
+	d := time.Duration(n.w.rng.IntN(100)) * time.Microsecond
+	if n.pausedTo.After(n.w.now) {
+		d += n.pausedTo.Sub(n.w.now)
+	}
+	n.w.after(d, func() {
+		if n.boot == boot {
+			n.turn()
+		}
+	})
+}
+
+func (n *node) give(in replica.Input) {
+	if n.boot == 0 {
+		return
+	}
+	n.inbox = append(n.inbox, in)
+	n.due()
+}
+
+// turn runs the host once and does what it asks.
+func (n *node) turn() {
+	w := n.w
+	n.turnDue = false
+	if n.pausedTo.After(w.now) {
+		n.due()
+		return
+	}
+	w.stats.Steps++
+	in := n.inbox
+	n.inbox = nil
+	out := n.host.Turn(n.clock(), in)
+	for _, t := range out.Notes {
+		w.note("node %d shard %d: %s %v", n.id, t.Shard, t.Msg, t.Attrs)
+		switch t.Msg {
+		case "installed a snapshot":
+			w.stats.Snapshots++
+		case "replacing a replica that lost its data":
+			w.stats.Replacements++
+		case "leads the shard":
+			w.stats.Elections++
+		}
+	}
+	w.check.writes(n, out.Writes)
+	w.check.state(n)
+	if w.err != nil {
+		return
+	}
+	if out.Fatal != nil {
+		n.lost = n.lost || errs.Is(out.Fatal, errs.Corrupt)
+		if n.lost && !w.broken[int(n.id)] {
+			w.fail("node %d stops although nobody damaged it: %v", n.id, out.Fatal)
+			return
+		}
+		n.die(out.Fatal.Error())
+		w.after(time.Second, n.boots)
+		return
+	}
+	for _, f := range out.Frames {
+		w.send(n, f)
+	}
+	if len(out.Writes) > 0 {
+		n.pending = append(n.pending, out.Writes...)
+		n.pendSeq = out.Seq
+	}
+	if out.Flush {
+		if err := n.store.Flush(); err != nil {
+			w.fail("node %d: flush: %v", n.id, err)
+			return
+		}
+		boot := n.boot
+		w.after(time.Duration(w.rng.IntN(20))*time.Millisecond, func() {
+			if n.boot == boot {
+				n.give(replica.Flushed{})
+			}
+		})
+	}
+	n.writeLog()
+	for _, a := range out.Answers {
+		if op := n.futures[a.Future]; op != nil {
+			delete(n.futures, a.Future)
+			op.client.answer(op, a.Result)
+		}
+	}
+	for _, r := range out.Reads {
+		if op := n.futures[r.Future]; op != nil {
+			delete(n.futures, r.Future)
+			boot := n.boot
+			w.after(time.Duration(w.rng.IntN(2000))*time.Microsecond, func() { op.client.runRead(op, n, boot, r.Machine) })
+		}
+	}
+	n.wakeUp(out.Wake)
+}
+
+// wakeUp schedules a turn for a moment of the node's clock.
+func (n *node) wakeUp(at time.Time) {
+	if !n.wakeAt.IsZero() && !at.Before(n.wakeAt) && n.wakeAt.After(n.clock()) {
+		return
+	}
+	n.wakeAt = at
+	d := max(0, time.Duration(float64(at.Sub(n.clock()))/n.rate)+time.Microsecond)
+	boot := n.boot
+	n.w.after(d, func() {
+		if n.boot == boot && n.wakeAt.Equal(at) {
+			n.wakeAt = time.Time{}
+			n.due()
+		}
+	})
+}
+
+// writeLog appends what waits and starts a sync, unless one is under way: as the engine's writer does.
+func (n *node) writeLog() {
+	w := n.w
+	if n.busy || len(n.pending) == 0 {
+		return
+	}
+	ws, seq := n.pending, n.pendSeq
+	n.pending = nil
+	if err := n.log.AppendAll(ws); err != nil {
+		w.fail("node %d: append: %v", n.id, err)
+		return
+	}
+	n.busy = true
+	d := time.Duration(50+w.rng.IntN(1000)) * time.Microsecond
+	if n.stallTo.After(w.now) {
+		d += n.stallTo.Sub(w.now)
+	}
+	boot := n.boot
+	w.after(d, func() {
+		if n.boot != boot {
+			return
+		}
+		if err := n.log.Sync(); err != nil {
+			n.die("sync failed: " + err.Error())
+			w.after(time.Second, n.boots)
+			return
+		}
+		if w.rng.IntN(2) == 0 {
+			if err := n.log.Seal(); err != nil {
+				w.fail("node %d: seal: %v", n.id, err)
+				return
+			}
+		}
+		n.busy = false
+		n.give(replica.LogDone{Seq: seq})
+		n.writeLog()
+	})
+}
+
+// send puts a frame on the simulated network.
+func (w *world) send(from *node, f replica.Outgoing) {
+	to := int(f.To) - 1
+	w.mix(f.Data)
+	if w.cut[[2]int{int(from.id) - 1, to}] {
+		return
+	}
+	w.stats.Frames++
+	copies := 1
+	if w.chaos {
+		if w.rng.Float64() < w.o.Loss {
+			copies = 0
+		}
+		if w.rng.Float64() < w.o.Double {
+			copies++
+		}
+	}
+	for range copies {
+		d := 20*time.Microsecond + time.Duration(w.rng.Int64N(int64(w.o.DelayMax)))
+		if w.chaos && w.rng.IntN(500) == 0 {
+			d *= 50
+		}
+		data := append([]byte(nil), f.Data...)
+		in := replica.Frame{From: from.id, Data: data}
+		w.after(d, func() { w.nodes[to].give(in) })
+	}
+}
