@@ -67,9 +67,8 @@ func (r *recovery) run() error {
 		return err
 	}
 	if fresh {
-		// The directory itself must not be lost once it holds something.
-		if err := syncDir(l.fs, l.fs.PathDir(l.dir)); err != nil {
-			return errs.Wrap(errs.OutcomeUnknown, err, "sync parent of raft log directory")
+		if err := r.syncParents(); err != nil {
+			return err
 		}
 		if err := l.writeIdentity(); err != nil {
 			return err
@@ -81,6 +80,19 @@ func (r *recovery) run() error {
 		return err
 	}
 	return r.finish(last)
+}
+
+// syncParents sees to it that the directory itself is not lost once it holds something. The directories above its parent
+// need not be readable for us; if they are not, someone else has made them.
+func (r *recovery) syncParents() error {
+	fs, dir := r.l.fs, r.l.fs.PathDir(r.l.dir)
+	if err := syncDir(fs, dir); err != nil {
+		return errs.Wrap(errs.OutcomeUnknown, err, "sync parent of raft log directory")
+	}
+	for up := fs.PathDir(dir); up != dir; dir, up = up, fs.PathDir(up) {
+		_ = syncDir(fs, up)
+	}
+	return nil
 }
 
 func (r *recovery) damage(file string, off, n int64, reason string) {
@@ -382,9 +394,6 @@ func (r *recovery) segment(seq uint64, info segmentInfo, known bool, next *segme
 	for i := range recs {
 		r.max = max(r.max, recs[i].number)
 		e.seenEnd = int64(recs[i].end)
-		if recs[i].number < proven {
-			e.provenEnd = int64(recs[i].end)
-		}
 	}
 	g.end = off
 	r.tail(g, b, e)
@@ -409,7 +418,6 @@ type ending struct {
 	isLast     bool
 	unreadable bool
 	proven     uint64 // records with lower numbers were synced
-	provenEnd  int64  // end of the last such record that was found
 	seenEnd    int64  // end of the last valid record, taken or not
 }
 
@@ -419,7 +427,8 @@ func (r *recovery) tail(g *segment, b []byte, e ending) {
 	size := int64(len(b))
 	want := int64(0)
 	if g.info.step > 0 {
-		want = g.info.allocated(e.provenEnd)
+		// Even an unfinished record was written only when the file was long enough for it.
+		want = g.info.allocated(max(e.off, e.seenEnd, e.off+r.unfinished(b, e.off)))
 	}
 	switch {
 	case !e.isLast && e.next == nil:
@@ -443,17 +452,20 @@ func (r *recovery) tail(g *segment, b []byte, e ending) {
 	}
 }
 
+// unfinished returns the length of the record of which the header stands at off, if it is that of the next record.
+func (r *recovery) unfinished(b []byte, off int64) int64 {
+	if int64(len(b)) < off+recordHeaderBytes || le.Uint64(b[off+8:]) != r.next || le.Uint32(b[off+4:]) > payloadBytesMax {
+		return 0
+	}
+	return align8(recordHeaderBytes + int64(le.Uint32(b[off+4:])))
+}
+
 // torn measures an unfinished write at the end of the log. Only what is recognizable as one counts: in a recycled file,
 // other bytes behind the end are remains of its earlier life.
 func (r *recovery) torn(g *segment, b []byte, e ending) {
-	r.out.TornBytes = max(e.seenEnd-e.off, 0)
-	if int(e.off)+recordHeaderBytes > len(b) || le.Uint64(b[e.off+8:]) != r.next {
-		return
-	}
-	n := align8(recordHeaderBytes + int64(le.Uint32(b[e.off+4:])))
-	r.out.TornBytes = max(r.out.TornBytes, min(n, int64(len(b))-e.off))
+	r.out.TornBytes = max(e.seenEnd-e.off, min(r.unfinished(b, e.off), int64(len(b))-e.off), 0)
 	if env.Mutant(env.MutantTornTailKept) {
-		if rec, ok := recordHeader(b, int(e.off)); ok {
+		if rec, ok := recordHeader(b, int(e.off)); ok && rec.number == r.next {
 			r.replay(g, &rec)
 			r.max = max(r.max, rec.number)
 			r.next, g.end = rec.number+1, int64(rec.end)
