@@ -368,7 +368,7 @@ func TestLog_LargeRecordGetsItsOwnSegment(t *testing.T) {
 
 // TestLog_Model runs random operations against the model, with reopening in between.
 func TestLog_Model(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(6) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		fs, m := FS(vfs.NewMem()), model{}
 		l := mustOpen(t, fs, smallLog())
@@ -563,7 +563,7 @@ func TestLog_OneWritePerAppend(t *testing.T) {
 func TestLog_FailureIsFinal(t *testing.T) {
 	fault := errors.New("disk fault")
 	tried := 0
-	for at := range 400 {
+	for at := range 150 {
 		mem := MemFS()
 		var n int
 		armed := false
@@ -613,7 +613,7 @@ func TestLog_FailureIsFinal(t *testing.T) {
 		}
 		must(t, l.Close())
 	}
-	if tried < 100 {
+	if tried < 60 {
 		t.Errorf("only %d faults were hit", tried)
 	}
 }
@@ -695,7 +695,7 @@ func TestLog_ReadsWhileWriting(t *testing.T) {
 			}
 		})
 	}
-	for next := uint64(2); next < 4000; next += 2 {
+	for next := uint64(2); next < 1500; next += 2 {
 		w := Write{Shard: 1, Entries: []Entry{}}
 		for i := range uint64(2) {
 			w.Entries = append(w.Entries, Entry{Index: next + i, Term: 1, Data: bytes.Repeat([]byte{byte(next + i)}, 100)})
