@@ -98,8 +98,12 @@ type Recovery struct {
 	// Suspect lists the shards of which a record is lost or may be lost: their hard state and entries may lag what this
 	// node has promised, so their replicas must not vote, answer or count towards a quorum. Shards that are provably whole
 	// are not listed. A shard may be suspect without being in Log.Shards, if all its records are lost: then AllSuspect is set.
+	//
+	// A suspicion outlives restarts, also when the damaged bytes are long gone, until the shard gets another replica id,
+	// is removed, or Log.Settle is called.
 	Suspect []ShardID
 	// AllSuspect says that shards unknown to the log may have lost records too (for instance a whole segment is missing).
+	// It says nothing of the shards in Log.Shards. It lasts until Log.Settle(0).
 	AllSuspect bool
 }
 

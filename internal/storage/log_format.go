@@ -161,9 +161,9 @@ func (h segmentInfo) plausible(seq uint64) bool {
 		h.first > 0 && h.first <= indexMax && h.prevNext <= h.first
 }
 
-// allocated returns the length that the file has at least when a record that ends at end is synced.
+// allocated returns the length that the file has on disk before a record that ends at end is written.
 func (h segmentInfo) allocated(end int64) int64 {
-	return min(h.size, (end+h.step-1)/h.step*h.step)
+	return min(h.size, (end+h.step-1)/h.step*h.step+h.step)
 }
 
 // headerID reads the id out of a segment header without knowing it, for a log that has lost its LOG file.

@@ -168,7 +168,7 @@ func (l *Log) cutLocked(s *shardLog, pos Position) {
 		s.slots = rest
 	}
 	r := sort.Search(len(s.terms), func(r int) bool { return s.terms[r].index > pos.Index+1 }) - 1
-	s.terms = append([]termRun(nil), s.terms[r:]...)
+	s.terms = s.terms[:copy(s.terms, s.terms[r:])]
 	s.terms[0].index = pos.Index + 1
 	s.cut = pos
 }

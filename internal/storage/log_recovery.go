@@ -10,9 +10,9 @@ import (
 	"github.com/quorate/quorate/internal/errs"
 )
 
-// missingMax bounds the slots that recovery makes for entries it has not found (yet). A shard that lacks more is suspect
-// for good.
-const missingMax = 1 << 20
+// missingMax bounds the slots that recovery makes for entries of a shard that it has not found (yet). The checkpoint of the
+// oldest segment may speak of millions, all cut since; so many are kept as a hole.
+const missingMax = 1 << 16
 
 // recovery rebuilds a Log from its directory. The rules are in docs/formats/raftlog.md, "Recovery".
 type recovery struct {
@@ -25,6 +25,10 @@ type recovery struct {
 	max     uint64 // highest number seen
 	epoch   int    // counts losses of records that cannot be put down to a shard
 	buf     []byte
+
+	// holes has the cut of shards that miss more entries than there should be slots for. The entries behind the cut and
+	// up to shardLog.cut are missing.
+	holes map[ShardID]Position
 }
 
 // OpenLog opens the log in dir, making it if there is none, and says what it found. Damage of the log's bytes is never an
@@ -36,7 +40,7 @@ func OpenLog(fs FS, dir string, cfg LogConfig) (*Log, *Recovery, error) {
 		return nil, nil, err
 	}
 	l := &Log{fs: fs, dir: dir, cfg: cfg, next: 1, shards: make(map[ShardID]*shardLog), seen: make(map[ShardID]struct{})}
-	r := &recovery{l: l, out: &Recovery{}}
+	r := &recovery{l: l, out: &Recovery{}, holes: make(map[ShardID]Position)}
 	if err := r.run(); err != nil {
 		for _, g := range l.segs {
 			g.release()
@@ -67,9 +71,8 @@ func (r *recovery) run() error {
 		return err
 	}
 	if fresh {
-		// The directory itself must not be lost once it holds something.
-		if err := syncDir(l.fs, l.fs.PathDir(l.dir)); err != nil {
-			return errs.Wrap(errs.OutcomeUnknown, err, "sync parent of raft log directory")
+		if err := r.syncParents(); err != nil {
+			return err
 		}
 		if err := l.writeIdentity(); err != nil {
 			return err
@@ -81,6 +84,19 @@ func (r *recovery) run() error {
 		return err
 	}
 	return r.finish(last)
+}
+
+// syncParents sees to it that the directory itself is not lost once it holds something. The directories above its parent
+// need not be readable for us; if they are not, someone else has made them.
+func (r *recovery) syncParents() error {
+	fs, dir := r.l.fs, r.l.fs.PathDir(r.l.dir)
+	if err := syncDir(fs, dir); err != nil {
+		return errs.Wrap(errs.OutcomeUnknown, err, "sync parent of raft log directory")
+	}
+	for up := fs.PathDir(dir); up != dir; dir, up = up, fs.PathDir(up) {
+		_ = syncDir(fs, up)
+	}
+	return nil
 }
 
 func (r *recovery) damage(file string, off, n int64, reason string) {
@@ -382,9 +398,6 @@ func (r *recovery) segment(seq uint64, info segmentInfo, known bool, next *segme
 	for i := range recs {
 		r.max = max(r.max, recs[i].number)
 		e.seenEnd = int64(recs[i].end)
-		if recs[i].number < proven {
-			e.provenEnd = int64(recs[i].end)
-		}
 	}
 	g.end = off
 	r.tail(g, b, e)
@@ -409,7 +422,6 @@ type ending struct {
 	isLast     bool
 	unreadable bool
 	proven     uint64 // records with lower numbers were synced
-	provenEnd  int64  // end of the last such record that was found
 	seenEnd    int64  // end of the last valid record, taken or not
 }
 
@@ -419,7 +431,8 @@ func (r *recovery) tail(g *segment, b []byte, e ending) {
 	size := int64(len(b))
 	want := int64(0)
 	if g.info.step > 0 {
-		want = g.info.allocated(e.provenEnd)
+		// Even an unfinished record was written only when the file was long enough for it.
+		want = g.info.allocated(max(e.off, e.seenEnd, e.off+r.unfinished(b, e.off)))
 	}
 	switch {
 	case !e.isLast && e.next == nil:
@@ -443,17 +456,20 @@ func (r *recovery) tail(g *segment, b []byte, e ending) {
 	}
 }
 
+// unfinished returns the length of the record of which the header stands at off, if it is that of the next record.
+func (r *recovery) unfinished(b []byte, off int64) int64 {
+	if int64(len(b)) < off+recordHeaderBytes || le.Uint64(b[off+8:]) != r.next || le.Uint32(b[off+4:]) > payloadBytesMax {
+		return 0
+	}
+	return align8(recordHeaderBytes + int64(le.Uint32(b[off+4:])))
+}
+
 // torn measures an unfinished write at the end of the log. Only what is recognizable as one counts: in a recycled file,
 // other bytes behind the end are remains of its earlier life.
 func (r *recovery) torn(g *segment, b []byte, e ending) {
-	r.out.TornBytes = max(e.seenEnd-e.off, 0)
-	if int(e.off)+recordHeaderBytes > len(b) || le.Uint64(b[e.off+8:]) != r.next {
-		return
-	}
-	n := align8(recordHeaderBytes + int64(le.Uint32(b[e.off+4:])))
-	r.out.TornBytes = max(r.out.TornBytes, min(n, int64(len(b))-e.off))
+	r.out.TornBytes = max(e.seenEnd-e.off, min(r.unfinished(b, e.off), int64(len(b))-e.off), 0)
 	if env.Mutant(env.MutantTornTailKept) {
-		if rec, ok := recordHeader(b, int(e.off)); ok {
+		if rec, ok := recordHeader(b, int(e.off)); ok && rec.number == r.next {
 			r.replay(g, &rec)
 			r.max = max(r.max, rec.number)
 			r.next, g.end = rec.number+1, int64(rec.end)
@@ -506,6 +522,7 @@ func (r *recovery) batch(sub *subRecord, slots []slot, terms []uint64) {
 	// A shard is made with a replica id and counter 1, so if that is what is here, only its remove can be lost.
 	if gap && sub.counter == 1 && sub.flags&subReplica != 0 {
 		l.applyLocked(&subRecord{shard: sub.shard, flags: subRemove}, nil, nil)
+		delete(r.holes, sub.shard)
 		s, gap = nil, false
 	}
 	if gap {
@@ -516,7 +533,14 @@ func (r *recovery) batch(sub *subRecord, slots []slot, terms []uint64) {
 		s.gap = true
 		doubt(s)
 	}
+	if sub.flags&(subForget|subReset|subRemove) != 0 {
+		delete(r.holes, sub.shard)
+	}
 	if sub.flags&subEntries != 0 && sub.flags&subRemove == 0 {
+		if from, hole := r.holes[sub.shard]; hole && sub.first > from.Index && sub.first <= s.cut.Index {
+			l.dropAllLocked(s, Position{sub.first - 1, 0}) // entries take the place of missing ones
+			r.narrow(sub.shard, s, from)
+		}
 		// Only after a loss can the entries not join.
 		at := s
 		if at == nil || sub.flags&subForget != 0 {
@@ -537,27 +561,58 @@ func (r *recovery) batch(sub *subRecord, slots []slot, terms []uint64) {
 			if sub.first <= cut {
 				l.dropAllLocked(s, Position{sub.first - 1, 0})
 			}
-			r.fill(s, sub.first-1)
+			r.fill(sub.shard, s, sub.first-1)
 		}
 	}
 	l.applyLocked(sub, slots, terms)
+	if sub.flags&subCut != 0 {
+		r.narrow(sub.shard, s, sub.cut)
+	}
 	if s := l.shards[sub.shard]; s != nil {
 		s.epoch = r.epoch
 	}
 }
 
-// fill makes slots for missing entries up to index last.
-func (r *recovery) fill(s *shardLog, last uint64) {
+// fill makes slots for missing entries up to index last, or a hole.
+func (r *recovery) fill(id ShardID, s *shardLog, last uint64) {
 	if last <= s.last() {
 		return
 	}
 	if last-s.last() > missingMax {
+		if _, hole := r.holes[id]; !hole {
+			r.holes[id] = s.cut
+		}
 		r.l.dropAllLocked(s, Position{last, 0})
-		s.suspect = true
 		return
 	}
 	s.appendTerm(s.last()+1, 0)
 	s.slots = append(s.slots, make([]slot, last-s.last())...)
+}
+
+// narrow moves the start of a hole to a new cut. A hole that has become small enough turns into slots.
+func (r *recovery) narrow(id ShardID, s *shardLog, cut Position) {
+	if _, hole := r.holes[id]; !hole {
+		return
+	}
+	switch {
+	case cut.Index >= s.cut.Index:
+		delete(r.holes, id)
+		if cut.Index == s.cut.Index {
+			s.cut = cut
+		}
+	case s.cut.Index-cut.Index > missingMax:
+		r.holes[id] = cut
+	default:
+		delete(r.holes, id)
+		n := s.cut.Index - cut.Index
+		s.slots = append(make([]slot, n, n+uint64(len(s.slots))), s.slots...)
+		old := s.terms
+		s.terms = []termRun{{cut.Index + 1, 0}}
+		for _, t := range old {
+			s.appendTerm(t.index, t.term)
+		}
+		s.cut = cut
+	}
 }
 
 // rewrite applies a sub-record of entries that were copied forward.
@@ -599,19 +654,24 @@ func (r *recovery) checkpoint(c *checkpoint) {
 		}
 		s.replica, s.state, s.counter, s.suspect = x.replica, x.state, x.counter, x.suspect
 		s.gap, s.epoch = false, r.epoch
-		if x.cut.Index < s.cut.Index {
-			l.dropAllLocked(s, x.cut) // a reset that is lost
+		r.narrow(x.shard, s, x.cut)
+		if _, hole := r.holes[x.shard]; !hole || x.last.Index < s.cut.Index {
+			delete(r.holes, x.shard)
+			if x.cut.Index < s.cut.Index {
+				l.dropAllLocked(s, x.cut) // a reset that is lost
+			}
+			l.cutLocked(s, x.cut)
+			s.cut = x.cut
 		}
-		l.cutLocked(s, x.cut)
-		s.cut = x.cut
 		l.dropFromLocked(s, x.last.Index+1)
 		if s.last() == x.last.Index && s.term(s.last()) != x.last.Term && len(s.slots) > 0 && !s.slots[len(s.slots)-1].missing() {
 			doubt(s)
 		}
-		r.fill(s, x.last.Index)
+		r.fill(x.shard, s, x.last.Index)
 	}
 	for _, id := range l.shardsLocked() {
 		if !listed[id] {
+			delete(r.holes, id)
 			l.applyLocked(&subRecord{shard: id, flags: subRemove}, nil, nil) // its remove is lost
 		}
 	}
@@ -623,7 +683,8 @@ func (r *recovery) finish(last uint64) error {
 	l := r.l
 	for _, id := range l.shardsLocked() {
 		s := l.shards[id]
-		s.suspect = s.suspect || s.gap || s.epoch < r.epoch
+		_, hole := r.holes[id]
+		s.suspect = s.suspect || s.gap || s.epoch < r.epoch || hole
 		for k, e := range s.slots {
 			if e.missing() {
 				s.suspect = true

@@ -215,10 +215,19 @@ func (l *Log) encodeWrite(buf []byte, w *Write, seg *segment) []byte {
 	return r.encodeTail(buf)
 }
 
-// write puts one record at the end of the current segment and zeros behind it as the file's length demands.
+// write puts one record at the end of the current segment. Where the file must become longer for it, that is synced
+// before, so that each record proves a length of its file: a file cut short is told from one that was never longer.
 func (l *Log) write(seg *segment, buf []byte) error {
-	if err := l.writeAt(seg, buf, l.pos); err != nil {
-		return err
+	if want := seg.info.allocated(l.pos + int64(len(buf))); seg.alloc < want {
+		if err := l.extend(seg, want); err != nil {
+			return err
+		}
+		if err := seg.file.Sync(); err != nil {
+			return errs.Wrap(errs.OutcomeUnknown, err, "sync raft log segment %d", seg.seq)
+		}
+	}
+	if _, err := seg.file.WriteAt(buf, l.pos); err != nil {
+		return errs.Wrap(errs.OutcomeUnknown, err, "write %d bytes to raft log segment %d", len(buf), seg.seq)
 	}
 	l.pos += int64(len(buf))
 	l.next++
@@ -228,13 +237,8 @@ func (l *Log) write(seg *segment, buf []byte) error {
 	return nil
 }
 
-func (l *Log) writeAt(seg *segment, buf []byte, at int64) error {
-	if _, err := seg.file.WriteAt(buf, at); err != nil {
-		return errs.Wrap(errs.OutcomeUnknown, err, "write %d bytes to raft log segment %d", len(buf), seg.seq)
-	}
-	end := at + int64(len(buf))
-	want := seg.info.allocated(end)
-	seg.alloc = max(seg.alloc, end)
+// extend writes zeros up to a length.
+func (l *Log) extend(seg *segment, want int64) error {
 	for seg.alloc < want {
 		if l.zeros == nil {
 			l.zeros = make([]byte, min(l.cfg.ZeroBytes, 256<<10))
@@ -334,7 +338,14 @@ func (l *Log) startSegment(seq uint64, prevEnd int64, prevNext uint64, total int
 	if err != nil {
 		return err
 	}
-	if err = l.writeAt(g, buf, 0); err == nil {
+	if _, err = g.file.WriteAt(buf, 0); err != nil {
+		err = errs.Wrap(errs.OutcomeUnknown, err, "write head of raft log segment %d", seq)
+	}
+	g.alloc = max(g.alloc, int64(len(buf)))
+	if err == nil {
+		err = l.extend(g, info.allocated(int64(len(buf))))
+	}
+	if err == nil {
 		err = errs.Wrap(errs.OutcomeUnknown, g.file.Sync(), "sync raft log segment %d", seq)
 	}
 	if err == nil {
