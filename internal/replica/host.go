@@ -420,6 +420,7 @@ func (h *Host) finish() {
 	if len(h.timers) > 0 && h.timers[0].due.Before(h.out.Wake) {
 		h.out.Wake = h.timers[0].due
 	}
+	h.fatal(h.store.Err())
 	h.out.Fatal = h.err
 }
 

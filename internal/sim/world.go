@@ -436,6 +436,9 @@ func (n *node) turn() {
 		})
 	}
 	n.writeLog()
+	if n.boot == 0 {
+		return
+	}
 	for _, a := range out.Answers {
 		if op := n.futures[a.Future]; op != nil {
 			delete(n.futures, a.Future)
@@ -477,7 +480,9 @@ func (n *node) writeLog() {
 	ws, seq := n.pending, n.pendSeq
 	n.pending = nil
 	if err := n.log.AppendAll(ws); err != nil {
-		w.fail("node %d: append: %v", n.id, err)
+		// Changing to a new segment syncs, and that may fail too.
+		n.die("append failed: " + err.Error())
+		w.after(time.Second, n.boots)
 		return
 	}
 	n.busy = true
@@ -497,7 +502,8 @@ func (n *node) writeLog() {
 		}
 		if w.rng.IntN(2) == 0 {
 			if err := n.log.Seal(); err != nil {
-				w.fail("node %d: seal: %v", n.id, err)
+				n.die("seal failed: " + err.Error())
+				w.after(time.Second, n.boots)
 				return
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"path"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -35,6 +36,8 @@ type StoreConfig struct {
 type Store struct {
 	db    *pebble.DB
 	cache *pebble.Cache
+	// damage is the first corruption that background work came upon.
+	damage atomic.Pointer[error]
 }
 
 // Reader reads a Store or a Snapshot of one.
@@ -87,13 +90,28 @@ func OpenStore(fs FS, dir string, cfg StoreConfig) (*Store, error) {
 	}
 	if cfg.Deterministic {
 		opts.MaxOpenFiles = 64
+		// Nothing merges the tables, so their number must not stop writes.
+		opts.L0StopWritesThreshold = 1 << 20
 	}
-	db, err := pebble.Open(dir, opts)
-	if err != nil {
+	s := &Store{cache: cache}
+	opts.EventListener = &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
+		err := errs.Wrap(errs.Corrupt, i.Details, "state store file %s", i.Path)
+		s.damage.CompareAndSwap(nil, &err)
+	}}
+	var err error
+	if s.db, err = pebble.Open(dir, opts); err != nil {
 		cache.Unref()
 		return nil, errs.Wrap(errs.Corrupt, err, "open state store %s", dir)
 	}
-	return &Store{db: db, cache: cache}, nil
+	return s, nil
+}
+
+// Err returns the first damage that was found in the store's files by whatever read them. The node must stop then.
+func (s *Store) Err() error {
+	if e := s.damage.Load(); e != nil {
+		return *e
+	}
+	return nil
 }
 
 // Close closes the store without flushing it: what was not flushed is in the raft log.
