@@ -243,6 +243,8 @@ type peer struct {
 	alive     bool
 	greeted   bool
 	refusedAt time.Time
+	// strangeSession is the start of the peer that was last seen with another log.
+	strangeSession uint64
 }
 
 // appendWait is raft's storage response that is due when a write is durable.
@@ -451,7 +453,9 @@ func (h *Host) markDirty(r *replica) {
 // frameFor returns the frame being built for a peer, starting one if need be.
 func (h *Host) frameFor(p *peer) *[]byte {
 	if p.frame == nil {
-		p.frame = appendFrameHeader(make([]byte, 0, 256), frameHeader{from: h.cfg.Node, session: h.cfg.Session, logID: h.cfg.LogID})
+		p.frame = appendFrameHeader(make([]byte, 0, 256), frameHeader{
+			from: h.cfg.Node, session: h.cfg.Session, logID: h.cfg.LogID, yourLog: p.logID,
+		})
 	}
 	return &p.frame
 }

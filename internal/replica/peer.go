@@ -22,6 +22,9 @@ func (h *Host) receive(f Frame) {
 		}
 		return
 	}
+	if hd.yourLog != 0 && hd.yourLog != h.cfg.LogID&^awareBit {
+		h.strange(p)
+	}
 	if !h.knows(p, hd) {
 		return
 	}
@@ -68,10 +71,6 @@ func (h *Host) handle(p *peer, kind byte, body []byte) error {
 		return nil
 	}
 	rd := &reader{b: body}
-	if kind == msgStrange {
-		h.toldStrange(p, rd)
-		return nil
-	}
 	r := h.reps[shard.ID(rd.uvarint())]
 	if r == nil {
 		return nil

@@ -155,7 +155,8 @@ func (r *replica) promoteLearners() {
 }
 
 // Peers are remembered by the name of their log. A node that comes back under the same number with another log has lost
-// everything it promised, and does not know it: it must be told before anything it says is believed.
+// everything it promised, and does not know it. Each frame says which log its sender knows the receiver by, so the node
+// learns of it from the first frame that it gets, and nobody believes it until it shows, by awareBit, that it has.
 
 func peerLogKey(n shard.NodeID) []byte {
 	return binary.BigEndian.AppendUint32([]byte{0x01, 'n'}, uint32(n))
@@ -174,8 +175,8 @@ func (h *Host) loadPeerLogs() error {
 	return nil
 }
 
-// knows checks a peer's log name. On first contact it is stored; a different one later is answered with msgStrange until
-// the node says that it knows, by the top bit of its log id.
+// knows checks a peer's log name. On first contact it is stored; frames under another name are dropped until the peer says
+// that it knows.
 func (h *Host) knows(p *peer, hd frameHeader) bool {
 	if p.logID == hd.logID&^awareBit || env.Mutant(env.MutantAmnesia) {
 		return true
@@ -195,20 +196,20 @@ func (h *Host) knows(p *peer, hd frameHeader) bool {
 		h.fatal(h.store.Flush())
 		return h.err == nil
 	}
-	h.note(true, 0, "peer came back with another disk; it is told to rebuild", "peer", p.id)
-	f := h.frameFor(p)
-	w := beginMessage(*f, msgStrange)
-	w.b = binary.LittleEndian.AppendUint64(w.b, hd.logID)
-	*f = w.end()
+	if p.strangeSession != hd.session {
+		p.strangeSession = hd.session
+		h.note(true, 0, "peer came back with another disk; it must rebuild", "peer", p.id)
+	}
+	h.frameFor(p)
 	return false
 }
 
 // awareBit marks the log id of a node that knows it started over.
 const awareBit = 1 << 63
 
-// toldStrange is called when a peer remembers this node with another log: every replica here starts over.
-func (h *Host) toldStrange(p *peer, rd *reader) {
-	if rd.uint64() != h.cfg.LogID || rd.bad || h.cfg.LogID&awareBit != 0 {
+// strange is called when a peer knows this node by another log: every replica here starts over.
+func (h *Host) strange(p *peer) {
+	if h.cfg.LogID&awareBit != 0 {
 		return
 	}
 	h.note(true, 0, "a peer remembers this node with another disk; all replicas are rebuilt", "peer", p.id)

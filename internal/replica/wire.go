@@ -12,7 +12,7 @@ import (
 // A frame is what one node sends another in one turn: a header and any number of messages. Format: docs/formats/peer.md.
 const (
 	frameVersion    = 1
-	frameHeaderSize = 1 + 4 + 8 + 8
+	frameHeaderSize = 1 + 4 + 8 + 8 + 8
 )
 
 // Message kinds. Append only.
@@ -24,8 +24,7 @@ const (
 	msgChunkOK = 5
 	msgReplace = 6
 	msgDigest  = 7
-	msgStrange = 8
-	msgAssign  = 9
+	msgAssign  = 8
 )
 
 // frameHeader says who sends.
@@ -35,13 +34,16 @@ type frameHeader struct {
 	session uint64
 	// logID names the sender's raft log: it changes when the disk was replaced.
 	logID uint64
+	// yourLog is the log id that the sender knows the receiver by, 0 if it never heard of it.
+	yourLog uint64
 }
 
 func appendFrameHeader(b []byte, h frameHeader) []byte {
 	b = append(b, frameVersion)
 	b = binary.LittleEndian.AppendUint32(b, uint32(h.from))
 	b = binary.LittleEndian.AppendUint64(b, h.session)
-	return binary.LittleEndian.AppendUint64(b, h.logID)
+	b = binary.LittleEndian.AppendUint64(b, h.logID)
+	return binary.LittleEndian.AppendUint64(b, h.yourLog)
 }
 
 // reader reads fields from a frame. After the first malformed field it returns zeros and stays bad.
@@ -115,6 +117,7 @@ func readFrameHeader(b []byte) (h frameHeader, rest []byte, err error) {
 	h.from = shard.NodeID(binary.LittleEndian.Uint32(b[1:]))
 	h.session = binary.LittleEndian.Uint64(b[5:])
 	h.logID = binary.LittleEndian.Uint64(b[13:])
+	h.yourLog = binary.LittleEndian.Uint64(b[21:])
 	return h, b[frameHeaderSize:], nil
 }
 
