@@ -227,6 +227,7 @@ type Host struct {
 	flushing        bool
 	timers          timerHeap
 	readCtx         uint64
+	awaits          uint64
 	// turned is false until the first turn, which also hands out what Open wrote.
 	turned bool
 	out    Output
@@ -287,6 +288,9 @@ func Open(cfg Config, log *storage.Log, rec *storage.Recovery, storeLost bool, s
 		}
 	}
 	slices.Sort(h.peerIDs)
+	if h.startedOver() {
+		h.cfg.LogID |= awareBit
+	}
 	if err := h.loadPeerLogs(); err != nil {
 		return nil, err
 	}

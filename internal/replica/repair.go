@@ -30,6 +30,8 @@ func (r *replica) await(stored uint64, damaged bool) error {
 		last = lastIDUnknown
 	}
 	r.rid, r.refuseUpTo = 0, last
+	h.awaits++
+	r.request = h.cfg.Session + h.awaits
 	h.out.Writes = append(h.out.Writes, storage.Write{Shard: r.id, Replica: awaitingBit | last})
 	if err := r.machine.Wipe(); err != nil {
 		return err
@@ -51,18 +53,19 @@ func (r *replica) askReplacement() {
 		w := beginMessage(*f, msgReplace)
 		w.b = binary.AppendUvarint(w.b, uint64(r.id))
 		w.b = binary.AppendUvarint(w.b, r.refuseUpTo)
+		w.b = binary.LittleEndian.AppendUint64(w.b, r.request)
 		*f = w.end()
 	}
 }
 
-// assigned remembers which new id a leader gave to which start of a node.
+// assigned remembers which new id a leader gave for which request.
 type assigned struct {
-	session, id uint64
+	request, id uint64
 }
 
 // receiveReplace replaces the replica of a node that lost its data.
 func (r *replica) receiveReplace(p *peer, rd *reader) {
-	used := rd.uvarint()
+	used, request := rd.uvarint(), rd.uint64()
 	r.wake()
 	if rd.bad || !r.leads() {
 		return
@@ -79,9 +82,9 @@ func (r *replica) receiveReplace(p *peer, rd *reader) {
 		}
 		old = append(old, id)
 		highest = max(highest, id)
-		// An id that was made for this start of the node, or that the node knows it never had, is given again.
-		if given := r.given[p.id]; given.session == p.session && given.id == id || pr.IsLearner && id > used {
-			r.assign(p, id)
+		// An id that was made for this request, or that the node knows it never had, is given again.
+		if given := r.given[p.id]; given.request == request && given.id == id || pr.IsLearner && id > used {
+			r.assign(p, id, request)
 			return
 		}
 	}
@@ -99,27 +102,27 @@ func (r *replica) receiveReplace(p *peer, rd *reader) {
 		if r.given == nil {
 			r.given = map[shard.NodeID]assigned{}
 		}
-		r.given[p.id] = assigned{p.session, next}
+		r.given[p.id] = assigned{request, next}
 		r.host.note(true, r.id, "replacing a replica that lost its data", "node", p.id, "replica", next)
 	}
 	r.host.markDirty(r)
 }
 
 // assign tells a node its new replica id.
-func (r *replica) assign(p *peer, id uint64) {
+func (r *replica) assign(p *peer, id, request uint64) {
 	f := r.host.frameFor(p)
 	w := beginMessage(*f, msgAssign)
 	w.b = binary.AppendUvarint(w.b, uint64(r.id))
 	w.b = binary.AppendUvarint(w.b, id)
-	w.b = binary.LittleEndian.AppendUint64(w.b, p.session)
+	w.b = binary.LittleEndian.AppendUint64(w.b, request)
 	*f = w.end()
 }
 
 // receiveAssign takes the id that the leader gave a replica which lost its own.
 func (r *replica) receiveAssign(rd *reader) {
 	h := r.host
-	id, session := rd.uvarint(), rd.uint64()
-	if rd.bad || r.rn != nil || replicaNode(id) != h.cfg.Node || session != h.cfg.Session {
+	id, request := rd.uvarint(), rd.uint64()
+	if rd.bad || r.rn != nil || replicaNode(id) != h.cfg.Node || request != r.request {
 		return
 	}
 	h.note(true, r.id, "rebuilding the replica under a new id", "replica", id)
@@ -204,8 +207,17 @@ func (h *Host) knows(p *peer, hd frameHeader) bool {
 	return false
 }
 
-// awareBit marks the log id of a node that knows it started over.
+// awareBit marks the log id of a node that knows it started over: none of its replicas has its first id.
 const awareBit = 1 << 63
+
+func (h *Host) startedOver() bool {
+	for _, id := range h.cfg.Shards {
+		if stored := h.log.Replica(id); stored == 0 || stored == replicaID(h.cfg.Node, 1) {
+			return false
+		}
+	}
+	return true
+}
 
 // strange is called when a peer knows this node by another log: every replica here starts over.
 func (h *Host) strange(p *peer) {

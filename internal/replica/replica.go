@@ -51,8 +51,10 @@ type replica struct {
 	digests     map[uint64]uint64
 	digestsSent uint64
 	// replaceAsked is when the replica last asked for a new id. refuseUpTo is the last id that it had and lost.
+	// request numbers its wait for a new id.
 	replaceAsked time.Time
 	refuseUpTo   uint64
+	request      uint64
 	// given, on a leader, are the new ids it gave out.
 	given map[shard.NodeID]assigned
 }
