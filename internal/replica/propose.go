@@ -369,3 +369,30 @@ func (r *replica) proposeTimers() {
 	_ = r.rn.Propose(shard.TimersEntry(stamp))
 	h.markDirty(r)
 }
+
+// Abandon answers everything that is still open, when the node stops: refused if it was never sent, unknown if it was. The
+// host must not be used afterwards, except for Close.
+func (h *Host) Abandon() []Answer {
+	h.out.reset()
+	gone := shard.Result{Err: errs.New(errs.Unavailable, "this node is stopping; the request was not proposed, use another node")}
+	for _, r := range h.order {
+		for _, w := range r.queue {
+			h.answer(w.future, gone)
+		}
+		for _, seq := range r.order {
+			if b := r.inflight[seq]; b != nil {
+				r.settle(b, unknown("this node is stopping"))
+			}
+		}
+		q := &r.reads
+		for _, rd := range slices.Concat(q.waiting, q.asked, q.byRevision) {
+			h.answer(rd.Future, gone)
+		}
+		for _, c := range q.confirmed {
+			for _, rd := range c.reads {
+				h.answer(rd.Future, gone)
+			}
+		}
+	}
+	return h.out.Answers
+}

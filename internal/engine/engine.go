@@ -1,0 +1,586 @@
+// Package engine makes shard.Client true on a cluster: it runs a replica.Host on one goroutine, its log writes on a
+// second, and moves frames between it and the transport.
+//
+// All decisions are the host's. The engine only waits, writes, sends and answers, so that what the simulation has tested
+// is what runs.
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/replica"
+	"github.com/quorate/quorate/internal/shard"
+	"github.com/quorate/quorate/internal/storage"
+	"github.com/quorate/quorate/internal/transport"
+)
+
+// Config describes a node.
+type Config struct {
+	// Cluster is the cluster's name, the same on every node.
+	Cluster string
+	// Node is this node's number, Peers the peer addresses of all other members.
+	Node  shard.NodeID
+	Peers map[shard.NodeID]string
+	// Spaces lists the spaces with their shards, the same on every node; the first is "default".
+	Spaces []shard.Space
+	// Addr is what this node advertises to clients, by protocol.
+	Addr map[string]string
+	// Timeout bounds a request that has no deadline of its own; default 10 s.
+	Timeout time.Duration
+	// Replica holds the tunables of the host; the fields that follow from the rest of Config are set by the engine.
+	Replica replica.Config
+	// DropUnsynced makes Sync do nothing: the control of the power-loss drill, refused outside sandboxes.
+	DropUnsynced bool
+}
+
+// Engine runs the shards of one node. It implements shard.Client.
+type Engine struct {
+	cfg Config
+	env *env.Env
+	log *slog.Logger
+	dir *storage.Dir
+
+	host      *replica.Host
+	hub       *shard.Hub
+	transport *transport.Transport
+	machines  map[shard.ID]*shard.Machine
+	topo      atomic.Pointer[shard.Topology]
+	metrics   *metrics
+
+	// mu guards inbox, control and closed; wake has room for one signal.
+	mu      sync.Mutex
+	inbox   []replica.Input
+	control []func()
+	closed  bool
+	wake    chan struct{}
+
+	// The writer's queue.
+	wmu    sync.Mutex
+	writes []storage.Write
+	wseq   uint64
+	wwake  chan struct{}
+
+	// peers is what other nodes advertise.
+	pmu   sync.Mutex
+	peers map[shard.NodeID]map[string]string
+
+	ctx  context.Context
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+	done chan struct{}
+	err  error
+	// failed is set in the loop when the disk failed.
+	failed error
+}
+
+var _ shard.Client = (*Engine)(nil)
+
+// hello is what nodes show each other.
+type hello struct {
+	Addr map[string]string `json:"addr"`
+}
+
+// Start opens the node's replicas and starts to run them; peers are accepted on ln, which the engine owns from then on. A
+// nil ln is for single nodes. dir stays the caller's to close, after Close.
+func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener, e *env.Env, log *slog.Logger, reg prometheus.Registerer) (*Engine, error) {
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 10 * time.Second
+	}
+	rc := cfg.Replica
+	rc.Node, rc.Nodes, rc.Shards = cfg.Node, []shard.NodeID{cfg.Node}, nil
+	for id := range cfg.Peers {
+		rc.Nodes = append(rc.Nodes, id)
+	}
+	slices.Sort(rc.Nodes)
+	for _, s := range cfg.Spaces {
+		rc.Shards = append(rc.Shards, s.Shards...)
+	}
+	slices.Sort(rc.Shards)
+	// The top bit is kept free: requests count up from the session.
+	rc.Session, rc.LogID = e.Rand()>>1|1, dir.Log.ID()&^(1<<63)
+	host, err := replica.Open(rc, dir.Log, dir.Recovery, dir.StoreLost, dir.Store, shard.Modules(modules...), e.Now())
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	g := &Engine{
+		cfg: cfg, env: e, log: log, dir: dir, host: host, hub: shard.NewHub(), machines: map[shard.ID]*shard.Machine{},
+		wake: make(chan struct{}, 1), wwake: make(chan struct{}, 1), peers: map[shard.NodeID]map[string]string{},
+		ctx: ctx, stop: stop, done: make(chan struct{}),
+	}
+	for _, id := range rc.Shards {
+		g.machines[id] = host.Machine(id)
+	}
+	g.metrics = newMetrics(g, reg)
+	g.publish()
+	shown, err := json.Marshal(hello{Addr: cfg.Addr})
+	if err != nil {
+		stop()
+		return nil, errs.Wrap(errs.Internal, err, "encode hello")
+	}
+	if dir.Recovery.AllSuspect {
+		if err := dir.Log.Settle(0); err != nil {
+			stop()
+			return nil, err
+		}
+	}
+	tp := map[transport.NodeID]string{}
+	for id, addr := range cfg.Peers {
+		tp[transport.NodeID(id)] = addr
+	}
+	g.transport = transport.New(transport.Config{
+		Cluster: cfg.Cluster, Self: transport.NodeID(cfg.Node), Peers: tp, Hello: shown,
+		OnFrame: func(from transport.NodeID, f []byte) { g.give(replica.Frame{From: shard.NodeID(from), Data: f}) },
+		OnLink: func(to transport.NodeID, up, refused bool) {
+			g.give(replica.Link{Node: shard.NodeID(to), Up: up, Refused: refused})
+		},
+		OnHello: g.heard,
+	}, e, log)
+	g.wg.Add(2)
+	go g.loop()
+	go g.writer()
+	if ln != nil {
+		g.transport.Serve(ln)
+	}
+	return g, nil
+}
+
+// Close stops the node's work and waits for it. What was acknowledged is on disk; futures still open get OutcomeUnknown.
+func (g *Engine) Close() error {
+	g.stop()
+	if g.transport != nil {
+		g.transport.Close()
+	}
+	g.wg.Wait()
+	g.host.Close()
+	if errors.Is(g.err, context.Canceled) {
+		return nil
+	}
+	return g.err
+}
+
+// Done is closed when the engine has stopped, by Close or by itself; Err then says why.
+func (g *Engine) Done() <-chan struct{} { return g.done }
+
+// Err returns why the engine stopped: nil before it has and after Close. errs.Corrupt means that the node's data are
+// damaged: it must be opened again to be rebuilt.
+func (g *Engine) Err() error {
+	select {
+	case <-g.done:
+		if errors.Is(g.err, context.Canceled) {
+			return nil
+		}
+		return g.err
+	default:
+		return nil
+	}
+}
+
+// give hands the host an input.
+func (g *Engine) give(in replica.Input) {
+	g.mu.Lock()
+	closed := g.closed
+	if !closed {
+		g.inbox = append(g.inbox, in)
+	}
+	g.mu.Unlock()
+	if closed {
+		g.refuse(in)
+		return
+	}
+	g.signal()
+}
+
+// refuse answers a request that came after the end.
+func (g *Engine) refuse(in replica.Input) {
+	switch in := in.(type) {
+	case replica.Propose:
+		in.Future.Complete(shard.Result{Err: g.stopped()})
+	case replica.Read:
+		in.Future.Complete(shard.Result{Err: g.stopped()})
+	}
+}
+
+func (g *Engine) signal() {
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+// inLoop runs f between two turns and waits for it. It returns false if the engine has stopped.
+func (g *Engine) inLoop(f func()) bool {
+	ran := make(chan struct{})
+	g.mu.Lock()
+	g.control = append(g.control, func() { f(); close(ran) })
+	g.mu.Unlock()
+	g.signal()
+	select {
+	case <-ran:
+		return true
+	case <-g.done:
+		return false
+	}
+}
+
+// loop is the one goroutine that touches the host.
+func (g *Engine) loop() {
+	defer g.wg.Done()
+	defer close(g.done)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var in []replica.Input
+	var control []func()
+	for {
+		select {
+		case <-g.wake:
+		case <-timer.C:
+		case <-g.ctx.Done():
+			g.end(g.ctx.Err())
+			return
+		}
+		g.mu.Lock()
+		in, g.inbox = g.inbox, in[:0]
+		control, g.control = g.control, control[:0]
+		g.mu.Unlock()
+		for _, f := range control {
+			f()
+		}
+		if g.failed != nil {
+			for _, i := range in {
+				g.refuse(i)
+			}
+			g.end(g.failed)
+			return
+		}
+		now := g.env.Now()
+		out := g.host.Turn(now, in)
+		g.metrics.turn(now, g.env.Now(), len(in))
+		if !g.handle(&out) {
+			return
+		}
+		clear(in)
+		if cap(in) > 1<<16 {
+			in = nil
+		}
+		timer.Reset(max(0, out.Wake.Sub(g.env.Now())))
+	}
+}
+
+// handle does what a turn asks. It returns false if the engine has to stop.
+func (g *Engine) handle(out *replica.Output) bool {
+	for _, f := range out.Frames {
+		g.transport.Send(transport.NodeID(f.To), f.Data)
+	}
+	if len(out.Writes) > 0 {
+		g.wmu.Lock()
+		g.writes = append(g.writes, out.Writes...)
+		g.wseq = out.Seq
+		g.wmu.Unlock()
+		select {
+		case g.wwake <- struct{}{}:
+		default:
+		}
+	}
+	for i := range out.Answers {
+		out.Answers[i].Future.Complete(out.Answers[i].Result)
+	}
+	for i := range out.Reads {
+		out.Reads[i].Future.Complete(shard.Result{})
+	}
+	for i := range out.Wakes {
+		w := &out.Wakes[i]
+		if w.All {
+			g.hub.WakeAll(w.Shard)
+		} else {
+			g.hub.Wake(w.Shard, w.Wakes)
+		}
+	}
+	for _, n := range out.Notes {
+		level := slog.LevelInfo
+		if n.Warn {
+			level = slog.LevelWarn
+		}
+		attrs := n.Attrs
+		if n.Shard != 0 {
+			attrs = append([]any{"shard", n.Shard}, attrs...)
+		}
+		g.log.Log(g.ctx, level, n.Msg, attrs...)
+	}
+	if out.Changed {
+		g.publish()
+	}
+	if out.Flush {
+		g.flush()
+	}
+	if out.Fatal != nil {
+		if errs.Is(out.Fatal, errs.Corrupt) {
+			if err := g.dir.MarkDamaged(); err != nil {
+				g.log.Error("cannot mark the data as damaged", "error", err)
+			}
+		}
+		g.end(out.Fatal)
+		return false
+	}
+	return true
+}
+
+// end stops the node because of err. What was proposed has an unknown outcome; what was not is refused.
+func (g *Engine) end(err error) {
+	g.err = err
+	g.stop()
+	for _, a := range g.host.Abandon() {
+		a.Future.Complete(a.Result)
+	}
+	g.mu.Lock()
+	g.closed = true
+	in := g.inbox
+	g.inbox = nil
+	g.mu.Unlock()
+	for _, i := range in {
+		g.refuse(i)
+	}
+}
+
+// flush makes the store durable beside the loop.
+func (g *Engine) flush() {
+	done, err := g.dir.Store.FlushStart()
+	if err != nil {
+		g.fail(err)
+		return
+	}
+	g.wg.Add(1)
+	go func() {
+		defer g.wg.Done()
+		select {
+		case <-done:
+			g.give(replica.Flushed{})
+		case <-g.ctx.Done():
+		}
+	}()
+}
+
+// fail stops the engine from outside of the loop.
+func (g *Engine) fail(err error) {
+	g.mu.Lock()
+	g.control = append(g.control, func() {
+		if g.failed == nil {
+			g.failed = err
+		}
+	})
+	g.mu.Unlock()
+	g.signal()
+}
+
+// sealAfter is how long the log must be idle before it is sealed.
+const sealAfter = 5 * time.Millisecond
+
+// writer appends and syncs what turns want written: everything that came while it was busy, with one sync.
+func (g *Engine) writer() {
+	defer g.wg.Done()
+	idle := time.NewTimer(time.Hour)
+	defer idle.Stop()
+	first := true
+	for {
+		select {
+		case <-g.wwake:
+		case <-idle.C:
+			if err := g.dir.Log.Seal(); err != nil {
+				g.fail(err)
+				return
+			}
+			continue
+		case <-g.ctx.Done():
+			return
+		}
+		g.wmu.Lock()
+		ws, seq := g.writes, g.wseq
+		g.writes = nil
+		g.wmu.Unlock()
+		if len(ws) == 0 {
+			continue
+		}
+		began := time.Now()
+		if err := g.dir.Log.AppendAll(ws); err != nil {
+			g.fail(err)
+			return
+		}
+		if !g.cfg.DropUnsynced {
+			if err := g.dir.Log.Sync(); err != nil {
+				g.fail(err)
+				return
+			}
+		}
+		g.metrics.synced(time.Since(began))
+		g.give(replica.LogDone{Seq: seq})
+		if first {
+			first = false
+			if err := g.dir.Repaired(); err != nil {
+				g.fail(err)
+				return
+			}
+		}
+		idle.Reset(sealAfter)
+	}
+}
+
+// heard takes in what a peer advertises.
+func (g *Engine) heard(from transport.NodeID, b []byte) {
+	var h hello
+	if err := json.Unmarshal(b, &h); err != nil {
+		g.log.Warn("peer shows an unreadable hello", "peer", from, "error", err)
+		return
+	}
+	g.pmu.Lock()
+	g.peers[shard.NodeID(from)] = h.Addr
+	g.pmu.Unlock()
+	g.inLoop(g.publish)
+}
+
+// publish makes a new topology. It runs in the loop, or before it starts.
+func (g *Engine) publish() {
+	t := &shard.Topology{Cluster: g.cfg.Cluster, Self: g.cfg.Node, Spaces: g.cfg.Spaces}
+	g.pmu.Lock()
+	t.Nodes = append(t.Nodes, shard.Node{ID: g.cfg.Node, Up: true, Addr: g.cfg.Addr})
+	for id := range g.cfg.Peers {
+		t.Nodes = append(t.Nodes, shard.Node{ID: id, Up: g.host.Alive(id), Addr: g.peers[id]})
+	}
+	g.pmu.Unlock()
+	slices.SortFunc(t.Nodes, func(a, b shard.Node) int { return int(a.ID) - int(b.ID) })
+	for _, s := range g.host.Shards() {
+		t.Shards = append(t.Shards, shard.ShardInfo{ID: s.ID, Leader: s.Leader, Term: s.Term, Replicas: s.Members})
+	}
+	g.topo.Store(t)
+}
+
+// Topology implements shard.Client.
+func (g *Engine) Topology() *shard.Topology { return g.topo.Load() }
+
+// Now implements shard.Client.
+func (g *Engine) Now() time.Time { return g.env.Now() }
+
+// Watch implements shard.Client.
+func (g *Engine) Watch(r shard.Route, s shard.Span) *shard.Watch { return g.hub.Watch(r.Shard, s) }
+
+func (g *Engine) deadline(ctx context.Context) time.Time {
+	if d, ok := ctx.Deadline(); ok {
+		return g.env.Now().Add(time.Until(d))
+	}
+	return g.env.Now().Add(g.cfg.Timeout)
+}
+
+func (g *Engine) stopped() error {
+	return errs.New(errs.Unavailable, "this node is stopping; use another one")
+}
+
+// Submit implements shard.Client.
+func (g *Engine) Submit(ctx context.Context, r shard.Route, c shard.Command) *shard.Future {
+	if err := ctx.Err(); err != nil {
+		return shard.Failed(errs.Wrap(errs.Unavailable, err, "not proposed"))
+	}
+	if g.ctx.Err() != nil {
+		return shard.Failed(g.stopped())
+	}
+	f := shard.NewFuture()
+	g.give(replica.Propose{Shard: r.Shard, Command: c, Future: f, Deadline: g.deadline(ctx)})
+	return f
+}
+
+// Query implements shard.Client.
+func (g *Engine) Query(ctx context.Context, r shard.Route, at shard.Consistency, q shard.Command) ([]byte, error) {
+	m := g.machines[r.Shard]
+	if m == nil {
+		return nil, errs.New(errs.NotFound, "no shard %d", r.Shard)
+	}
+	if g.ctx.Err() != nil {
+		return nil, g.stopped()
+	}
+	if !at.Stale || at.AtLeast > 0 {
+		f := shard.NewFuture()
+		g.give(replica.Read{Shard: r.Shard, Future: f, Deadline: g.deadline(ctx), Stale: at.Stale, AtLeast: at.AtLeast})
+		select {
+		case <-f.Done():
+			if res := f.Wait(ctx); res.Err != nil {
+				return nil, res.Err
+			}
+		case <-ctx.Done():
+			return nil, errs.Wrap(errs.Unavailable, ctx.Err(), "gave up waiting for the read")
+		case <-g.done:
+			return nil, g.stopped()
+		}
+	}
+	return m.Query(q)
+}
+
+// Status describes the node, for /status and `quorate status`.
+type Status struct {
+	Cluster string        `json:"cluster"`
+	Node    shard.NodeID  `json:"node"`
+	Nodes   []NodeStatus  `json:"nodes"`
+	Shards  []ShardStatus `json:"shards"`
+	LogID   string        `json:"log_id"`
+	// LogBytes is the size of the raft log that is still needed; StoreBytes that of the state store's files.
+	LogBytes   int64  `json:"log_bytes"`
+	StoreBytes uint64 `json:"store_bytes"`
+}
+
+// NodeStatus describes a member as the answering node sees it.
+type NodeStatus struct {
+	ID   shard.NodeID      `json:"id"`
+	Up   bool              `json:"up"`
+	Addr map[string]string `json:"addr,omitempty"`
+}
+
+// ShardStatus describes a shard as the answering node sees it.
+type ShardStatus struct {
+	ID       shard.ID       `json:"id"`
+	Leader   shard.NodeID   `json:"leader"`
+	Term     uint64         `json:"term"`
+	Applied  uint64         `json:"applied"`
+	Commit   uint64         `json:"commit"`
+	First    uint64         `json:"first"`
+	Last     uint64         `json:"last"`
+	Revision shard.Revision `json:"revision"`
+	Digest   string         `json:"digest"`
+	Awake    bool           `json:"awake"`
+	// Rebuilding says that this node's replica lost its data and is being rebuilt from its peers.
+	Rebuilding bool   `json:"rebuilding"`
+	Replica    uint64 `json:"replica"`
+	Queued     int    `json:"queued"`
+}
+
+// Status returns what the node knows of itself.
+func (g *Engine) Status() (Status, error) {
+	s := Status{
+		Cluster: g.cfg.Cluster, Node: g.cfg.Node, LogID: fmt.Sprintf("%016x", g.dir.Log.ID()), LogBytes: g.dir.Log.Bytes(),
+		StoreBytes: g.dir.Store.Stats().DiskBytes,
+	}
+	for _, n := range g.Topology().Nodes {
+		s.Nodes = append(s.Nodes, NodeStatus{ID: n.ID, Up: n.Up, Addr: n.Addr})
+	}
+	if !g.inLoop(func() {
+		for _, h := range g.host.Shards() {
+			s.Shards = append(s.Shards, ShardStatus{
+				ID: h.ID, Leader: h.Leader, Term: h.Term, Applied: h.Applied, Commit: h.Commit, First: h.First, Last: h.Last,
+				Revision: h.Revision, Digest: fmt.Sprintf("%016x", h.Digest), Awake: h.Awake, Rebuilding: h.Awaiting || !h.Voter(h.Replica),
+				Replica: h.Replica, Queued: h.Queued,
+			})
+		}
+	}) {
+		return s, g.stopped()
+	}
+	return s, nil
+}

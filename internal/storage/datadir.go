@@ -1,0 +1,100 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// Dir is an open data directory: it is locked against other processes while it is open.
+type Dir struct {
+	fs   FS
+	path string
+	lock io.Closer
+
+	Log      *Log
+	Store    *Store
+	Recovery *Recovery
+	// StoreLost says that the state store was damaged and has been emptied.
+	StoreLost bool
+}
+
+// damageMark is the file that says that the state store must not be used again.
+const damageMark = "STATE-DAMAGED"
+
+// OpenDir opens a node's data directory, making it if there is none. A damaged state store is emptied, since everything in
+// it can be had from the peers. If another process has the directory, it fails with errs.Exists.
+func OpenDir(fs FS, path string, lc LogConfig, sc StoreConfig) (_ *Dir, err error) {
+	if err := fs.MkdirAll(path, 0o755); err != nil {
+		return nil, errs.Wrap(errs.Invalid, err, "make data directory %s", path)
+	}
+	d := &Dir{fs: fs, path: path}
+	if d.lock, err = fs.Lock(fs.PathJoin(path, "LOCK")); err != nil {
+		return nil, errs.Wrap(errs.Exists, err, "data directory %s cannot be locked; another process may be using it", path)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	state := fs.PathJoin(path, "state")
+	_, markErr := fs.Stat(fs.PathJoin(path, damageMark))
+	if markErr != nil {
+		d.Store, err = OpenStore(fs, state, sc)
+	}
+	if markErr == nil || err != nil {
+		d.StoreLost = true
+		if err := d.MarkDamaged(); err != nil {
+			return nil, err
+		}
+		if err := RemoveStore(fs, state); err != nil {
+			return nil, err
+		}
+		if d.Store, err = OpenStore(fs, state, sc); err != nil {
+			return nil, err
+		}
+	}
+	if d.Log, d.Recovery, err = OpenLog(fs, fs.PathJoin(path, "log"), lc); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// MarkDamaged makes the next OpenDir empty the state store.
+func (d *Dir) MarkDamaged() error {
+	f, err := d.fs.Create(d.fs.PathJoin(d.path, damageMark), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return fmt.Errorf("mark %s as damaged: %w", d.path, err)
+	}
+	return errors.Join(f.Sync(), f.Close(), syncDir(d.fs, d.path))
+}
+
+// Repaired removes the mark: everything that the damage concerns is noted in the log, durably.
+func (d *Dir) Repaired() error {
+	if !d.StoreLost {
+		return nil
+	}
+	if err := d.fs.Remove(d.fs.PathJoin(d.path, damageMark)); err != nil {
+		return fmt.Errorf("remove damage mark of %s: %w", d.path, err)
+	}
+	return syncDir(d.fs, d.path)
+}
+
+// Close closes log and store and gives up the lock.
+func (d *Dir) Close() error {
+	var all []error
+	if d.Log != nil {
+		all = append(all, d.Log.Close())
+	}
+	if d.Store != nil {
+		all = append(all, d.Store.Close())
+	}
+	if d.lock != nil {
+		all = append(all, d.lock.Close())
+	}
+	return errors.Join(all...)
+}

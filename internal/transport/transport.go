@@ -1,0 +1,449 @@
+// Package transport carries frames between the nodes of a cluster, over one TCP stream a node and direction.
+//
+// Frames may be lost: when a link is down or its queue is full they are dropped, as the raft above expects of a network.
+// They are never damaged (each has a checksum) and come in order within one connection. Format: docs/formats/peer.md.
+package transport
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// NodeID numbers a node within its cluster.
+type NodeID = uint32
+
+// Config describes a node's links.
+type Config struct {
+	// Cluster is the cluster's name; nodes of another cluster are refused.
+	Cluster string
+	// Self is this node; Peers the addresses of all others.
+	Self  NodeID
+	Peers map[NodeID]string
+	// Hello is shown to each peer on connection; it holds what the peer should know of this node. At most 64 KiB.
+	Hello []byte
+	// QueueBytesMax bounds what waits for one peer; default 64 MiB. Past it frames are dropped.
+	QueueBytesMax int
+	// FrameBytesMax bounds a frame; default 64 MiB.
+	FrameBytesMax int
+	// OnFrame is called with each frame that arrives; it owns the slice, and must not block for long.
+	OnFrame func(from NodeID, frame []byte)
+	// OnLink is called when the link to a peer comes up or goes down. refused means that nothing listens there.
+	OnLink func(to NodeID, up, refused bool)
+	// OnHello is called with what a peer shows.
+	OnHello func(from NodeID, hello []byte)
+}
+
+// Transport holds a node's links. Make it with New, give it a listener with Serve, and end it with Close.
+type Transport struct {
+	cfg   Config
+	env   *env.Env
+	log   *slog.Logger
+	ctx   context.Context
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
+	links map[NodeID]*link
+
+	mu    sync.Mutex
+	ln    net.Listener
+	conns map[net.Conn]struct{}
+}
+
+// link sends to one peer.
+type link struct {
+	t    *Transport
+	to   NodeID
+	addr string
+	wake chan struct{}
+
+	mu      sync.Mutex
+	queue   [][]byte
+	bytes   int
+	dropped uint64
+	up      bool
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+const (
+	magic          = "QRTPEER1"
+	helloBytesMax  = 64 << 10
+	handshakeLimit = 5 * time.Second
+	redialMin      = 20 * time.Millisecond
+	redialMax      = 500 * time.Millisecond
+)
+
+// New starts the links of a node. It does not fail: peers that cannot be reached are tried again.
+func New(cfg Config, e *env.Env, log *slog.Logger) *Transport {
+	if cfg.QueueBytesMax == 0 {
+		cfg.QueueBytesMax = 64 << 20
+	}
+	if cfg.FrameBytesMax == 0 {
+		cfg.FrameBytesMax = 64 << 20
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	t := &Transport{
+		cfg: cfg, env: e, log: log, ctx: ctx, stop: stop, links: map[NodeID]*link{}, conns: map[net.Conn]struct{}{},
+	}
+	for id, addr := range cfg.Peers {
+		l := &link{t: t, to: id, addr: addr, wake: make(chan struct{}, 1)}
+		t.links[id] = l
+		t.wg.Add(1)
+		go l.run()
+	}
+	return t
+}
+
+// Send queues a frame for a peer and returns at once. The slice must not be changed afterwards.
+func (t *Transport) Send(to NodeID, frame []byte) {
+	l := t.links[to]
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	if !l.up || l.bytes+len(frame) > t.cfg.QueueBytesMax {
+		l.dropped++
+		l.mu.Unlock()
+		return
+	}
+	l.queue = append(l.queue, frame)
+	l.bytes += len(frame)
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Dropped returns how many frames were not sent because a link was down or its queue full.
+func (t *Transport) Dropped() uint64 {
+	n := uint64(0)
+	for _, l := range t.links {
+		l.mu.Lock()
+		n += l.dropped
+		l.mu.Unlock()
+	}
+	return n
+}
+
+// Close ends all links and waits for them.
+func (t *Transport) Close() {
+	t.stop()
+	t.mu.Lock()
+	if t.ln != nil {
+		_ = t.ln.Close()
+	}
+	for c := range t.conns {
+		_ = c.Close()
+	}
+	t.mu.Unlock()
+	t.wg.Wait()
+}
+
+// track registers a connection to be closed with the transport; it returns false if that is closed already.
+func (t *Transport) track(c net.Conn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ctx.Err() != nil {
+		_ = c.Close()
+		return false
+	}
+	t.conns[c] = struct{}{}
+	return true
+}
+
+func (t *Transport) untrack(c net.Conn) {
+	t.mu.Lock()
+	delete(t.conns, c)
+	t.mu.Unlock()
+	_ = c.Close()
+}
+
+// run keeps the link up until the transport closes.
+func (l *link) run() {
+	t := l.t
+	defer t.wg.Done()
+	wait := redialMin
+	for t.ctx.Err() == nil {
+		began := t.env.Now()
+		err := l.connect()
+		if t.ctx.Err() != nil {
+			return
+		}
+		refused := errors.Is(err, syscall.ECONNREFUSED)
+		t.cfg.OnLink(l.to, false, refused)
+		if t.env.Now().Sub(began) > time.Second {
+			wait = redialMin
+		}
+		t.log.Debug("peer link is down", "peer", l.to, "addr", l.addr, "error", err, "retry_in", wait)
+		select {
+		case <-t.ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, redialMax)
+	}
+}
+
+// connect dials the peer and sends until the connection breaks.
+func (l *link) connect() error {
+	t := l.t
+	ctx, cancel := context.WithTimeout(t.ctx, handshakeLimit)
+	c, err := t.env.Dial(ctx, l.addr)
+	cancel()
+	if err != nil {
+		return err
+	}
+	if !t.track(c) {
+		return net.ErrClosed
+	}
+	defer t.untrack(c)
+	if err := l.greet(c); err != nil {
+		return err
+	}
+	gone := make(chan error, 1)
+	t.wg.Add(1)
+	go func() {
+		defer t.wg.Done()
+		// The peer says nothing after the handshake; the read ends when it closes or dies.
+		var b [1]byte
+		_, err := c.Read(b[:])
+		gone <- err
+		_ = c.Close()
+	}()
+	l.mu.Lock()
+	l.up, l.queue, l.bytes = true, nil, 0
+	l.mu.Unlock()
+	t.cfg.OnLink(l.to, true, false)
+	defer func() {
+		l.mu.Lock()
+		l.up, l.queue, l.bytes = false, nil, 0
+		l.mu.Unlock()
+	}()
+	return l.pump(c, gone)
+}
+
+// pump writes queued frames, many in one system call.
+func (l *link) pump(c net.Conn, gone <-chan error) error {
+	var buf []byte
+	for {
+		select {
+		case <-l.wake:
+		case err := <-gone:
+			return fmt.Errorf("peer closed the link: %w", err)
+		case <-l.t.ctx.Done():
+			return l.t.ctx.Err()
+		}
+		for {
+			l.mu.Lock()
+			q := l.queue
+			l.queue, l.bytes = nil, 0
+			l.mu.Unlock()
+			if len(q) == 0 {
+				break
+			}
+			buf = buf[:0]
+			for _, f := range q {
+				buf = binary.LittleEndian.AppendUint32(buf, uint32(len(f)))
+				buf = binary.LittleEndian.AppendUint32(buf, crc32.Checksum(f, castagnoli))
+				buf = append(buf, f...)
+			}
+			if err := c.SetWriteDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				return err
+			}
+			if _, err := c.Write(buf); err != nil {
+				return err
+			}
+			if cap(buf) > 4<<20 {
+				buf = nil
+			}
+		}
+	}
+}
+
+// greet shows who calls, and reads whether the peer agrees.
+func (l *link) greet(c net.Conn) error {
+	t := l.t
+	if err := c.SetDeadline(time.Now().Add(handshakeLimit)); err != nil {
+		return err
+	}
+	b := append([]byte(magic), 0, 0, 0, 0)
+	b = binary.LittleEndian.AppendUint32(b, t.cfg.Self)
+	b = binary.LittleEndian.AppendUint32(b, l.to)
+	b = append(binary.LittleEndian.AppendUint16(b, uint16(len(t.cfg.Cluster))), t.cfg.Cluster...)
+	b = append(binary.LittleEndian.AppendUint32(b, uint32(len(t.cfg.Hello))), t.cfg.Hello...)
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	if _, err := c.Write(b); err != nil {
+		return err
+	}
+	var n [2]byte
+	if _, err := io.ReadFull(c, n[:]); err != nil {
+		return fmt.Errorf("peer did not answer the handshake: %w", err)
+	}
+	if size := binary.LittleEndian.Uint16(n[:]); size > 0 {
+		why := make([]byte, size)
+		if _, err := io.ReadFull(c, why); err != nil {
+			return err
+		}
+		t.log.Warn("peer refuses the link", "peer", l.to, "addr", l.addr, "reason", string(why))
+		return errs.New(errs.Denied, "peer %d refuses the link: %s", l.to, why)
+	}
+	return c.SetDeadline(time.Time{})
+}
+
+// Serve accepts links until the transport closes; it owns the listener from then on.
+func (t *Transport) Serve(ln net.Listener) {
+	t.mu.Lock()
+	t.ln = ln
+	closed := t.ctx.Err() != nil
+	t.mu.Unlock()
+	if closed {
+		_ = ln.Close()
+		return
+	}
+	t.wg.Add(1)
+	go func() {
+		defer t.wg.Done()
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				if t.ctx.Err() != nil {
+					return
+				}
+				t.log.Warn("peer listener", "error", err)
+				select {
+				case <-t.ctx.Done():
+					return
+				case <-time.After(50 * time.Millisecond):
+				}
+				continue
+			}
+			if !t.track(c) {
+				return
+			}
+			t.wg.Add(1)
+			go func() {
+				defer t.wg.Done()
+				defer t.untrack(c)
+				if err := t.receive(c); err != nil && !errors.Is(err, io.EOF) && t.ctx.Err() == nil {
+					t.log.Debug("peer link ends", "remote", c.RemoteAddr().String(), "error", err)
+				}
+			}()
+		}
+	}()
+}
+
+// receive reads one incoming link.
+func (t *Transport) receive(c net.Conn) error {
+	if err := c.SetDeadline(time.Now().Add(handshakeLimit)); err != nil {
+		return err
+	}
+	r := bufio.NewReaderSize(c, 64<<10)
+	from, hello, why := t.readHandshake(r)
+	answer := append(binary.LittleEndian.AppendUint16(nil, uint16(len(why))), why...)
+	if _, err := c.Write(answer); err != nil {
+		return err
+	}
+	if why != "" {
+		t.log.Warn("refused a peer link", "remote", c.RemoteAddr().String(), "reason", why)
+		return errs.New(errs.Denied, "%s", why)
+	}
+	if err := c.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	t.cfg.OnHello(from, hello)
+	for {
+		f, err := readFrame(r, t.cfg.FrameBytesMax)
+		if err != nil {
+			return err
+		}
+		t.cfg.OnFrame(from, f)
+	}
+}
+
+// readFrame reads one frame and checks it. Memory grows with what really arrives, not with what the length claims.
+func readFrame(r io.Reader, limit int) ([]byte, error) {
+	var h [8]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return nil, err
+	}
+	n := int(binary.LittleEndian.Uint32(h[:]))
+	if n > limit {
+		return nil, errs.New(errs.TooLarge, "peer frame of %d bytes is over the limit of %d", n, limit)
+	}
+	const step = 1 << 20
+	b := make([]byte, 0, min(n, step))
+	for len(b) < n {
+		have := len(b)
+		more := min(n-have, max(step, have))
+		if cap(b)-have < more {
+			grown := make([]byte, have, have+more)
+			copy(grown, b)
+			b = grown
+		}
+		b = b[:have+more]
+		if _, err := io.ReadFull(r, b[have:]); err != nil {
+			return nil, err
+		}
+	}
+	if crc32.Checksum(b, castagnoli) != binary.LittleEndian.Uint32(h[4:]) {
+		return nil, errs.New(errs.Corrupt, "peer frame of %d bytes fails its checksum", n)
+	}
+	return b, nil
+}
+
+// readHandshake reads what a caller shows; why is empty if it is welcome.
+func (t *Transport) readHandshake(r io.Reader) (from NodeID, hello []byte, why string) {
+	sum := crc32.New(castagnoli)
+	tr := io.TeeReader(r, sum)
+	var h [22]byte
+	if _, err := io.ReadFull(tr, h[:]); err != nil {
+		return 0, nil, "unfinished handshake"
+	}
+	if string(h[:8]) != magic {
+		return 0, nil, "not a Quorate peer, or one of another version; this is the peer port, clients use the ports of redis and kafka"
+	}
+	from = binary.LittleEndian.Uint32(h[12:])
+	to := binary.LittleEndian.Uint32(h[16:])
+	name := make([]byte, binary.LittleEndian.Uint16(h[20:]))
+	if _, err := io.ReadFull(tr, name); err != nil {
+		return 0, nil, "unfinished handshake"
+	}
+	var n [4]byte
+	if _, err := io.ReadFull(tr, n[:]); err != nil {
+		return 0, nil, "unfinished handshake"
+	}
+	if binary.LittleEndian.Uint32(n[:]) > helloBytesMax {
+		return 0, nil, "hello is too long"
+	}
+	hello = make([]byte, binary.LittleEndian.Uint32(n[:]))
+	if _, err := io.ReadFull(tr, hello); err != nil {
+		return 0, nil, "unfinished handshake"
+	}
+	want := sum.Sum32()
+	if _, err := io.ReadFull(r, n[:]); err != nil || binary.LittleEndian.Uint32(n[:]) != want {
+		return 0, nil, "handshake fails its checksum"
+	}
+	_, known := t.cfg.Peers[from]
+	switch {
+	case string(name) != t.cfg.Cluster:
+		return 0, nil, fmt.Sprintf("this is cluster %q, not %q", t.cfg.Cluster, name)
+	case to != t.cfg.Self:
+		return 0, nil, fmt.Sprintf("this is node %d, not %d; check the peers in the configuration", t.cfg.Self, to)
+	case !known:
+		return 0, nil, fmt.Sprintf("node %d is not a member of this cluster", from)
+	}
+	return from, hello, ""
+}
