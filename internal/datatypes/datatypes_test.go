@@ -412,12 +412,12 @@ func TestGlob(t *testing.T) {
 		{"h[c-a]llo", "hbllo", true}, {`h\*llo`, "h*llo", true}, {`h\*llo`, "hello", false}, {"a**b", "axxb", true},
 		{"[", "[", false}, {"[a", "a", true}, {`a\`, `a\`, true}, {"", "", true}, {"", "a", false}, {"*a*b*c", "xxaxxbxxc", true},
 	} {
-		if got := match([]byte(tc.pattern), []byte(tc.s)); got != tc.want {
+		if got := Match([]byte(tc.pattern), []byte(tc.s)); got != tc.want {
 			t.Errorf("match(%q, %q) = %v", tc.pattern, tc.s, got)
 		}
 	}
 	// A pattern of many stars must not take exponential time.
-	if match([]byte(strings.Repeat("*a", 200)+"b"), bytes.Repeat([]byte("a"), 4000)) {
+	if Match([]byte(strings.Repeat("*a", 200)+"b"), bytes.Repeat([]byte("a"), 4000)) {
 		t.Error("matched")
 	}
 }
@@ -497,7 +497,7 @@ func TestEncoding_Golden(t *testing.T) {
 		"command":  {string(EncodeCommand(opSet, args)), "\x01\x10\x02\x01k\x02vv"},
 		"query":    {string(AppendQuery(nil, opGet, 1, 2, args[:1])), "\x01\x11\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x01\x01k"},
 		"exec":     {string(EncodeExec([]Watched{{[]byte("w"), 5}}, 1, AppendSub(nil, opSet, args))), "\x01\x01\x01\x01w\x05\x00\x00\x00\x00\x00\x00\x00\x01\x10\x02\x01k\x02vv"},
-		"batch":    {string(AppendBatch(nil, 1, 2, 1, AppendSub(nil, opGet, args[:1]))), "\x01\x04\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x01\x11\x01\x01k"},
+		"batch":    {string(AppendBatch(nil, 1, 2, 2, AppendSub(AppendSub(nil, opGet, args[:1]), opGet, args[:1]))), "\x01\x04\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x02\x11\x01\x01k\x11\x01\x01k"},
 		"flush":    {string(EncodeFlushStep(1, 2)), "\x01\x02\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00"},
 		"versions": {string(EncodeVersions(1, args[:1])), "\x01\x05\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x01k"},
 	} {

@@ -89,9 +89,13 @@ func AppendQuery(b []byte, op Op, nodeMs int64, seed uint64, args [][]byte) []by
 	return AppendArgs(appendQueryHead(b, op, nodeMs, seed), args)
 }
 
-// AppendBatch adds a query that runs the n reads in body, made with AppendSub, on one view. The answer is split by
-// NextAnswer; it may end early, after at least one, when it gets long.
+// AppendBatch adds a query that runs the n reads in body, made with AppendSub, on one view. The answer to several reads
+// is split by NextAnswer; it may end early, after at least one, when it gets long. A single read is sent and answered as
+// by AppendQuery.
 func AppendBatch(b []byte, nodeMs int64, seed uint64, n int, body []byte) []byte {
+	if n == 1 {
+		return append(appendQueryHead(b, Op(body[0]), nodeMs, seed), body[1:]...)
+	}
 	b = binary.AppendUvarint(appendQueryHead(b, opBatch, nodeMs, seed), uint64(n))
 	return append(b, body...)
 }

@@ -4,8 +4,8 @@ package datatypes
 // len(pattern)*len(s).
 const globBytesMax = 4096
 
-// match reports whether s matches a Redis glob pattern: * ? [a-z] [^a] and \ before a literal.
-func match(pattern, s []byte) bool {
+// Match reports whether s matches a Redis glob pattern: * ? [a-z] [^a] and \ before a literal.
+func Match(pattern, s []byte) bool {
 	p, i := 0, 0
 	starP, starI := -1, 0
 	for i < len(s) {

@@ -245,8 +245,10 @@ func cmdHIncrBy(c *call) error {
 
 func cmdHIncrByFloat(c *call) error {
 	// Redis looks at the increment before it looks at the key.
-	if _, _, ok := parseFloat(c.args[2]); !ok {
+	if _, inf, ok := parseFloat(c.args[2]); !ok {
 		return errNotFloat()
+	} else if inf {
+		return plain("value is NaN or Infinity")
 	}
 	h, _, err := c.openKind(c.args[0], kindHash)
 	if err != nil {

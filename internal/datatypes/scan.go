@@ -77,7 +77,7 @@ func checkPattern(p []byte) error {
 	return nil
 }
 
-func matches(pattern, s []byte) bool { return pattern == nil || match(pattern, s) }
+func matches(pattern, s []byte) bool { return pattern == nil || Match(pattern, s) }
 
 // Behaviour: SCAN cursor [MATCH pattern] [COUNT n] [TYPE type]. The cursor is a place in the order of slot and hash: it
 // is good on every node, at any time, and every key that exists during the whole scan is returned exactly once.
@@ -164,7 +164,7 @@ func cmdKeys(c *call) error {
 	var body []byte
 	n := 0
 	c.eachHead(0, func(_ uint64, key []byte, _ *head) bool {
-		if match(c.args[0], key) {
+		if Match(c.args[0], key) {
 			body = AppendBulk(body, key)
 			n++
 		}

@@ -55,15 +55,14 @@ func expireHeader(exp int64) shard.Header {
 // setOptions are the options of SET and GETEX.
 type setOptions struct {
 	nx, xx, get, keepTTL, persist bool
-	// exp is the moment asked for, if hasExp; at says that it was given as a moment, not as a length.
-	exp        int64
+	// arg is the expiry as the client gave it, in units of unit milliseconds; at says that it is a moment, not a length.
+	arg        []byte
+	unit       int64
 	hasExp, at bool
 }
 
 // parseSet reads the options after the value. getex says which of the two commands they belong to.
 func (c *call) parseSet(opts [][]byte, getex bool) (o setOptions, err error) {
-	var unit int64
-	var expArg []byte
 	for i := 0; i < len(opts); i++ {
 		a, more := opts[i], i+1 < len(opts)
 		ttlFree := !o.keepTTL && !o.persist && !o.hasExp
@@ -79,21 +78,26 @@ func (c *call) parseSet(opts [][]byte, getex bool) (o setOptions, err error) {
 		case getex && equalFold(a, "persist") && !o.hasExp && !o.keepTTL:
 			o.persist = true
 		case more && ttlFree && (equalFold(a, "ex") || equalFold(a, "exat")):
-			unit, o.hasExp, o.at = 1000, true, len(a) == 4
+			o.unit, o.hasExp, o.at = 1000, true, len(a) == 4
 		case more && ttlFree && (equalFold(a, "px") || equalFold(a, "pxat")):
-			unit, o.hasExp, o.at = 1, true, len(a) == 4
+			o.unit, o.hasExp, o.at = 1, true, len(a) == 4
 		default:
 			return o, errSyntax()
 		}
-		if o.hasExp && expArg == nil {
+		if o.hasExp && o.arg == nil {
 			i++
-			expArg = opts[i]
+			o.arg = opts[i]
 		}
 	}
-	if o.hasExp {
-		o.exp, err = c.expiry(expArg, unit, o.at)
+	return o, nil
+}
+
+// moment returns the expiry asked for, 0 if none.
+func (c *call) moment(o *setOptions) (int64, error) {
+	if !o.hasExp {
+		return 0, nil
 	}
-	return o, err
+	return c.expiry(o.arg, o.unit, o.at)
 }
 
 // expiry turns the argument of SET EX and its like into a moment.
@@ -123,6 +127,10 @@ func cmdSet(c *call) error {
 	if err != nil {
 		return err
 	}
+	exp, err := c.moment(&o)
+	if err != nil {
+		return err
+	}
 	if len(val) > ValueBytesMax {
 		return errStringTooLong()
 	}
@@ -143,7 +151,6 @@ func cmdSet(c *call) error {
 		}
 		return nil
 	}
-	exp := o.exp
 	if o.keepTTL {
 		exp = old.exp
 	}
@@ -213,11 +220,16 @@ func cmdGetEx(c *call) error {
 	if !ok {
 		return c.null()
 	}
+	// Redis looks at the expiry only of a key that exists.
+	exp, err := c.moment(&o)
+	if err != nil {
+		return err
+	}
 	switch {
-	case o.hasExp && o.exp <= c.now:
+	case o.hasExp && exp <= c.now:
 		c.remove(key, &h, "del")
 	case o.hasExp:
-		c.expireAt(key, &h, o.exp)
+		c.expireAt(key, &h, exp)
 	case o.persist && h.exp != 0:
 		c.expireAt(key, &h, 0)
 	}
