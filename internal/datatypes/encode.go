@@ -29,6 +29,7 @@ const (
 	opVersions  Op = 5
 	opSlotCount Op = 6
 	opSlotKeys  Op = 7
+	opKeyCount  Op = 8
 	// opFirst is the lowest number of a command of the table.
 	opFirst Op = 16
 )
@@ -151,6 +152,23 @@ func EncodeSlotKeys(slot uint16, count uint32) []byte {
 	return binary.LittleEndian.AppendUint32(b, count)
 }
 
+// EncodeKeyCount returns the query for the number of keys and of those that expire.
+func EncodeKeyCount() []byte { return appendQueryHead(nil, opKeyCount, 0, 0) }
+
+// DecodeKeyCount reads its answer.
+func DecodeKeyCount(b []byte) (keys, expires uint64, err error) { return decodePair(b, "a count of keys") }
+
+func decodePair(b []byte, what string) (x, y uint64, err error) {
+	if len(b) != 16 {
+		return 0, 0, errs.New(errs.Corrupt, "the answer to %s has %d bytes", what, len(b))
+	}
+	return binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), nil
+}
+
+func encodePair(x, y uint64) []byte {
+	return binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, x), y)
+}
+
 // Event is what EVENT.ADD appends, with its topic resolved.
 type Event struct {
 	Topic     [16]byte
@@ -185,10 +203,7 @@ func EncodeFlushStep(bound, cursor uint64) []byte {
 
 // DecodeFlushStep reads the answer to a step; cursor 0 says that it was the last.
 func DecodeFlushStep(b []byte) (bound, cursor uint64, err error) {
-	if len(b) != 16 {
-		return 0, 0, errs.New(errs.Corrupt, "the answer to a step of FLUSHALL has %d bytes", len(b))
-	}
-	return binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), nil
+	return decodePair(b, "a step of FLUSHALL")
 }
 
 func appendBytes(b, v []byte) []byte {

@@ -180,6 +180,8 @@ func (m *Module) Query(v shard.View, q []byte) ([]byte, error) {
 		return m.batch(c, d)
 	case opVersions:
 		return c.versions(d)
+	case opKeyCount:
+		return c.keyCount(d)
 	case opSlotCount, opSlotKeys:
 		return c.slotQuery(op, d)
 	}

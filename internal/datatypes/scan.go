@@ -198,6 +198,25 @@ func cmdDBSize(c *call) error {
 	return c.int(n)
 }
 
+// keyCount answers INFO keyspace.
+func (c *call) keyCount(d decoder) ([]byte, error) {
+	if d.bad || len(d.b) > 0 {
+		return nil, errMalformed()
+	}
+	var keys, expires uint64
+	c.eachHead(0, func(_ uint64, _ []byte, h *head) bool {
+		keys++
+		if h.exp != 0 {
+			expires++
+		}
+		return true
+	})
+	if c.damaged {
+		return nil, errDamaged()
+	}
+	return encodePair(keys, expires), nil
+}
+
 // slotQuery answers CLUSTER COUNTKEYSINSLOT and GETKEYSINSLOT.
 func (c *call) slotQuery(op Op, d decoder) ([]byte, error) {
 	slot := uint64(d.fixed16())
@@ -274,7 +293,7 @@ func (c *call) flushStep(d decoder) ([]byte, error) {
 	if c.damaged {
 		return nil, errDamaged()
 	}
-	return binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, bound), next), nil
+	return encodePair(bound, next), nil
 }
 
 // Behaviour: FLUSHALL and FLUSHDB [ASYNC | SYNC] within a transaction, for up to FlushKeysMax keys. Outside of one the

@@ -299,9 +299,13 @@ func (c *conn) handle(args [][]byte) {
 // answer runs f, which adds one answer, once all earlier answers are there.
 func (c *conn) answer(cmd *command, mute bool, f func()) {
 	c.settle()
-	start := len(c.out)
+	start, before := len(c.out), c.replies
 	c.failed = false
 	f()
+	if before == repliesOff && c.replies == repliesOn {
+		// CLIENT REPLY ON and RESET are answered.
+		mute = false
+	}
 	if cmd == nil {
 		c.s.metric.unknown.count(true)
 	} else {

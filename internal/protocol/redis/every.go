@@ -37,7 +37,7 @@ func (c *conn) everyShard(cmd *command, args [][]byte) {
 	var err error
 	switch cmd.Name {
 	case "dbsize":
-		err = c.dbSize(cmd)
+		err = c.dbSize()
 	case "keys":
 		err = c.keys(cmd, args[1:])
 	case "randomkey":
@@ -52,23 +52,26 @@ func (c *conn) everyShard(cmd *command, args [][]byte) {
 	}
 }
 
-// countKeys returns the number of keys.
-func (c *conn) countKeys(op datatypes.Op) (total int64, err error) {
+// countKeys returns the number of keys, and of those that expire.
+func (c *conn) countKeys() (keys, expires uint64, err error) {
 	for _, id := range c.myShards() {
-		out, err := c.query(id, op, nil)
+		out, err := c.ask(id, datatypes.EncodeKeyCount())
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
-		_, n, _ := splitHead(out)
-		total += int64(n)
+		k, e, err := datatypes.DecodeKeyCount(out)
+		if err != nil {
+			return 0, 0, err
+		}
+		keys, expires = keys+k, expires+e
 	}
-	return total, nil
+	return keys, expires, nil
 }
 
-func (c *conn) dbSize(cmd *command) error {
-	n, err := c.countKeys(cmd.Op)
+func (c *conn) dbSize() error {
+	n, _, err := c.countKeys()
 	if err == nil {
-		c.int(n)
+		c.int(int64(n))
 	}
 	return err
 }

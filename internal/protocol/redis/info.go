@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"runtime/metrics"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,7 +17,7 @@ import (
 //
 // Behaviour: the sections of Redis with the fields that clients and exporters look for, and a section "quorate".
 // Versions: as in Redis 7.0.
-// Not supported: CONFIG SET, REWRITE and RESETSTAT, by name; commandstats, errorstats and latencystats are empty, as the
+// Not supported: fields about what Quorate has not or does not count, such as keyspace_hits; CONFIG SET, REWRITE and RESETSTAT, by name; commandstats, errorstats and latencystats are empty, as the
 // same figures are metrics.
 
 // infoSections lists the sections of INFO without arguments, in order.
@@ -75,7 +76,6 @@ func (c *conn) infoSection(b *strings.Builder, section string) error {
 		field("uptime_in_days", up/86400)
 	case "clients":
 		field("connected_clients", s.open())
-		field("cluster_connections", 0)
 		field("maxclients", s.cfg.ConnectionsMax)
 		field("blocked_clients", 0)
 	case "memory":
@@ -88,25 +88,18 @@ func (c *conn) infoSection(b *strings.Builder, section string) error {
 		field("maxmemory", 0)
 		field("maxmemory_human", "0B")
 		field("maxmemory_policy", "noeviction")
-		field("mem_fragmentation_ratio", "1.00")
 		field("mem_allocator", "go")
 	case "persistence":
 		field("loading", 0)
+		// There are no RDB and AOF files; an acknowledged write is always on disk.
 		field("rdb_changes_since_last_save", 0)
 		field("rdb_bgsave_in_progress", 0)
-		field("rdb_last_bgsave_status", "ok")
-		field("aof_enabled", 1)
-		field("aof_rewrite_in_progress", 0)
-		field("aof_last_bgrewrite_status", "ok")
-		field("aof_last_write_status", "ok")
+		field("aof_enabled", 0)
 	case "stats":
 		field("total_connections_received", s.accepted.Load())
 		field("total_commands_processed", s.processed.Load())
 		field("rejected_connections", s.rejected.Load())
-		field("expired_keys", 0)
 		field("evicted_keys", 0)
-		field("keyspace_hits", 0)
-		field("keyspace_misses", 0)
 		field("pubsub_channels", 0)
 		field("pubsub_patterns", 0)
 	case "replication":
@@ -117,8 +110,11 @@ func (c *conn) infoSection(b *strings.Builder, section string) error {
 		field("master_replid", nodeID(c.topo.Cluster+"/replid", 0))
 		field("master_repl_offset", 0)
 	case "cpu":
-		field("used_cpu_sys", "0.0")
-		field("used_cpu_user", "0.0")
+		cpu := []metrics.Sample{{Name: "/cpu/classes/user:cpu-seconds"}}
+		metrics.Read(cpu)
+		if cpu[0].Value.Kind() == metrics.KindFloat64 {
+			field("used_cpu_user", fmt.Sprintf("%.6f", cpu[0].Value.Float64()))
+		}
 	case "cluster":
 		enabled := 0
 		if s.cfg.ClusterMode {
@@ -129,12 +125,12 @@ func (c *conn) infoSection(b *strings.Builder, section string) error {
 		if err := c.place(); err != nil {
 			return err
 		}
-		n, err := c.countKeys(s.commands["dbsize"].Op)
+		keys, expires, err := c.countKeys()
 		if err != nil {
 			return err
 		}
-		if n > 0 {
-			fmt.Fprintf(b, "db0:keys=%d,expires=0,avg_ttl=0\r\n", n)
+		if keys > 0 {
+			fmt.Fprintf(b, "db0:keys=%d,expires=%d,avg_ttl=0\r\n", keys, expires)
 		}
 	case "quorate":
 		field("quorate_version", s.cfg.Version)

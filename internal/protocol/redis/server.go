@@ -108,7 +108,7 @@ type Server struct {
 	client shard.Client
 	topics Topics
 	log    *slog.Logger
-	metric *metrics
+	metric *serverMetrics
 	// commands finds a command by its name in lower case; list holds them in the order of the table.
 	commands map[string]*command
 	list     []*command
@@ -341,18 +341,18 @@ func (c *command) arityError() string {
 
 type commandMetrics struct{ ok, failed prometheus.Counter }
 
-// metrics are the server's. Counters of commands are made once, not looked up per request.
-type metrics struct {
-	commands          *prometheus.CounterVec
-	connections       prometheus.Gauge
-	readBytes         prometheus.Counter
-	writtenBytes      prometheus.Counter
-	protocolErrors    prometheus.Counter
-	unknown, rejected commandMetrics
+// serverMetrics are the server's. Counters of commands are made once, not looked up per request.
+type serverMetrics struct {
+	commands       *prometheus.CounterVec
+	connections    prometheus.Gauge
+	readBytes      prometheus.Counter
+	writtenBytes   prometheus.Counter
+	protocolErrors prometheus.Counter
+	unknown        commandMetrics
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
-	m := &metrics{
+func newMetrics(reg prometheus.Registerer) *serverMetrics {
+	m := &serverMetrics{
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "quorate_redis_commands_total",
 			Help: "Redis commands answered, by command and status (ok, error). Many errors point at a client at fault or at a shard without a leader.",
@@ -377,7 +377,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
-func (m *metrics) forCommand(name string) commandMetrics {
+func (m *serverMetrics) forCommand(name string) commandMetrics {
 	name = strings.ToLower(name)
 	return commandMetrics{m.commands.WithLabelValues(name, "ok"), m.commands.WithLabelValues(name, "error")}
 }
