@@ -1,0 +1,103 @@
+package datatypes
+
+import (
+	"encoding/binary"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// exec runs a transaction: nothing if a watched key has changed, else every command, of which a failing one leaves the
+// others done.
+func (m *Module) exec(c *call, d decoder) ([]byte, error) {
+	changed := false
+	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+		key, want := d.bytes(), d.fixed64()
+		changed = changed || !d.bad && c.version(key) != want
+	}
+	if d.bad {
+		return nil, errMalformed()
+	}
+	if changed {
+		return replyNull, nil
+	}
+	count := d.uvarint()
+	if count > uint64(len(d.b)) {
+		return nil, errMalformed()
+	}
+	out := AppendArray(nil, int(count))
+	for ; count > 0; count-- {
+		op := Op(d.byte())
+		c.args = d.args(c.args[:0])
+		if d.bad {
+			return nil, errMalformed()
+		}
+		c.out = nil
+		answer, err := c.tx.Try(func() ([]byte, error) {
+			if op == opSet && len(c.args) == 2 {
+				return c.setPlain(c.args[0], c.args[1])
+			}
+			return c.run(op)
+		})
+		if err != nil {
+			// Damage is no answer among others: nothing of the transaction may stay.
+			if c.damaged {
+				return nil, err
+			}
+			out = AppendError(out, err)
+		}
+		if out = append(out, answer...); len(out) > AnswerBytesMax {
+			return nil, errAnswerTooLarge()
+		}
+	}
+	if len(d.b) > 0 {
+		return nil, errMalformed()
+	}
+	return out, nil
+}
+
+// versions answers WATCH.
+func (c *call) versions(d decoder) ([]byte, error) {
+	c.args = d.args(c.args)
+	if d.bad || len(d.b) > 0 {
+		return nil, errMalformed()
+	}
+	out := make([]byte, 0, 8*len(c.args))
+	for _, k := range c.args {
+		if len(k) > KeyBytesMax {
+			return nil, errKeyTooLong(len(k))
+		}
+		out = binary.LittleEndian.AppendUint64(out, c.version(k))
+	}
+	if c.damaged {
+		return nil, errDamaged()
+	}
+	return out, nil
+}
+
+// Behaviour: EVENT.ADD topic value [KEY key] [PARTITION n] [HEADER name value ...]. The protocol server has resolved topic
+// and partition; the arguments here are those of Event.Args. The answer is [partition, offset].
+func cmdEventAdd(c *call) error {
+	if c.m.cfg.EncodeEvent == nil {
+		return errs.New(errs.Unsupported, "this node has no event log")
+	}
+	a := c.args
+	if len(a[0]) != 16 || len(a[1]) != 4 || len(a[2]) < 1 || len(a)%2 != 0 {
+		return errMalformed()
+	}
+	partition := int32(binary.LittleEndian.Uint32(a[1]))
+	var headers []EventHeader
+	for h := a[4:]; len(h) > 0; h = h[2:] {
+		headers = append(headers, EventHeader{Name: string(h[0]), Value: h[1]})
+	}
+	data := c.m.cfg.EncodeEvent([16]byte(a[0]), partition, a[2][1:], a[2][0] == 0, a[3], headers)
+	answer, err := c.tx.Call(shard.Command{Module: shard.ModuleEventlog, Data: data})
+	if err != nil {
+		return err
+	}
+	if len(answer) != 8 {
+		return errs.New(errs.Internal, "the event log answered an append with %d bytes", len(answer))
+	}
+	c.out = AppendInt(AppendInt(AppendArray(nil, 2), int64(partition)), int64(binary.BigEndian.Uint64(answer)))
+	return nil
+}

@@ -1,0 +1,286 @@
+// Package datatypes is the Redis data model: strings, hashes, keys with a time to live, transactions and events, run
+// inside the state machine of a shard.
+//
+// Every command is one log entry and one apply; every read runs on a consistent view. Answers are RESP3 (Redis
+// serialization protocol 3), ready to be sent; a protocol server turns them into RESP2 where a client asks for that.
+// The commands are the entries of one table, see Commands: a new one is an entry, a handler and an op number.
+//
+// # Rows
+//
+// Integers in keys are big-endian, in values little-endian. hash(x) is the 64-bit xxHash of x.
+//
+//	key                                      value
+//	'k' slot(2) hash(key)>>32 (4) key        head: kind(1) revision(8) [expires, Unix ms (8)] body
+//	'h' instance(8) hash(field)>>32 (4) field   value of a hash's field
+//	'd' hash(key)&0x3fff (2)                 revision(8) of the last disappearance of any key of that bucket
+//	'i'                                      last instance number given out (8)
+//
+// kind is 's' (string: body is the value) or 'h' (hash: body is instance(8) count(8)), with bit 7 set if the key
+// expires. slot and hash in front of the key give SCAN a cursor that is a number and needs no memory, and make a slot's
+// keys one range. A hash's fields hang on an instance number, not on its key: DEL, overwriting and RENAME of a hash of
+// any size touch its head alone, and a timer removes the fields of the old instance a few at a time.
+//
+// # Timers
+//
+//	'x' key          the key expires
+//	'g' instance(8)  fields of a dropped instance are left to remove
+//
+// # Watched keys
+//
+// A key's version (see Watched) is the revision of its last change. A missing key has none, so its version is that of its
+// bucket: it changes with each disappearance of any of the keys that share the bucket. A key that came and went between
+// WATCH and EXEC is therefore always noticed, at the price of one small row a deletion and of an EXEC that fails for
+// nothing with a chance of 1/16384 for each key deleted meanwhile.
+package datatypes
+
+import (
+	"sync"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// Limits of one request and of what it may grow a value to.
+const (
+	// KeyBytesMax bounds a key.
+	KeyBytesMax = 64 << 10
+	// CommandBytesMax bounds an encoded command: it is what one log entry carries.
+	CommandBytesMax = 8 << 20
+	// ValueBytesMax bounds a string, also one that APPEND or SETRANGE grows. A longer one could not be written by SET.
+	ValueBytesMax = CommandBytesMax
+	// AnswerBytesMax bounds an answer; HGETALL and KEYS may pass it, HSCAN and SCAN do not.
+	AnswerBytesMax = 64 << 20
+	// BatchAnswerBytes ends a batch of reads early; the rest is asked for again.
+	BatchAnswerBytes = 4 << 20
+	// FlushKeysMax is how many keys one step of FLUSHALL removes.
+	FlushKeysMax = 4096
+)
+
+// EventHeader is a header of an event.
+type EventHeader struct {
+	Name  string
+	Value []byte
+}
+
+// Config makes a Module.
+type Config struct {
+	// EncodeEvent returns the command of module eventlog that appends one record to a partition. keyNull says that the
+	// record has no key. The command must answer with the record's offset, eight bytes big-endian. If it is nil,
+	// EVENT.ADD is refused.
+	EncodeEvent func(topic [16]byte, partition int32, key []byte, keyNull bool, value []byte, headers []EventHeader) []byte
+}
+
+// Module is the data model; see shard.Module.
+type Module struct {
+	cfg  Config
+	byOp [256]*Spec
+	// calls recycles the scratch space of running commands.
+	calls sync.Pool
+}
+
+var _ shard.Module = (*Module)(nil)
+
+// New returns the module.
+func New(cfg Config) *Module {
+	m := &Module{cfg: cfg}
+	for i := range table {
+		s := &table[i]
+		if m.byOp[s.Op] != nil || s.Op < opFirst && s.Op != opEventAdd {
+			panic("datatypes: op number of " + s.Name + " is taken")
+		}
+		m.byOp[s.Op] = s
+	}
+	m.calls.New = func() any { return new(call) }
+	return m
+}
+
+// ID implements shard.Module.
+func (m *Module) ID() shard.ModuleID { return shard.ModuleDatatypes }
+
+// call is one running command.
+type call struct {
+	m *Module
+	// tx is nil in a query; v is tx or the query's view.
+	tx *shard.Tx
+	v  shard.View
+	// now is the shard's clock in Unix milliseconds: it decides what has expired. shown is what TTL counts from.
+	now, shown int64
+	// seed feeds the commands that choose at random.
+	seed uint64
+	spec *Spec
+	args [][]byte
+	// out is the answer.
+	out []byte
+	key []byte
+	// damaged says that a row had no known format. Storage checksums should have caught that; it must not pass for a
+	// missing key, so that the whole command fails.
+	damaged bool
+}
+
+func (m *Module) begin() *call {
+	c := m.calls.Get().(*call)
+	args, key := c.args[:0], c.key[:0]
+	*c = call{m: m, args: args, key: key}
+	return c
+}
+
+func (m *Module) end(c *call) {
+	clear(c.args[:cap(c.args)])
+	c.tx, c.v, c.out = nil, nil, nil
+	if cap(c.args) <= 1024 && cap(c.key) <= 1024 {
+		m.calls.Put(c)
+	}
+}
+
+// Apply implements shard.Module.
+func (m *Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
+	d := decoder{b: cmd}
+	if v := d.byte(); v != encodingVersion {
+		return nil, errs.New(errs.Unsupported, "datatypes command of version %d; this build knows version %d", v, encodingVersion)
+	}
+	op := Op(d.byte())
+	c := m.begin()
+	defer m.end(c)
+	c.tx, c.v = tx, tx
+	c.now = tx.Now().UnixMilli()
+	c.shown = c.now
+	c.seed = mix(uint64(tx.Revision()))
+	switch op {
+	case opExec:
+		return m.exec(c, d)
+	case opFlushStep:
+		return c.flushStep(d)
+	}
+	c.args = d.args(c.args)
+	if d.bad || len(d.b) > 0 {
+		return nil, errMalformed()
+	}
+	if op == opSet && len(c.args) == 2 {
+		return c.setPlain(c.args[0], c.args[1])
+	}
+	return c.run(op)
+}
+
+// Query implements shard.Module.
+func (m *Module) Query(v shard.View, q []byte) ([]byte, error) {
+	d := decoder{b: q}
+	if v := d.byte(); v != encodingVersion {
+		return nil, errs.New(errs.Unsupported, "datatypes query of version %d; this build knows version %d", v, encodingVersion)
+	}
+	op := Op(d.byte())
+	node, seed := int64(d.fixed64()), d.fixed64()
+	c := m.begin()
+	defer m.end(c)
+	c.v = v
+	c.now = v.Now().UnixMilli()
+	c.shown = max(c.now, node)
+	c.seed = mix(seed)
+	switch op {
+	case opBatch:
+		return m.batch(c, d)
+	case opVersions:
+		return c.versions(d)
+	case opKeyCount:
+		return c.keyCount(d)
+	case opSlotCount, opSlotKeys:
+		return c.slotQuery(op, d)
+	}
+	c.args = d.args(c.args)
+	if d.bad || len(d.b) > 0 {
+		return nil, errMalformed()
+	}
+	return c.run(op)
+}
+
+// run checks and executes the command in c.args.
+func (c *call) run(op Op) ([]byte, error) {
+	s := c.m.byOp[op]
+	if s == nil {
+		return nil, errs.New(errs.Unsupported, "datatypes op %d is not known to this build", op)
+	}
+	c.spec = s
+	if !s.arityOK(len(c.args) + 1) {
+		return nil, errArity(s.Name)
+	}
+	if c.tx == nil && s.Flags&Write != 0 {
+		return nil, errs.New(errs.Internal, "%s was sent as a query", s.Name)
+	}
+	for _, k := range s.keysOf(c.args) {
+		if len(k) > KeyBytesMax {
+			return nil, errKeyTooLong(len(k))
+		}
+	}
+	if err := s.run(c); err != nil {
+		return nil, err
+	}
+	if c.damaged {
+		return nil, errDamaged()
+	}
+	if len(c.out) > AnswerBytesMax {
+		return nil, errAnswerTooLarge()
+	}
+	return c.out, nil
+}
+
+func errDamaged() error {
+	return errs.New(errs.Corrupt, "a row of the data model has an unknown format")
+}
+
+// batch runs reads one after the other on one view. Each answer is preceded by its length; errors are answers too.
+func (m *Module) batch(c *call, d decoder) ([]byte, error) {
+	var all []byte
+	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+		op := Op(d.byte())
+		c.args = d.args(c.args[:0])
+		if d.bad {
+			break
+		}
+		c.out = nil
+		out, err := c.run(op)
+		if err != nil {
+			out = AppendError(nil, err)
+		}
+		all = appendBytes(all, out)
+		if len(all) > BatchAnswerBytes {
+			return all, nil
+		}
+	}
+	if d.bad || len(d.b) > 0 {
+		return nil, errMalformed()
+	}
+	return all, nil
+}
+
+// Fire implements shard.Module.
+func (m *Module) Fire(tx *shard.Tx, key []byte) error {
+	if len(key) == 0 {
+		return errs.New(errs.Corrupt, "timer without a name")
+	}
+	c := m.begin()
+	defer m.end(c)
+	c.tx, c.v, c.now = tx, tx, tx.Now().UnixMilli()
+	switch key[0] {
+	case timerExpire:
+		c.fireExpire(key[1:])
+	case timerGarbage:
+		c.fireGarbage(key)
+	}
+	if c.damaged {
+		return errDamaged()
+	}
+	return nil
+}
+
+// mix spreads a seed over all bits (the finaliser of SplitMix64).
+func mix(x uint64) uint64 {
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+// random returns the next number of the command's own sequence.
+func (c *call) random() uint64 {
+	c.seed = mix(c.seed)
+	return c.seed
+}

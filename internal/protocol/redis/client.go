@@ -1,0 +1,264 @@
+package redis
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// CLIENT ID | SETNAME | GETNAME | SETINFO | INFO | LIST | KILL | REPLY | NO-EVICT | NO-TOUCH | GETREDIR | HELP
+//
+// Behaviour: as in Redis. NO-EVICT and NO-TOUCH are accepted: there is neither eviction nor an access time.
+// Versions: as in Redis 7.0; SETINFO and NO-TOUCH as in 7.2, since client libraries send them.
+// Not supported: TRACKING, TRACKINGINFO, CACHING, PAUSE, UNPAUSE, UNBLOCK, by name.
+
+func cmdClient(c *conn, args [][]byte) {
+	sub := strings.ToLower(string(args[1][:min(len(args[1]), 64)]))
+	want := map[string]int{"id": 2, "setname": 3, "getname": 2, "setinfo": 4, "info": 2, "reply": 3, "no-evict": 3, "no-touch": 3, "getredir": 2, "help": 2}
+	if n, ok := want[sub]; ok && n != len(args) {
+		c.fail("ERR wrong number of arguments for 'client|" + sub + "' command")
+		return
+	}
+	switch sub {
+	case "id":
+		c.int(c.id)
+	case "setname":
+		if !validName(string(args[2])) {
+			c.fail(badName)
+			return
+		}
+		c.mu.Lock()
+		c.name = string(args[2])
+		c.mu.Unlock()
+		c.ok()
+	case "getname":
+		c.mu.Lock()
+		name := c.name
+		c.mu.Unlock()
+		if name == "" {
+			c.null()
+			return
+		}
+		c.bulk(name)
+	case "setinfo":
+		c.setInfo(args[2], string(args[3]))
+	case "info":
+		c.text(c.describe() + "\n")
+	case "list":
+		c.clientList(args[2:])
+	case "kill":
+		c.clientKill(args[2:])
+	case "reply":
+		c.clientReply(args[2])
+	case "no-evict", "no-touch":
+		if !equalFold(args[2], "on") && !equalFold(args[2], "off") {
+			c.error(errSyntax())
+			return
+		}
+		c.ok()
+	case "getredir":
+		c.int(-1)
+	case "tracking", "trackinginfo", "caching":
+		c.fail("ERR unsupported command 'client|" + sub + "': client-side caching is not served; follow the change log over the Kafka protocol instead")
+	case "pause", "unpause", "unblock":
+		c.fail("ERR unsupported command 'client|" + sub + "': it is not served")
+	case "help":
+		c.helpText("CLIENT", "ID | SETNAME <name> | GETNAME | SETINFO <option> <value> | INFO", "LIST [TYPE <type>] [ID <id> ...]", "KILL <addr> | KILL ID <id> | ADDR <addr> | LADDR <addr> | TYPE <type> | SKIPME <yes|no> ...", "REPLY ON|OFF|SKIP", "NO-EVICT ON|OFF | NO-TOUCH ON|OFF")
+	default:
+		c.unknownSub("CLIENT", args[1])
+	}
+}
+
+func (c *conn) unknownSub(name string, sub []byte) {
+	c.fail(fmt.Sprintf("ERR unknown subcommand '%.128s'. Try %s HELP.", sub, name))
+}
+
+func (c *conn) helpText(name string, lines ...string) {
+	c.array(len(lines) + 1)
+	c.simple(name + " <subcommand> [<arg> [value] [opt] ...]. Subcommands are:")
+	for _, l := range lines {
+		c.simple(l)
+	}
+}
+
+func (c *conn) setInfo(option []byte, value string) {
+	if !validName(value) {
+		c.fail("ERR " + strings.ToLower(string(option[:min(len(option), 64)])) + " cannot contain spaces, newlines or special characters.")
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case equalFold(option, "lib-name"):
+		c.libName = value
+	case equalFold(option, "lib-ver"):
+		c.libVer = value
+	default:
+		c.fail("ERR Unrecognized option '" + string(option) + "'")
+		return
+	}
+	c.ok()
+}
+
+// describe returns the connection's line of CLIENT LIST. It may be called from any goroutine.
+func (c *conn) describe() string {
+	c.mu.Lock()
+	name, lib, ver, proto := c.name, c.libName, c.libVer, c.shownProto
+	c.mu.Unlock()
+	cmd := "NULL"
+	if l := c.last.Load(); l != nil {
+		cmd = l.Name
+	}
+	idle := int64(c.s.tickEvery.Seconds() * float64(c.s.tick.Load()-c.lastRead.Load()))
+	multi, flags := -1, "N"
+	if n := c.queued.Load(); n > 0 {
+		multi, flags = int(n), "x"
+	}
+	return fmt.Sprintf("id=%d addr=%s laddr=%s fd=0 name=%s age=%d idle=%d flags=%s db=0 sub=0 psub=0 ssub=0 multi=%d cmd=%s user=default redir=-1 resp=%d lib-name=%s lib-ver=%s",
+		c.id, c.addr, c.nc.LocalAddr(), name, int64(c.s.client.Now().Sub(c.born).Seconds()), max(idle, 0), flags, multi, cmd, proto, lib, ver)
+}
+
+// all returns the open connections by age.
+func (s *Server) all() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*conn, 0, len(s.conns))
+	for _, c := range s.conns {
+		list = append(list, c)
+	}
+	slices.SortFunc(list, func(a, b *conn) int { return int(a.id - b.id) })
+	return list
+}
+
+func (c *conn) clientList(args [][]byte) {
+	ids := map[int64]bool{}
+	none := false
+	switch {
+	case len(args) == 0:
+	case len(args) == 2 && equalFold(args[0], "type"):
+		switch strings.ToLower(string(args[1][:min(len(args[1]), 16)])) {
+		case "normal":
+		case "master", "replica", "slave", "pubsub":
+			none = true
+		default:
+			c.fail("ERR Unknown client type '" + string(args[1]) + "'")
+			return
+		}
+	case len(args) > 1 && equalFold(args[0], "id"):
+		for _, a := range args[1:] {
+			id, err := strconv.ParseInt(string(a), 10, 64)
+			if err != nil || id < 1 {
+				c.fail("ERR Invalid client ID")
+				return
+			}
+			ids[id] = true
+		}
+	default:
+		c.error(errSyntax())
+		return
+	}
+	var b strings.Builder
+	for _, o := range c.s.all() {
+		if !none && (len(ids) == 0 || ids[o.id]) {
+			b.WriteString(o.describe() + "\n")
+		}
+	}
+	c.text(b.String())
+}
+
+// clientKill closes connections: CLIENT KILL addr, or with filters.
+func (c *conn) clientKill(args [][]byte) {
+	match, skipMe, old := func(*conn) bool { return true }, true, false
+	and := func(f func(o *conn) bool) {
+		prev := match
+		match = func(o *conn) bool { return prev(o) && f(o) }
+	}
+	switch {
+	case len(args) == 0:
+		c.fail("ERR wrong number of arguments for 'client|kill' command")
+		return
+	case len(args) == 1:
+		old, skipMe = true, false
+		and(func(o *conn) bool { return o.addr == string(args[0]) })
+	case len(args)%2 != 0:
+		c.error(errSyntax())
+		return
+	}
+	for ; len(args) > 1; args = args[2:] {
+		v := string(args[1])
+		switch strings.ToLower(string(args[0][:min(len(args[0]), 16)])) {
+		case "id":
+			id, err := strconv.ParseInt(v, 10, 64)
+			if err != nil || id < 1 {
+				c.fail("ERR client-id should be greater than 0")
+				return
+			}
+			and(func(o *conn) bool { return o.id == id })
+		case "addr":
+			and(func(o *conn) bool { return o.addr == v })
+		case "laddr":
+			and(func(o *conn) bool { return o.nc.LocalAddr().String() == v })
+		case "type":
+			switch strings.ToLower(v) {
+			case "normal":
+			case "master", "replica", "slave", "pubsub":
+				and(func(*conn) bool { return false })
+			default:
+				c.fail("ERR Unknown client type '" + v + "'")
+				return
+			}
+		case "user":
+			and(func(*conn) bool { return v == "default" })
+		case "skipme":
+			switch strings.ToLower(v) {
+			case "yes":
+				skipMe = true
+			case "no":
+				skipMe = false
+			default:
+				c.error(errSyntax())
+				return
+			}
+		default:
+			c.error(errSyntax())
+			return
+		}
+	}
+	n := int64(0)
+	for _, o := range c.s.all() {
+		if !match(o) || o == c && skipMe {
+			continue
+		}
+		n++
+		if o == c {
+			c.closing = true
+			continue
+		}
+		o.wake(wakeKilled)
+	}
+	switch {
+	case !old:
+		c.int(n)
+	case n == 0:
+		c.fail("ERR No such client")
+	default:
+		c.ok()
+	}
+}
+
+func (c *conn) clientReply(mode []byte) {
+	switch {
+	case equalFold(mode, "on"):
+		c.replies = repliesOn
+		c.ok()
+	case equalFold(mode, "off"):
+		c.replies = repliesOff
+	case equalFold(mode, "skip"):
+		if c.replies != repliesOff {
+			c.replies = repliesSkip
+		}
+	default:
+		c.error(errSyntax())
+	}
+}

@@ -1,0 +1,232 @@
+package redis
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/quorate/quorate/internal/datatypes"
+)
+
+// COMMAND | COMMAND COUNT | INFO | DOCS | LIST | GETKEYS
+//
+// Behaviour: made from the tables, so that cluster clients route every command right, EVENT.ADD included.
+// Versions: the answers have the form of Redis 7.0.
+// Not supported: GETKEYSANDFLAGS; LIST FILTERBY MODULE matches nothing.
+
+func cmdCommand(c *conn, args [][]byte) {
+	if len(args) == 1 {
+		c.array(len(c.s.list))
+		for _, cmd := range c.s.list {
+			c.commandInfo(cmd)
+		}
+		return
+	}
+	switch sub := strings.ToLower(string(args[1][:min(len(args[1]), 64)])); {
+	case sub == "count" && len(args) == 2:
+		c.int(int64(len(c.s.list)))
+	case sub == "info":
+		c.named(args[2:], func(cmd *command) { c.commandInfo(cmd) })
+	case sub == "docs":
+		c.commandDocs(args[2:])
+	case sub == "list":
+		c.commandList(args[2:])
+	case sub == "getkeys" && len(args) > 2:
+		c.getKeys(args[2:])
+	case sub == "count" || sub == "getkeys":
+		c.fail("ERR wrong number of arguments for 'command|" + sub + "' command")
+	case sub == "help":
+		c.helpText("COMMAND", "(no subcommand)", "COUNT", "INFO [<command-name> ...]", "DOCS [<command-name> ...]", "LIST [FILTERBY (ACLCAT <category> | PATTERN <pattern>)]", "GETKEYS <full-command>")
+	default:
+		c.unknownSub("COMMAND", args[1])
+	}
+}
+
+// named answers with an array: f of each named command or null, or of all commands if none is named.
+func (c *conn) named(names [][]byte, f func(*command)) {
+	if len(names) == 0 {
+		c.array(len(c.s.list))
+		for _, cmd := range c.s.list {
+			f(cmd)
+		}
+		return
+	}
+	c.array(len(names))
+	for _, n := range names {
+		if cmd := c.s.find(n); cmd != nil {
+			f(cmd)
+		} else {
+			c.nullArray()
+		}
+	}
+}
+
+func flagNames(f datatypes.Flags) []string {
+	var names []string
+	for _, n := range []struct {
+		f    datatypes.Flags
+		name string
+	}{
+		{datatypes.Write, "write"}, {datatypes.ReadOnly, "readonly"}, {datatypes.DenyOOM, "denyoom"}, {datatypes.Admin, "admin"},
+		{datatypes.NoScript, "noscript"}, {datatypes.Blocking, "blocking"}, {datatypes.Loading, "loading"},
+		{datatypes.Stale, "stale"}, {datatypes.Fast, "fast"}, {datatypes.NoAuth, "no_auth"}, {datatypes.NoMulti, "no_multi"},
+	} {
+		if f&n.f != 0 {
+			names = append(names, n.name)
+		}
+	}
+	return names
+}
+
+func categories(s *datatypes.Spec) []string {
+	var cats []string
+	add := func(yes bool, name string) {
+		if yes {
+			cats = append(cats, "@"+name)
+		}
+	}
+	add(s.Flags&datatypes.Keyspace != 0, "keyspace")
+	add(s.Flags&datatypes.Write != 0, "write")
+	add(s.Flags&datatypes.ReadOnly != 0, "read")
+	add(s.Group == "string", "string")
+	add(s.Group == "hash", "hash")
+	add(s.Group == "connection" || s.Group == "cluster", "connection")
+	add(s.Group == "transactions", "transaction")
+	add(s.Flags&datatypes.Admin != 0, "admin")
+	add(s.Flags&(datatypes.Dangerous|datatypes.Admin) != 0, "dangerous")
+	add(s.Flags&datatypes.Fast != 0, "fast")
+	add(s.Flags&datatypes.Fast == 0, "slow")
+	return cats
+}
+
+func (c *conn) commandInfo(cmd *command) {
+	s := &cmd.Spec
+	c.array(10)
+	c.bulk(s.Name)
+	c.int(int64(s.Arity))
+	c.words(flagNames(s.Flags))
+	c.int(int64(s.First))
+	c.int(int64(s.Last))
+	c.int(int64(s.Step))
+	c.words(categories(s))
+	c.array(0)
+	c.keySpecs(s)
+	c.array(0)
+}
+
+// words answers with a set of simple strings.
+func (c *conn) words(list []string) {
+	c.setOf(len(list))
+	for _, n := range list {
+		c.simple(n)
+	}
+}
+
+func (c *conn) keySpecs(s *datatypes.Spec) {
+	if s.First == 0 {
+		c.array(0)
+		return
+	}
+	c.array(1)
+	c.mapOf(3)
+	c.bulk("flags")
+	if s.Flags&datatypes.Write == 0 {
+		c.words([]string{"RO", "ACCESS"})
+	} else {
+		c.words([]string{"RW", "UPDATE"})
+	}
+	c.bulk("begin_search")
+	c.mapOf(2)
+	c.bulk("type")
+	c.bulk("index")
+	c.bulk("spec")
+	c.mapOf(1)
+	c.bulk("index")
+	c.int(int64(s.First))
+	c.bulk("find_keys")
+	c.mapOf(2)
+	c.bulk("type")
+	c.bulk("range")
+	c.bulk("spec")
+	c.mapOf(3)
+	c.bulk("lastkey")
+	last := s.Last
+	if last > 0 {
+		last -= s.First
+	}
+	c.int(int64(last))
+	c.bulk("keystep")
+	c.int(int64(s.Step))
+	c.bulk("limit")
+	c.int(0)
+}
+
+func (c *conn) commandDocs(names [][]byte) {
+	var cmds []*command
+	if len(names) == 0 {
+		cmds = c.s.list
+	}
+	for _, n := range names {
+		if cmd := c.s.find(n); cmd != nil {
+			cmds = append(cmds, cmd)
+		}
+	}
+	c.mapOf(len(cmds))
+	for _, cmd := range cmds {
+		c.bulk(cmd.Name)
+		c.mapOf(3)
+		c.bulk("summary")
+		c.bulk(cmd.Summary)
+		c.bulk("since")
+		c.bulk(cmd.Since)
+		c.bulk("group")
+		c.bulk(cmd.Group)
+	}
+}
+
+func (c *conn) commandList(args [][]byte) {
+	keep := func(*command) bool { return true }
+	switch {
+	case len(args) == 0:
+	case len(args) == 3 && equalFold(args[0], "filterby") && equalFold(args[1], "aclcat"):
+		keep = func(cmd *command) bool {
+			return slices.Contains(categories(&cmd.Spec), "@"+strings.ToLower(string(args[2])))
+		}
+	case len(args) == 3 && equalFold(args[0], "filterby") && equalFold(args[1], "pattern") && len(args[2]) <= 256:
+		keep = func(cmd *command) bool { return datatypes.Match(args[2], []byte(cmd.Name)) }
+	case len(args) == 3 && equalFold(args[0], "filterby") && equalFold(args[1], "module"):
+		keep = func(*command) bool { return false }
+	default:
+		c.error(errSyntax())
+		return
+	}
+	var names []string
+	for _, cmd := range c.s.list {
+		if keep(cmd) {
+			names = append(names, cmd.Name)
+		}
+	}
+	c.array(len(names))
+	for _, n := range names {
+		c.bulk(n)
+	}
+}
+
+func (c *conn) getKeys(args [][]byte) {
+	cmd := c.s.find(args[0])
+	switch {
+	case cmd == nil:
+		c.fail("ERR Invalid command specified")
+		return
+	case cmd.First == 0:
+		c.fail("ERR The command has no key arguments")
+		return
+	case !cmd.ArityOK(len(args)):
+		c.fail("ERR Invalid number of arguments specified for command")
+		return
+	}
+	at := slices.Collect(cmd.Keys(len(args)))
+	c.array(len(at))
+	for _, i := range at {
+		c.bulkBytes(args[i])
+	}
+}

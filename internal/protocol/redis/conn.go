@@ -1,0 +1,427 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quorate/quorate/internal/datatypes"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// Reasons to wake a connection from its read.
+const (
+	wakeShutdown = 1
+	wakePartial  = 2
+	wakeKilled   = 4
+)
+
+// conn is one client's connection. Its goroutine owns every field that is not said to be shared.
+type conn struct {
+	s    *Server
+	nc   net.Conn
+	id   int64
+	addr string
+	born time.Time
+
+	p     parser
+	out   []byte
+	proto int
+	// failed says that the answer being made is an error.
+	failed bool
+	// closing ends the connection once what is in out was written.
+	closing bool
+	// replies says which answers are sent: see CLIENT REPLY.
+	replies replyMode
+	// cluster and readonly: see the package comment and READONLY.
+	cluster, readonly bool
+
+	topo  *shard.Topology
+	space shard.Space
+
+	// pending are writes handed in, whose answers are outstanding. reads are reads not yet handed in. At most one of the
+	// two holds anything.
+	pending      []pending
+	pendingBytes int
+	reads        readBatch
+	req          *request
+	seed         uint64
+	// seen remembers the revisions of this connection's writes, for stale reads that see them.
+	seen []seenRevision
+
+	multi   *multi
+	watched []datatypes.Watched
+	// watchShard holds the watched keys.
+	watchShard shard.ID
+
+	// The rest is shared with the janitor, CLIENT LIST and CLIENT KILL.
+	wakeReason   atomic.Int32
+	waitingSince atomic.Int64
+	writingSince atomic.Int64
+	partialSince atomic.Int64
+	lastRead     atomic.Int64
+	last         atomic.Pointer[command]
+	queued       atomic.Int32
+	// mu guards wait and the names.
+	mu                    sync.Mutex
+	wait                  context.Context
+	cancelWait            context.CancelFunc
+	name, libName, libVer string
+	shownProto            int
+}
+
+type replyMode uint8
+
+const (
+	repliesOn replyMode = iota
+	repliesOff
+	// repliesSkip leaves out the answer to CLIENT REPLY SKIP itself, repliesSkipNext the one after it.
+	repliesSkip
+	repliesSkipNext
+)
+
+type pending struct {
+	cmd    *command
+	shard  shard.ID
+	future *shard.Future
+	multi  *multi
+	mute   bool
+}
+
+type readBatch struct {
+	shard shard.ID
+	body  []byte
+	cmds  []readCommand
+	query []byte
+}
+
+type readCommand struct {
+	cmd  *command
+	mute bool
+}
+
+type seenRevision struct {
+	shard shard.ID
+	rev   shard.Revision
+}
+
+// request is the context of what is handed in together. Its deadline travels with the commands; waiting for them is ended by
+// the janitor, through the context below.
+type request struct {
+	context.Context
+	deadline time.Time
+}
+
+// Deadline implements context.Context.
+func (r *request) Deadline() (time.Time, bool) { return r.deadline, true }
+
+func newConn(s *Server, nc net.Conn) *conn {
+	c := &conn{s: s, nc: nc, id: s.nextID.Add(1), addr: nc.RemoteAddr().String(), born: s.client.Now(), proto: 2, shownProto: 2}
+	c.wait, c.cancelWait = context.WithCancel(s.ctx)
+	c.seed = uint64(c.id)<<32 ^ uint64(c.born.UnixNano())
+	c.lastRead.Store(s.tick.Load())
+	return c
+}
+
+// wake makes the connection's read return at once.
+func (c *conn) wake(reason int32) {
+	c.wakeReason.Or(reason)
+	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+}
+
+// giveUp ends the wait for an answer. It is called by the janitor.
+func (c *conn) giveUp() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cancelWait()
+}
+
+// context returns what the connection waits with, a new one after a wait was given up.
+func (c *conn) context() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.wait.Err() != nil && c.s.ctx.Err() == nil {
+		c.wait, c.cancelWait = context.WithCancel(c.s.ctx)
+	}
+	return c.wait
+}
+
+func (c *conn) serve() {
+	defer func() {
+		_ = c.nc.Close()
+		c.giveUp()
+	}()
+	for {
+		if !c.fill() {
+			return
+		}
+		c.req = nil
+		c.refresh()
+		c.parse()
+		c.settle()
+		if !c.flush() || c.closing {
+			return
+		}
+	}
+}
+
+// fill reads more input, and says whether the connection goes on.
+func (c *conn) fill() bool {
+	tick := c.s.tick.Load()
+	if !c.p.partial() {
+		c.partialSince.Store(0)
+	} else if c.partialSince.Load() == 0 {
+		c.lastRead.Store(tick)
+		c.partialSince.Store(tick)
+	}
+	for {
+		if why := c.wakeReason.Load(); why&(wakeShutdown|wakeKilled) != 0 {
+			return false
+		}
+		n, err := c.nc.Read(c.p.room())
+		if n > 0 {
+			c.p.filled(n)
+			c.lastRead.Store(c.s.tick.Load())
+			c.s.metric.readBytes.Add(float64(n))
+			return true
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			why := c.wakeReason.Load()
+			if why&(wakeShutdown|wakeKilled) != 0 {
+				return false
+			}
+			if why&wakePartial != 0 && c.partialSince.Load() != 0 {
+				c.s.log.Warn("closed a Redis connection whose request did not arrive in time", "addr", c.addr, "client_id", c.id)
+				c.fail("ERR Protocol error: the request was begun but did not arrive in time")
+				c.flush()
+				return false
+			}
+			// The request arrived just before the janitor's verdict.
+			c.wakeReason.And(^int32(wakePartial))
+			_ = c.nc.SetReadDeadline(time.Time{})
+			continue
+		}
+		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+			c.s.log.Debug("read from a Redis connection failed", "addr", c.addr, "client_id", c.id, "error", err)
+		}
+		if err != nil {
+			return false
+		}
+	}
+}
+
+// parse runs every complete request of the input.
+func (c *conn) parse() {
+	n := int64(0)
+	for !c.closing {
+		args, tooLong, err := c.p.next()
+		if err != nil {
+			c.settle()
+			c.s.metric.protocolErrors.Inc()
+			c.fail("ERR " + err.Error())
+			c.closing = true
+			break
+		}
+		if tooLong {
+			c.settle()
+			c.abortMulti()
+			c.fail(fmt.Sprintf("ERR the request is longer than the limit of %d bytes; send it in smaller parts", datatypes.CommandBytesMax))
+			c.s.metric.unknown.count(true)
+			continue
+		}
+		if args == nil {
+			break
+		}
+		n++
+		c.handle(args)
+		if len(c.out) > outFlushBytes && !c.flush() {
+			c.closing = true
+		}
+	}
+	c.s.processed.Add(n)
+}
+
+// flush writes the answers out.
+func (c *conn) flush() bool {
+	if len(c.out) == 0 {
+		return true
+	}
+	c.writingSince.Store(c.s.tick.Load())
+	_, err := c.nc.Write(c.out)
+	c.writingSince.Store(0)
+	c.s.metric.writtenBytes.Add(float64(len(c.out)))
+	if cap(c.out) > 4*outFlushBytes {
+		c.out = nil
+	}
+	c.out = c.out[:0]
+	return err == nil
+}
+
+// handle runs one request: it hands it in, or answers it.
+func (c *conn) handle(args [][]byte) {
+	cmd := c.s.find(args[0])
+	mute := c.replies != repliesOn
+	if c.replies == repliesSkipNext {
+		c.replies = repliesOn
+	}
+	switch {
+	case cmd == nil:
+		c.answer(nil, mute, func() { c.unknown(args) })
+		return
+	case !cmd.ArityOK(len(args)):
+		c.answer(cmd, mute, func() {
+			c.abortMulti()
+			c.fail(cmd.arityError())
+		})
+		return
+	}
+	c.last.Store(cmd)
+	switch {
+	case c.multi != nil && cmd.Flags&immediate == 0:
+		c.answer(cmd, mute, func() { c.queue(cmd, args) })
+	case cmd.local != nil:
+		c.answer(cmd, mute, func() { cmd.local(c, args) })
+	case cmd.Flags&datatypes.EveryShard != 0:
+		c.answer(cmd, mute, func() { c.everyShard(cmd, args) })
+	default:
+		c.data(cmd, args, mute)
+	}
+}
+
+// answer runs f, which adds one answer, once all earlier answers are there.
+func (c *conn) answer(cmd *command, mute bool, f func()) {
+	c.settle()
+	start, before := len(c.out), c.replies
+	c.failed = false
+	f()
+	if before == repliesOff && c.replies == repliesOn {
+		// CLIENT REPLY ON and RESET are answered.
+		mute = false
+	}
+	if cmd == nil {
+		c.s.metric.unknown.count(true)
+	} else {
+		cmd.metric.count(c.failed)
+	}
+	if mute || c.replies == repliesOff || c.replies == repliesSkip {
+		c.out = c.out[:start]
+	}
+	if c.replies == repliesSkip {
+		c.replies = repliesSkipNext
+	}
+}
+
+// unknown answers a command that is not in the table.
+func (c *conn) unknown(args [][]byte) {
+	name := string(args[0])
+	low := strings.ToLower(name)
+	if low == "post" || low == "host:" {
+		// A browser was made to talk to this port: see "cross-protocol scripting" in the Redis security notes.
+		c.s.log.Warn("closed a connection that speaks HTTP to the Redis port; possibly a cross-protocol attack", "addr", c.addr)
+		c.s.metric.protocolErrors.Inc()
+		c.closing = true
+		return
+	}
+	c.abortMulti()
+	if why, ok := unsupported(low); ok {
+		c.fail("ERR unsupported command '" + low + "': " + why)
+		return
+	}
+	var b strings.Builder
+	for _, a := range args[1:] {
+		if b.Len() >= 128 {
+			break
+		}
+		fmt.Fprintf(&b, "'%s' ", a[:min(len(a), 128-b.Len())])
+	}
+	c.fail(fmt.Sprintf("ERR unknown command '%s', with args beginning with: %s", name[:min(len(name), 128)], b.String()))
+}
+
+// refresh takes the newest topology.
+func (c *conn) refresh() {
+	if t := c.s.client.Topology(); t != c.topo {
+		c.topo = t
+		// A space without shards counts as unknown.
+		c.space, _ = t.Space(c.s.cfg.Space)
+	}
+}
+
+// place fails as long as the space is not known.
+func (c *conn) place() error {
+	if len(c.space.Shards) == 0 {
+		return errs.New(errs.Unavailable, "the space %q is not known on this node yet", c.s.cfg.Space)
+	}
+	return nil
+}
+
+// route finds the shard of a request by its keys. slot is -1 where it was not needed.
+func (c *conn) route(cmd *command, args [][]byte) (at shard.ID, slot int, err error) {
+	if err := c.place(); err != nil {
+		return 0, -1, err
+	}
+	slot = -1
+	if len(c.space.Shards) == 1 && !c.cluster {
+		for i := range cmd.Keys(len(args)) {
+			if len(args[i]) > datatypes.KeyBytesMax {
+				return 0, -1, errKeyTooLong(len(args[i]))
+			}
+		}
+		return c.space.Shards[0], -1, nil
+	}
+	for i := range cmd.Keys(len(args)) {
+		if len(args[i]) > datatypes.KeyBytesMax {
+			return 0, -1, errKeyTooLong(len(args[i]))
+		}
+		sl := datatypes.Slot(args[i])
+		id := c.space.SlotShard(sl)
+		if slot >= 0 && (id != at || c.cluster && int(sl) != slot) {
+			return 0, -1, errCrossSlot("Keys in request don't hash to the same slot")
+		}
+		at, slot = id, int(sl)
+	}
+	return at, slot, c.moved(cmd, at, slot)
+}
+
+// moved returns the redirection of a cluster client to the leader of its key, nil if there is none to give.
+func (c *conn) moved(cmd *command, at shard.ID, slot int) error {
+	if !c.cluster || slot < 0 || !c.s.cfg.ClusterMode {
+		return nil
+	}
+	info, ok := c.topo.Shard(at)
+	if !ok || info.Leader == 0 || info.Leader == c.topo.Self {
+		return nil
+	}
+	if c.readonly && cmd.Flags&datatypes.ReadOnly != 0 && holds(info, c.topo.Self) {
+		return nil
+	}
+	n, ok := c.topo.Node(info.Leader)
+	if !ok || n.Addr["redis"] == "" {
+		return nil
+	}
+	return &errs.Error{Kind: errs.Unavailable, Code: "MOVED", Msg: fmt.Sprintf("%d %s", slot, n.Addr["redis"])}
+}
+
+func holds(info shard.ShardInfo, id shard.NodeID) bool {
+	for _, r := range info.Replicas {
+		if r == id {
+			return true
+		}
+	}
+	return false
+}
+
+func errCrossSlot(msg string) error {
+	return &errs.Error{Kind: errs.Invalid, Code: "CROSSSLOT", Msg: msg}
+}
+
+func errKeyTooLong(n int) error {
+	return errs.New(errs.TooLarge, "key of %d bytes is longer than the limit of %d", n, datatypes.KeyBytesMax)
+}

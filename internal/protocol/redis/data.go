@@ -1,0 +1,235 @@
+package redis
+
+import (
+	"context"
+
+	"github.com/quorate/quorate/internal/datatypes"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// data hands in a command that runs in one shard.
+func (c *conn) data(cmd *command, args [][]byte, mute bool) {
+	var at shard.ID
+	var err error
+	if cmd.Group == "event" {
+		args, at, err = c.event(args)
+	} else {
+		at, _, err = c.route(cmd, args)
+	}
+	if err != nil {
+		c.answer(cmd, mute, func() { c.error(err) })
+		return
+	}
+	if cmd.Flags&datatypes.Write == 0 {
+		c.read(cmd, at, args[1:], mute)
+		return
+	}
+	c.write(cmd, at, args[1:], mute)
+}
+
+func (c *conn) write(cmd *command, at shard.ID, args [][]byte, mute bool) {
+	c.settleReads()
+	data := datatypes.EncodeCommand(cmd.Op, args)
+	c.submit(pending{cmd: cmd, shard: at, mute: mute}, data)
+}
+
+// submit hands in a command of the log, within the connection's bounds.
+func (c *conn) submit(p pending, data []byte) {
+	if len(c.pending) >= inFlightMax || c.pendingBytes > 0 && c.pendingBytes+len(data) > inFlightBytes {
+		c.settle()
+	}
+	p.future = c.s.client.Submit(c.request(), shard.Route{Shard: p.shard}, shard.Command{Module: shard.ModuleDatatypes, Data: data})
+	c.pending = append(c.pending, p)
+	c.pendingBytes += len(data)
+}
+
+func (c *conn) request() *request {
+	if c.req == nil {
+		c.req = &request{c.context(), c.s.client.Now().Add(c.s.cfg.RequestTimeout)}
+	}
+	return c.req
+}
+
+func (c *conn) read(cmd *command, at shard.ID, args [][]byte, mute bool) {
+	c.settleWrites()
+	if n := len(c.reads.cmds); n > 0 && (c.reads.shard != at || n >= inFlightMax || len(c.reads.body) > inFlightBytes/4) {
+		c.settleReads()
+	}
+	c.reads.shard = at
+	c.reads.body = datatypes.AppendSub(c.reads.body, cmd.Op, args)
+	c.reads.cmds = append(c.reads.cmds, readCommand{cmd, mute})
+}
+
+// settle awaits all outstanding answers.
+func (c *conn) settle() {
+	c.settleWrites()
+	c.settleReads()
+}
+
+// settleWrites awaits the answers to the commands handed in, in their order.
+func (c *conn) settleWrites() {
+	if len(c.pending) == 0 {
+		return
+	}
+	ctx := c.req.Context
+	for i := range c.pending {
+		p := &c.pending[i]
+		c.addResult(p, c.await(ctx, p.future))
+		if len(c.out) > outFlushBytes && !c.flush() {
+			// The client is gone. The remaining answers interest nobody, but order within the connection does not matter
+			// any more either: it ends.
+			c.closing = true
+		}
+	}
+	clear(c.pending)
+	if cap(c.pending) > 64 && len(c.pending) < 16 {
+		c.pending = nil
+	}
+	c.pending, c.pendingBytes = c.pending[:0], 0
+	// The next wait gets its own time.
+	c.req = nil
+}
+
+// await waits for one answer; the janitor ends the wait when it takes too long.
+func (c *conn) await(ctx context.Context, f *shard.Future) shard.Result {
+	select {
+	case <-f.Done():
+		return f.Wait(c.s.ctx)
+	default:
+	}
+	c.waitingSince.Store(c.s.tick.Load())
+	defer c.waitingSince.Store(0)
+	select {
+	case <-f.Done():
+		return f.Wait(c.s.ctx)
+	case <-ctx.Done():
+		return shard.Result{Err: errs.New(errs.OutcomeUnknown, "no answer within the time limit; the request may have been or may still be applied")}
+	}
+}
+
+// addResult adds the answer to a command of the log.
+func (c *conn) addResult(p *pending, res shard.Result) {
+	start := len(c.out)
+	c.failed = false
+	if res.Revision != 0 {
+		c.saw(p.shard, res.Revision)
+	}
+	switch {
+	case res.Err != nil:
+		c.error(res.Err)
+	default:
+		c.out = appendReply(c.out, res.Data, c.proto, p.cmd.flat)
+	}
+	p.cmd.metric.count(c.failed)
+	if p.mute {
+		c.out = c.out[:start]
+	}
+}
+
+func (c *conn) saw(at shard.ID, rev shard.Revision) {
+	for i := range c.seen {
+		if c.seen[i].shard == at {
+			c.seen[i].rev = max(c.seen[i].rev, rev)
+			return
+		}
+	}
+	if len(c.seen) < 64 {
+		c.seen = append(c.seen, seenRevision{at, rev})
+	}
+}
+
+// consistency says how fresh reads must be: linearizable, or after READONLY whatever this node has that is not older than
+// the connection's own writes.
+func (c *conn) consistency(at shard.ID) shard.Consistency {
+	if !c.readonly {
+		return shard.Linearizable
+	}
+	info, ok := c.topo.Shard(at)
+	if !ok || !holds(info, c.topo.Self) {
+		return shard.Linearizable
+	}
+	for _, s := range c.seen {
+		if s.shard == at {
+			return shard.Consistency{Stale: true, AtLeast: s.rev}
+		}
+	}
+	if len(c.seen) == 64 {
+		return shard.Linearizable
+	}
+	return shard.Consistency{Stale: true}
+}
+
+// ask runs a query and waits for it.
+func (c *conn) ask(at shard.ID, q []byte) ([]byte, error) {
+	req := c.request()
+	c.waitingSince.Store(c.s.tick.Load())
+	out, err := c.s.client.Query(req, shard.Route{Shard: at}, c.consistency(at), shard.Command{Module: shard.ModuleDatatypes, Data: q})
+	c.waitingSince.Store(0)
+	c.req = nil
+	return out, err
+}
+
+// query runs one read of the table and waits for it.
+func (c *conn) query(at shard.ID, op datatypes.Op, args [][]byte) ([]byte, error) {
+	c.seed++
+	return c.ask(at, datatypes.AppendQuery(nil, op, c.s.client.Now().UnixMilli(), c.seed, args))
+}
+
+// settleReads runs the collected reads, as one query unless their answers are long.
+func (c *conn) settleReads() {
+	r := &c.reads
+	body := r.body
+	for done := 0; done < len(r.cmds); {
+		rest := r.cmds[done:]
+		c.seed++
+		r.query = datatypes.AppendBatch(r.query[:0], c.s.client.Now().UnixMilli(), c.seed, len(rest), body)
+		answers, err := c.ask(r.shard, r.query)
+		n := 0
+		for err == nil && n < len(rest) && (len(answers) > 0 || n == 0) {
+			one := answers
+			if len(rest) == 1 {
+				answers = nil
+			} else if one, answers, err = datatypes.NextAnswer(answers); err != nil {
+				break
+			}
+			if body, err = datatypes.SkipSub(body); err != nil {
+				break
+			}
+			c.addRead(rest[n], one, nil)
+			n++
+		}
+		done += n
+		if err != nil {
+			// A query that was given up may still be on its way, with this buffer.
+			r.query = nil
+			for _, rc := range r.cmds[done:] {
+				c.addRead(rc, nil, err)
+			}
+			break
+		}
+		if len(c.out) > outFlushBytes && !c.flush() {
+			c.closing = true
+		}
+	}
+	if cap(r.body) > outFlushBytes {
+		r.body, r.query = nil, nil
+	}
+	if cap(r.cmds) > 64 && len(r.cmds) < 16 {
+		r.cmds = nil
+	}
+	r.body, r.cmds = r.body[:0], r.cmds[:0]
+}
+
+func (c *conn) addRead(rc readCommand, reply []byte, err error) {
+	failed := err != nil || len(reply) > 0 && reply[0] == '-'
+	rc.cmd.metric.count(failed)
+	if rc.mute {
+		return
+	}
+	if err != nil {
+		c.error(err)
+		return
+	}
+	c.out = appendReply(c.out, reply, c.proto, rc.cmd.flat)
+}

@@ -1,0 +1,94 @@
+package redis
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/quorate/quorate/internal/datatypes"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// EVENT.ADD topic value [KEY key] [PARTITION n] [HEADER name value ...]
+//
+// Behaviour: appends a record to a Kafka topic and answers [partition, offset]. In MULTI the record and the other commands
+// are one commit. In topic{tag}, topic is the name and the tag's slot decides the shard, so that the event can be with
+// the keys that carry the tag. Several HEADERs may be given, each with one or more pairs of name and value.
+// Versions: a command of Quorate.
+// Not supported: topics outside the connection's space.
+
+// headersMax bounds the headers of an event.
+const headersMax = 1024
+
+// event turns the client's arguments into those of the shard's command, the name kept in front, and finds its shard.
+func (c *conn) event(args [][]byte) (inner [][]byte, at shard.ID, err error) {
+	if c.s.topics == nil {
+		return nil, 0, errs.New(errs.Unsupported, "this node serves no event log")
+	}
+	if err := c.place(); err != nil {
+		return nil, 0, err
+	}
+	e, partition, err := parseEvent(args)
+	if err != nil {
+		return nil, 0, err
+	}
+	name, slot := args[1], -1
+	if tag, ok := datatypes.Tag(name); ok {
+		slot = int(datatypes.Slot(name))
+		before, after, _ := strings.Cut(string(name), "{"+string(tag)+"}")
+		name = []byte(before + after)
+		// A tagged topic is routed as a key is, and so it is redirected as a key is.
+		if err := c.moved(c.s.commands["event.add"], c.space.SlotShard(uint16(slot)), slot); err != nil {
+			return nil, 0, err
+		}
+	}
+	if len(name) == 0 {
+		return nil, 0, errs.New(errs.Invalid, "the topic has no name")
+	}
+	c.waitingSince.Store(c.s.tick.Load())
+	e.Topic, e.Partition, at, err = c.s.topics.Resolve(c.request(), string(name), slot, e.Key, e.KeyNull, partition)
+	c.waitingSince.Store(0)
+	if err != nil {
+		return nil, 0, err
+	}
+	return append([][]byte{args[0]}, e.Args()...), at, nil
+}
+
+func parseEvent(args [][]byte) (e datatypes.Event, partition int32, err error) {
+	e, partition = datatypes.Event{KeyNull: true, Value: args[2]}, -1
+	for rest := args[3:]; len(rest) > 0; {
+		word := strings.ToLower(string(rest[0][:min(len(rest[0]), 16)]))
+		switch {
+		case word == "key" && len(rest) > 1:
+			e.Key, e.KeyNull = rest[1], false
+			rest = rest[2:]
+		case word == "partition" && len(rest) > 1:
+			n, err := strconv.ParseInt(string(rest[1]), 10, 32)
+			if err != nil || n < 0 {
+				return e, 0, errs.New(errs.Invalid, "PARTITION must be a number from 0 to 2147483647")
+			}
+			partition, rest = int32(n), rest[2:]
+		case (word == "header" || len(e.Headers) > 0) && len(rest) > 1:
+			if word == "header" {
+				rest = rest[1:]
+			}
+			if len(rest) < 2 {
+				return e, 0, errSyntax()
+			}
+			e.Headers = append(e.Headers, datatypes.EventHeader{Name: string(rest[0]), Value: slices.Clone(rest[1])})
+			rest = rest[2:]
+		default:
+			return e, 0, errSyntax()
+		}
+		if len(e.Headers) > headersMax {
+			return e, 0, errs.New(errs.TooLarge, "more than %d headers", headersMax)
+		}
+	}
+	if len(e.Key) > datatypes.KeyBytesMax {
+		return e, 0, errKeyTooLong(len(e.Key))
+	}
+	return e, partition, nil
+}
+
+func errSyntax() error { return &errs.Error{Kind: errs.Invalid, Code: "ERR", Msg: "syntax error"} }

@@ -1,0 +1,391 @@
+// Package redis serves the Redis protocol (RESP2 and RESP3) over a shard.Client.
+//
+// One goroutine serves a connection. It reads what has arrived, parses and hands in every complete request without
+// waiting for answers, then awaits the answers in order and writes them at once: one read and one write for a request,
+// or for a pipeline of them. Consecutive reads of one shard become one query. A request that depends on earlier ones of its
+// connection, such as a read behind a write, waits for them first, so that a client sees its own writes in order.
+//
+// Nothing is queued without a bound: a connection has at most inFlightMax requests and inFlightBytes bytes handed in, and
+// one that does not read its answers is not read from either.
+//
+// # Cluster behaviour
+//
+// Every node serves every key: it forwards what another node leads. A connection that has asked for the slot map (CLUSTER
+// SLOTS, SHARDS or NODES) or has sent READONLY, READWRITE or ASKING belongs to a cluster client: it is sent to the leader by
+// MOVED, its commands may name one slot only, and commands without a key concern the shards that this node leads. One that
+// never asked is served as by a single Redis.
+package redis
+
+import (
+	"context"
+	"crypto/sha1"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/quorate/quorate/internal/datatypes"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// Bounds of one connection.
+const (
+	inFlightMax   = 1024
+	inFlightBytes = 16 << 20
+	// outFlushBytes is the size from which answers are written although more input is there.
+	outFlushBytes = 64 << 10
+)
+
+// Config sets up a Server. The zero value means the defaults.
+type Config struct {
+	// Space is the space that is served; default "default".
+	Space string
+	// ClusterMode offers the cluster protocol; see the package comment. With false, CLUSTER is refused and nobody is
+	// redirected.
+	ClusterMode bool
+	// RedisVersion is what INFO and HELLO say, which clients choose features by; default "7.0.15".
+	RedisVersion string
+	// Version is Quorate's own; default "dev".
+	Version string
+	// Durability is the space's durability class, for INFO; default "majority-fsync".
+	Durability string
+	// ConnectionsMax bounds the open connections; default 10000. The next one gets an error and is closed.
+	ConnectionsMax int
+	// RequestTimeout bounds the wait for one answer; default 10 s. Past it the outcome is unknown.
+	RequestTimeout time.Duration
+	// PartialTimeout is how long a request that has begun may go on without a byte; default 30 s. In all it may take ten
+	// times that.
+	PartialTimeout time.Duration
+	// WriteTimeout is how long answers may find no room in the client's socket; default 60 s.
+	WriteTimeout time.Duration
+	// CloseTimeout is how long Close waits for answers under way; default 5 s.
+	CloseTimeout time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&c.RequestTimeout, 10*time.Second)
+	set(&c.PartialTimeout, 30*time.Second)
+	set(&c.WriteTimeout, time.Minute)
+	set(&c.CloseTimeout, 5*time.Second)
+	for _, f := range []struct {
+		s *string
+		v string
+	}{{&c.Space, "default"}, {&c.RedisVersion, "7.0.15"}, {&c.Version, "dev"}, {&c.Durability, "majority-fsync"}} {
+		if *f.s == "" {
+			*f.s = f.v
+		}
+	}
+	if c.ConnectionsMax == 0 {
+		c.ConnectionsMax = 10_000
+	}
+	return c
+}
+
+// Topics finds the place of an event.
+type Topics interface {
+	// Resolve returns the id of a topic, the partition that a record goes to and the shard that holds it. It may make the
+	// topic. slot is the hash slot that the client asked for by a tag, -1 if none; key is the record's key, unless
+	// keyNull; explicitPartition is the partition the client named, -1 if none. It may block until ctx ends. key must
+	// not be kept. Errors are *errs.Error.
+	Resolve(ctx context.Context, topic string, slot int, key []byte, keyNull bool, explicitPartition int32) (id [16]byte, partition int32, at shard.ID, err error)
+}
+
+// Server serves the Redis protocol. Its methods may be called from any goroutine.
+type Server struct {
+	cfg    Config
+	client shard.Client
+	topics Topics
+	log    *slog.Logger
+	metric *serverMetrics
+	// commands finds a command by its name in lower case; list holds them in the order of the table.
+	commands map[string]*command
+	list     []*command
+	started  time.Time
+	runID    string
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	// tick counts the janitor's rounds, from 1. Moments that only time-outs look at are kept in ticks, so that a request
+	// need not ask for the time.
+	tick      atomic.Int64
+	tickEvery time.Duration
+	nextID    atomic.Int64
+	processed atomic.Int64
+	accepted  atomic.Int64
+	rejected  atomic.Int64
+	wg        sync.WaitGroup
+
+	// mu guards conns, listeners and closed.
+	mu        sync.Mutex
+	conns     map[int64]*conn
+	listeners map[net.Listener]struct{}
+	closed    bool
+}
+
+// New returns a server. topics may be nil: EVENT.ADD is refused then. The server owns a goroutine until Close.
+func New(cfg Config, client shard.Client, topics Topics, log *slog.Logger, reg prometheus.Registerer) *Server {
+	cfg = cfg.withDefaults()
+	s := &Server{
+		cfg: cfg, client: client, topics: topics, log: log, commands: map[string]*command{}, conns: map[int64]*conn{},
+		listeners: map[net.Listener]struct{}{}, started: client.Now(),
+	}
+	s.metric = newMetrics(reg)
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	for _, spec := range datatypes.Commands() {
+		s.add(&command{Spec: spec, flat: spec.Name == "hrandfield"})
+	}
+	for _, c := range connectionCommands() {
+		s.add(&c)
+	}
+	t := client.Topology()
+	s.runID = nodeID(t.Cluster+"/run", t.Self)
+	s.tickEvery = min(max(min(cfg.RequestTimeout, cfg.PartialTimeout, cfg.WriteTimeout)/8, time.Millisecond), time.Second)
+	s.tick.Store(1)
+	s.wg.Add(1)
+	go s.janitor()
+	return s
+}
+
+func (s *Server) add(c *command) {
+	c.metric = s.metric.forCommand(c.Name)
+	s.commands[c.Name] = c
+	s.list = append(s.list, c)
+}
+
+// nodeID derives a node's id as the cluster protocol shows it: 40 hex digits, the same on every node and for ever.
+func nodeID(cluster string, id shard.NodeID) string {
+	sum := sha1.Sum(fmt.Appendf(nil, "quorate node %s/%d", cluster, id))
+	return fmt.Sprintf("%x", sum)
+}
+
+// Serve accepts connections until the listener fails or the server is closed. It returns nil after Close.
+func (s *Server) Serve(ln net.Listener) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return ln.Close()
+	}
+	s.listeners[ln] = struct{}{}
+	s.wg.Add(1)
+	s.mu.Unlock()
+	defer s.wg.Done()
+	for {
+		nc, err := ln.Accept()
+		if err != nil {
+			s.mu.Lock()
+			closed := s.closed
+			delete(s.listeners, ln)
+			s.mu.Unlock()
+			if closed {
+				return nil
+			}
+			var ne net.Error
+			if errors.As(err, &ne) && ne.Timeout() {
+				continue
+			}
+			return errs.Wrap(errs.Unavailable, errors.Join(err, ln.Close()), "accept Redis connections on %s", ln.Addr())
+		}
+		s.ServeConn(nc)
+	}
+}
+
+// ServeConn serves one connection from a goroutine of its own, which Close waits for.
+func (s *Server) ServeConn(nc net.Conn) {
+	c := newConn(s, nc)
+	s.mu.Lock()
+	refuse := ""
+	switch {
+	case s.closed:
+		refuse = "-ERR the server is shutting down\r\n"
+	case len(s.conns) >= s.cfg.ConnectionsMax:
+		refuse = "-ERR max number of clients reached\r\n"
+		s.rejected.Add(1)
+	default:
+		s.conns[c.id] = c
+		s.wg.Add(1)
+	}
+	s.mu.Unlock()
+	if refuse != "" {
+		// The new connection's send buffer is empty: this does not block.
+		_, _ = nc.Write([]byte(refuse))
+		_ = nc.Close()
+		return
+	}
+	s.accepted.Add(1)
+	s.metric.connections.Inc()
+	go func() {
+		defer s.wg.Done()
+		c.serve()
+		s.metric.connections.Dec()
+		s.mu.Lock()
+		delete(s.conns, c.id)
+		s.mu.Unlock()
+	}()
+}
+
+// Close stops listening, lets requests under way be answered for CloseTimeout, closes all connections and waits for every
+// goroutine.
+func (s *Server) Close() {
+	s.mu.Lock()
+	already := s.closed
+	s.closed = true
+	for ln := range s.listeners {
+		_ = ln.Close()
+	}
+	for _, c := range s.conns {
+		c.wake(wakeShutdown)
+	}
+	s.mu.Unlock()
+	if !already {
+		grace := time.AfterFunc(s.cfg.CloseTimeout, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, c := range s.conns {
+				_ = c.nc.Close()
+			}
+			s.cancel()
+		})
+		for s.open() > 0 && s.ctx.Err() == nil {
+			// The janitor's tick is the rhythm; the connections end by themselves.
+			select {
+			case <-s.ctx.Done():
+			case <-time.After(s.tickEvery / 4):
+			}
+		}
+		grace.Stop()
+		s.cancel()
+	}
+	s.wg.Wait()
+}
+
+func (s *Server) open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
+// janitor ends waits that took too long. It looks at the connections' own notes, so that a request pays for its time-outs
+// with a store of a counter, not with a timer.
+func (s *Server) janitor() {
+	defer s.wg.Done()
+	t := time.NewTicker(s.tickEvery)
+	defer t.Stop()
+	ticks := func(d time.Duration) int64 { return int64(d/s.tickEvery) + 1 }
+	request, write := ticks(s.cfg.RequestTimeout), ticks(s.cfg.WriteTimeout)
+	idle, total := ticks(s.cfg.PartialTimeout), ticks(10*s.cfg.PartialTimeout)
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-t.C:
+		}
+		now := s.tick.Add(1)
+		s.mu.Lock()
+		for _, c := range s.conns {
+			if since := c.waitingSince.Load(); since != 0 && now-since > request {
+				c.giveUp()
+			}
+			if since := c.writingSince.Load(); since != 0 && now-since > write {
+				s.log.Warn("closed a Redis connection that does not read its answers", "addr", c.addr, "client_id", c.id)
+				_ = c.nc.Close()
+			}
+			began, last := c.partialSince.Load(), c.lastRead.Load()
+			if began != 0 && (now-last > idle || now-began > total) {
+				c.wake(wakePartial)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// find returns a command by name, in any case.
+func (s *Server) find(name []byte) *command {
+	var buf [32]byte
+	if len(name) > len(buf) {
+		return nil
+	}
+	for i, ch := range name {
+		if ch >= 'A' && ch <= 'Z' {
+			ch += 'a' - 'A'
+		}
+		buf[i] = ch
+	}
+	return s.commands[string(buf[:len(name)])]
+}
+
+// command is an entry of the server's table.
+type command struct {
+	datatypes.Spec
+	// local runs a command that the server answers itself; nil for those that run in a shard.
+	local func(c *conn, args [][]byte)
+	// flat: see appendReply.
+	flat   bool
+	metric commandMetrics
+}
+
+func (c *command) arityError() string {
+	return "ERR wrong number of arguments for '" + c.Name + "' command"
+}
+
+type commandMetrics struct{ ok, failed prometheus.Counter }
+
+// serverMetrics are the server's. Counters of commands are made once, not looked up per request.
+type serverMetrics struct {
+	commands       *prometheus.CounterVec
+	connections    prometheus.Gauge
+	readBytes      prometheus.Counter
+	writtenBytes   prometheus.Counter
+	protocolErrors prometheus.Counter
+	unknown        commandMetrics
+}
+
+func newMetrics(reg prometheus.Registerer) *serverMetrics {
+	m := &serverMetrics{
+		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "quorate_redis_commands_total",
+			Help: "Redis commands answered, by command and status (ok, error). Many errors point at a client at fault or at a shard without a leader.",
+		}, []string{"command", "status"}),
+		connections: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "quorate_redis_connections", Help: "Open Redis connections. At the configured maximum new clients are refused.",
+		}),
+		readBytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "quorate_redis_read_bytes_total", Help: "Bytes read from Redis clients.",
+		}),
+		writtenBytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "quorate_redis_written_bytes_total", Help: "Bytes written to Redis clients.",
+		}),
+		protocolErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "quorate_redis_protocol_errors_total", Help: "Redis connections closed for malformed input. They should be none.",
+		}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.commands, m.connections, m.readBytes, m.writtenBytes, m.protocolErrors)
+	}
+	m.unknown = m.forCommand("unknown")
+	return m
+}
+
+func (m *serverMetrics) forCommand(name string) commandMetrics {
+	name = strings.ToLower(name)
+	return commandMetrics{m.commands.WithLabelValues(name, "ok"), m.commands.WithLabelValues(name, "error")}
+}
+
+func (m commandMetrics) count(failed bool) {
+	if failed {
+		m.failed.Inc()
+	} else {
+		m.ok.Inc()
+	}
+}

@@ -1,0 +1,236 @@
+package redis
+
+import (
+	"slices"
+	"strconv"
+
+	"github.com/quorate/quorate/internal/datatypes"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// Transactions.
+//
+// Behaviour: MULTI queues; EXEC runs everything as one command of one shard, and answers with null if a watched key has
+// changed. A command that fails leaves the others done. One that cannot be queued makes EXEC fail with EXECABORT.
+// Versions: as in Redis 7.0.
+// Not supported: keys of several shards; commands without a key (KEYS, SCAN, FLUSHALL, ...) in a space of several shards.
+
+// multi is a transaction being queued.
+type multi struct {
+	cmds []queuedCommand
+	// body holds the commands that run in the shard; count is their number.
+	body  []byte
+	count int
+	// at is the shard and slot the slot of the keys so far, if placed.
+	at     shard.ID
+	slot   int
+	placed bool
+	dirty  bool
+	bytes  int
+}
+
+// queuedCommand is a command that runs in the shard, or one with args that the server runs itself.
+type queuedCommand struct {
+	cmd  *command
+	args [][]byte
+}
+
+// watchedMax bounds the keys that a connection watches.
+const watchedMax = 4096
+
+func cmdMulti(c *conn, _ [][]byte) {
+	if c.multi != nil {
+		c.fail("ERR MULTI calls can not be nested")
+		return
+	}
+	c.multi = &multi{slot: -1}
+	c.ok()
+}
+
+func cmdDiscard(c *conn, _ [][]byte) {
+	if c.multi == nil {
+		c.fail("ERR DISCARD without MULTI")
+		return
+	}
+	c.endMulti()
+	c.ok()
+}
+
+func (c *conn) endMulti() {
+	c.multi = nil
+	c.queued.Store(0)
+	c.watched = nil
+}
+
+// abortMulti remembers that a command could not be queued.
+func (c *conn) abortMulti() {
+	if c.multi != nil {
+		c.multi.dirty = true
+	}
+}
+
+// queue adds a command to the transaction, or answers why it cannot.
+func (c *conn) queue(cmd *command, args [][]byte) {
+	if err := c.enqueue(cmd, args); err != nil {
+		c.abortMulti()
+		c.error(err)
+		return
+	}
+	c.queued.Store(int32(len(c.multi.cmds)))
+	c.raw("+QUEUED\r\n")
+}
+
+func (c *conn) enqueue(cmd *command, args [][]byte) error {
+	m := c.multi
+	if cmd.Flags&datatypes.NoMulti != 0 {
+		return &errs.Error{Kind: errs.Invalid, Code: "ERR", Msg: "Command not allowed inside a transaction"}
+	}
+	m.bytes += 16 + datatypes.ArgsSize(args)
+	if m.bytes > datatypes.CommandBytesMax {
+		return errs.New(errs.TooLarge, "the transaction is longer than the limit of %d bytes", datatypes.CommandBytesMax)
+	}
+	if cmd.local != nil {
+		own := make([][]byte, len(args))
+		for i, a := range args {
+			own[i] = slices.Clone(a)
+		}
+		m.cmds = append(m.cmds, queuedCommand{cmd, own})
+		return nil
+	}
+	at, slot, err := shard.ID(0), -1, error(nil)
+	switch {
+	case cmd.Group == "event":
+		args, at, err = c.event(args)
+	case cmd.Flags&datatypes.EveryShard != 0:
+		if err = c.place(); err == nil && len(c.space.Shards) > 1 {
+			err = errs.New(errs.Unsupported, "%s inside MULTI in a space of several shards", cmd.Name)
+		} else if err == nil {
+			at = c.space.Shards[0]
+		}
+	default:
+		at, slot, err = c.route(cmd, args)
+	}
+	if err != nil {
+		return err
+	}
+	if m.placed && (m.at != at || c.cluster && slot >= 0 && m.slot >= 0 && m.slot != slot) {
+		return errCrossSlot("the commands of a transaction must be on one shard; give their keys, and the topic of an event, a common {tag}")
+	}
+	m.at, m.placed = at, true
+	if slot >= 0 {
+		m.slot = slot
+	}
+	m.body = datatypes.AppendSub(m.body, cmd.Op, args[1:])
+	m.count++
+	m.cmds = append(m.cmds, queuedCommand{cmd: cmd})
+	return nil
+}
+
+func cmdExec(c *conn, _ [][]byte) {
+	m := c.multi
+	if m == nil {
+		c.fail("ERR EXEC without MULTI")
+		return
+	}
+	watched, watchShard := c.watched, c.watchShard
+	c.endMulti()
+	switch {
+	case m.dirty:
+		c.fail("EXECABORT Transaction discarded because of previous errors.")
+		return
+	case len(watched) > 0 && m.placed && watchShard != m.at:
+		c.error(errCrossSlot("the watched keys are on another shard than the transaction"))
+		return
+	case len(watched) == 0 && m.count == 0:
+		c.execResult(m, []byte("*0\r\n"))
+		return
+	case !m.placed:
+		m.at = watchShard
+	}
+	data := datatypes.EncodeExec(watched, m.count, m.body)
+	if len(data) > datatypes.CommandBytesMax {
+		c.error(errs.New(errs.TooLarge, "the transaction is longer than the limit of %d bytes", datatypes.CommandBytesMax))
+		return
+	}
+	f := c.s.client.Submit(c.request(), shard.Route{Shard: m.at}, shard.Command{Module: shard.ModuleDatatypes, Data: data})
+	res := c.await(c.req.Context, f)
+	c.req = nil
+	if res.Err != nil {
+		c.error(res.Err)
+		return
+	}
+	c.saw(m.at, res.Revision)
+	c.execResult(m, res.Data)
+}
+
+// execResult answers EXEC: the shard's answers, and between them those of the commands that the server runs itself.
+func (c *conn) execResult(m *multi, data []byte) {
+	kind, n, rest := splitHead(data)
+	if kind == '_' {
+		c.nullArray()
+		return
+	}
+	if kind != '*' || n != m.count {
+		c.error(errs.New(errs.Corrupt, "the answer to EXEC is malformed"))
+		return
+	}
+	c.array(len(m.cmds))
+	for _, q := range m.cmds {
+		if q.cmd.local != nil {
+			q.cmd.local(c, q.args)
+			continue
+		}
+		next := skipValue(rest)
+		c.out = appendReply(c.out, rest[:len(rest)-len(next)], c.proto, q.cmd.flat)
+		rest = next
+	}
+	c.failed = false
+}
+
+func cmdWatch(c *conn, args [][]byte) {
+	if c.multi != nil {
+		c.fail("ERR WATCH inside MULTI is not allowed")
+		return
+	}
+	keys := args[1:]
+	if len(c.watched)+len(keys) > watchedMax {
+		c.fail("ERR too many watched keys; the limit is " + strconv.Itoa(watchedMax))
+		return
+	}
+	at, _, err := c.route(c.s.commands["watch"], args)
+	if err == nil && len(c.watched) > 0 && at != c.watchShard {
+		err = errCrossSlot("all watched keys must be on one shard; give them a common {tag}")
+	}
+	if err != nil {
+		c.error(err)
+		return
+	}
+	// A stale version would make EXEC fail, or worse, pass: versions are always linearizable.
+	readonly := c.readonly
+	c.readonly = false
+	out, err := c.ask(at, datatypes.EncodeVersions(c.s.client.Now().UnixMilli(), keys))
+	c.readonly = readonly
+	if err != nil {
+		c.error(err)
+		return
+	}
+	versions, err := datatypes.DecodeVersions(out, len(keys))
+	if err != nil {
+		c.error(err)
+		return
+	}
+	c.watchShard = at
+	for i, k := range keys {
+		// The first version counts: a key that is watched twice has been watched since the first time.
+		if !slices.ContainsFunc(c.watched, func(w datatypes.Watched) bool { return string(w.Key) == string(k) }) {
+			c.watched = append(c.watched, datatypes.Watched{Key: slices.Clone(k), Version: versions[i]})
+		}
+	}
+	c.ok()
+}
+
+func cmdUnwatch(c *conn, _ [][]byte) {
+	c.watched = nil
+	c.ok()
+}
