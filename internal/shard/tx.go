@@ -127,6 +127,10 @@ func (tx *Tx) Revision() Revision { return tx.m.st.Revision + 1 }
 // Level returns the shard's feature level; a module chooses between old and new behaviour by it.
 func (tx *Tx) Level() uint32 { return tx.m.st.Level }
 
+// Term returns the raft term of the entry being applied. It never goes back, and is the same on every replica: the
+// event log records it as the leader epoch of what it appends.
+func (tx *Tx) Term() uint64 { return tx.m.st.Term }
+
 // Shard returns the shard the command runs in.
 func (tx *Tx) Shard() ID { return tx.m.id }
 

@@ -1,0 +1,350 @@
+package eventlog
+
+import (
+	"encoding/binary"
+	"time"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// A stretch of the time index is closed after so many batches or bytes: a look-up by time reads one stretch.
+const (
+	stretchBatches = 64
+	stretchBytes   = 1 << 20
+)
+
+// headersMax bounds the headers of an event.
+const headersMax = 256
+
+// partition is the state row of a partition. It is rewritten with every append, so its numbers have a fixed size.
+type partition struct {
+	// start <= every kept offset < next. All of next is committed: it is the high watermark.
+	start, next int64
+	// size is the bytes of the kept batches.
+	size int64
+	// epoch is the raft term of the last append, epochStart the first offset written in it.
+	epoch      int32
+	epochStart int64
+	// maxTime is the latest time stamp ever appended, maxTimeLast the last offset of the batch that first had it.
+	maxTime, maxTimeLast int64
+	// The open stretch of the time index: its first offset, its batches and bytes so far, its latest time stamp.
+	openFirst   int64
+	openBatches int32
+	openBytes   int32
+	openMax     int64
+	// producers counts the producer rows.
+	producers int32
+	// retentionMs and retentionBytes are copied from the topic; 0 keeps everything. armed says that a timer is set.
+	retentionMs, retentionBytes int64
+	armed                       bool
+}
+
+const partitionRowSize = 1 + 8*11 + 4*4 + 1
+
+func (p *partition) encode() []byte {
+	e := enc{b: append(make([]byte, 0, partitionRowSize), version)}
+	for _, v := range [...]int64{
+		p.start, p.next, p.size, p.epochStart, p.maxTime, p.maxTimeLast, p.openFirst, p.openMax, p.retentionMs,
+		p.retentionBytes,
+	} {
+		e.u64(uint64(v))
+	}
+	for _, v := range [...]int32{p.epoch, p.openBatches, p.openBytes, p.producers} {
+		e.u32(uint32(v))
+	}
+	e.bool(p.armed)
+	return e.b
+}
+
+// readPartition returns a partition's state; one that nothing was appended to is empty and starts at 0.
+func readPartition(v shard.View, topic [16]byte, part int32) (p partition, ok bool) {
+	b, ok := v.Get(partKey(rowPartition, topic, part))
+	if !ok {
+		return partition{maxTime: -1, openMax: -1}, false
+	}
+	d := row(b)
+	for _, f := range [...]*int64{
+		&p.start, &p.next, &p.size, &p.epochStart, &p.maxTime, &p.maxTimeLast, &p.openFirst, &p.openMax, &p.retentionMs,
+		&p.retentionBytes,
+	} {
+		*f = int64(d.u64())
+	}
+	for _, f := range [...]*int32{&p.epoch, &p.openBatches, &p.openBytes, &p.producers} {
+		*f = int32(d.u32())
+	}
+	p.armed = d.bool()
+	d.ok("partition")
+	return p, true
+}
+
+// openPartition reads a partition for an append, making it if need be.
+func openPartition(tx *shard.Tx, topic [16]byte, part int32) partition {
+	p, ok := readPartition(tx, topic, part)
+	if !ok {
+		if t, ok := readTopic(tx, topic); ok {
+			p.retentionMs, p.retentionBytes = t.RetentionMs, t.RetentionBytes
+		}
+		p.epoch = int32(tx.Term())
+	}
+	return p
+}
+
+// add stores a batch that is known to be good. b is the module's own copy: offset and epoch are written into it.
+func (p *partition) add(tx *shard.Tx, topic [16]byte, part int32, b []byte, records int32, maxTime int64) (base int64) {
+	base = p.next
+	last := base + int64(records) - 1
+	if term := int32(tx.Term()); term > p.epoch {
+		if p.epochStart < base {
+			tx.Set(epochKey(topic, part, p.epoch), binary.BigEndian.AppendUint64([]byte{version}, uint64(p.epochStart)))
+		}
+		p.epoch, p.epochStart = term, base
+	}
+	binary.BigEndian.PutUint64(b, uint64(base))
+	binary.BigEndian.PutUint32(b[12:], uint32(p.epoch))
+	tx.Set(batchKey(topic, part, last), b)
+	p.next = last + 1
+	p.size += int64(len(b))
+	if maxTime > p.maxTime {
+		p.maxTime, p.maxTimeLast = maxTime, last
+	}
+	p.openMax = max(p.openMax, maxTime)
+	p.openBatches++
+	p.openBytes += int32(len(b))
+	if p.openBatches >= stretchBatches || p.openBytes >= stretchBytes {
+		v := binary.BigEndian.AppendUint64([]byte{version}, uint64(p.openFirst))
+		tx.Set(timeKey(topic, part, p.maxTime, last), binary.BigEndian.AppendUint64(v, sortable(p.openMax)))
+		p.openFirst, p.openBatches, p.openBytes, p.openMax = p.next, 0, 0, -1
+	}
+	if !p.armed && (p.retentionMs > 0 || p.retentionBytes > 0) {
+		p.armed = true
+		tx.SetTimer(partKey(timerRetention, topic, part), tx.Now().Add(p.retentionPeriod()))
+	}
+	return base
+}
+
+// save stores the state and wakes who waits for records.
+func (p *partition) save(tx *shard.Tx, topic [16]byte, part int32) {
+	k := partKey(rowPartition, topic, part)
+	tx.Set(k, p.encode())
+	tx.Wake(k)
+}
+
+// Append is one batch of a produce request.
+type Append struct {
+	Topic     [16]byte
+	Partition int32
+	// Batch is one record batch that CheckBatch accepted.
+	Batch []byte
+}
+
+// Appended is the answer to one Append.
+type Appended struct {
+	// Err is nil or an *errs.Error.
+	Err error
+	// Base is the offset of the first record; of a repeated batch, the one it got the first time.
+	Base int64
+	// LogStart is the partition's first kept offset.
+	LogStart int64
+}
+
+// EncodeAppend makes the command that appends batches to partitions of one shard. Each has its own result, and the
+// command as a whole is one log entry.
+func EncodeAppend(list []Append) []byte {
+	size := 8
+	for i := range list {
+		size += 32 + len(list[i].Batch)
+	}
+	e := newEnc(opAppend, size)
+	e.uv(uint64(len(list)))
+	for i := range list {
+		e.id(list[i].Topic)
+		e.uv(uint64(list[i].Partition))
+		e.bytes(list[i].Batch)
+	}
+	return e.b
+}
+
+// DecodeAppended reads the answer to EncodeAppend: a result for each batch, in order. Of an append that succeeded it
+// holds, in eight big-endian bytes each, the base offset and the log start.
+func DecodeAppended(b []byte) ([]Appended, error) {
+	d := dec{b: b}
+	var out []Appended
+	for n := d.count(3); n > 0 && !d.bad; n-- {
+		var a Appended
+		if a.Err = d.refusal(); a.Err == nil {
+			a.Base, a.LogStart = int64(d.u64()), int64(d.u64())
+		}
+		out = append(out, a)
+	}
+	return out, d.done("answer: append")
+}
+
+// refusal encodes an error within an answer; nil is one byte.
+func (e *enc) refusal(err error) {
+	e.u8(byte(errs.KindOf(err)))
+	if err == nil {
+		return
+	}
+	code, msg := "", err.Error()
+	if x, ok := err.(*errs.Error); ok {
+		code, msg = x.Code, x.Msg
+	}
+	e.str(code)
+	e.str(msg)
+}
+
+func (d *dec) refusal() error {
+	k := d.u8()
+	if k == 0 {
+		return nil
+	}
+	return &errs.Error{Kind: errs.Kind(k), Code: d.str(), Msg: d.str()}
+}
+
+func (d *dec) partition() int32 {
+	n := d.uv()
+	if n >= PartitionsPerTopicMax {
+		d.fail()
+		return 0
+	}
+	return int32(n)
+}
+
+func decodeAppend(d dec) ([]Append, error) {
+	var list []Append
+	for n := d.count(18); n > 0 && !d.bad; n-- {
+		list = append(list, Append{Topic: d.id(), Partition: d.partition(), Batch: d.bytes()})
+	}
+	return list, d.done("append command")
+}
+
+func applyAppend(tx *shard.Tx, d dec) ([]byte, error) {
+	list, err := decodeAppend(d)
+	if err != nil {
+		return nil, err
+	}
+	out := &enc{}
+	out.uv(uint64(len(list)))
+	for i := range list {
+		base, start, err := appendBatch(tx, &list[i])
+		out.refusal(err)
+		if err == nil {
+			out.u64(uint64(base))
+			out.u64(uint64(start))
+		}
+	}
+	return out.b, nil
+}
+
+func appendBatch(tx *shard.Tx, a *Append) (base, start int64, err error) {
+	h, err := checkHeader(a.Batch)
+	if err != nil {
+		return 0, 0, err
+	}
+	p := openPartition(tx, a.Topic, a.Partition)
+	var pr producer
+	if h.ProducerID >= 0 {
+		var known bool
+		pr, known = readProducer(tx, a.Topic, a.Partition, h.ProducerID)
+		base, again, err := pr.check(known, h)
+		if err != nil {
+			return 0, 0, err
+		}
+		if again {
+			return base, p.start, nil
+		}
+		if !known {
+			if p.producers >= producersMax {
+				return 0, 0, errs.New(errs.Overloaded, "partition has %d idempotent producers, the most it may have; reuse producers, or try again in a day", p.producers)
+			}
+			p.producers++
+			tx.SetTimer(producerKey(a.Topic, a.Partition, h.ProducerID), tx.Now().Add(producerIdle))
+		}
+	}
+	// The command belongs to the log, which may still be sending it: offsets are written into a copy.
+	b := append(make([]byte, 0, len(a.Batch)), a.Batch...)
+	base = p.add(tx, a.Topic, a.Partition, b, h.Records, h.MaxTimestamp)
+	if h.ProducerID >= 0 {
+		pr.record(h, base, tx.Now())
+		tx.Set(producerKey(a.Topic, a.Partition, h.ProducerID), pr.encode())
+	}
+	p.save(tx, a.Topic, a.Partition)
+	return base, p.start, nil
+}
+
+// EncodeEvent makes the command that appends one record, stamped with the shard's clock. Another module runs it through
+// Tx.Call, so that a change of state and its event are one commit. The answer is the record's offset in eight big-endian
+// bytes.
+func EncodeEvent(topic [16]byte, partition int32, key []byte, keyNull bool, value []byte, headers []Header) []byte {
+	size := 32 + len(key) + len(value)
+	for _, h := range headers {
+		size += 8 + len(h.Name) + len(h.Value)
+	}
+	e := newEnc(opEvent, size)
+	e.id(topic)
+	e.uv(uint64(partition))
+	e.bool(keyNull)
+	if !keyNull {
+		e.bytes(key)
+	}
+	e.bytes(value)
+	e.uv(uint64(len(headers)))
+	for _, h := range headers {
+		e.str(h.Name)
+		e.bool(h.Value == nil)
+		if h.Value != nil {
+			e.bytes(h.Value)
+		}
+	}
+	return e.b
+}
+
+func applyEvent(tx *shard.Tx, d dec) ([]byte, error) {
+	size := len(d.b)
+	topic, part := d.id(), d.partition()
+	var key []byte
+	keyNull := d.bool()
+	if !keyNull {
+		key = d.bytes()
+	}
+	value := d.bytes()
+	var headers []Header
+	n := d.count(2)
+	if n > headersMax {
+		return nil, errs.New(errs.Invalid, "an event has %d headers; at most %d are allowed", n, headersMax)
+	}
+	for ; n > 0 && !d.bad; n-- {
+		h := Header{Name: d.str()}
+		if !d.bool() {
+			h.Value = d.bytes()
+		}
+		headers = append(headers, h)
+	}
+	if err := d.done("event command"); err != nil {
+		return nil, err
+	}
+	if size > MessageBytesMax {
+		return nil, errs.New(errs.TooLarge, "an event of %d bytes; at most %d are allowed", size, MessageBytesMax)
+	}
+	p := openPartition(tx, topic, part)
+	now := tx.Now().UnixMilli()
+	w := newBatchBuilder(size + 16)
+	w.add(now, key, keyNull, value, false, headers)
+	base := p.add(tx, topic, part, w.finish(0, 0), 1, now)
+	p.save(tx, topic, part)
+	return binary.BigEndian.AppendUint64(nil, uint64(base)), nil
+}
+
+// retentionPeriod is how often retention looks at a partition.
+func (p *partition) retentionPeriod() time.Duration {
+	const bytesOnly = 30 * time.Second
+	if p.retentionMs == 0 {
+		return bytesOnly
+	}
+	d := min(max(time.Duration(min(p.retentionMs, 1<<40))*time.Millisecond/10, time.Second), 5*time.Minute)
+	if p.retentionBytes > 0 {
+		return min(d, bytesOnly)
+	}
+	return d
+}

@@ -1,0 +1,87 @@
+package kafka
+
+import (
+	"time"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// Config says how the Kafka protocol is served. The zero value of a field means its default.
+type Config struct {
+	// Space is the space whose topics and groups are served. Default "default".
+	Space string
+	// Partitions is how many partitions a topic gets that is created without saying. Default: one for each shard of the
+	// space.
+	Partitions int32
+	// NoAutoCreate refuses to create topics that a Metadata request names.
+	NoAutoCreate bool
+	// ConnectionsMax bounds the open connections; more are closed at once. Default 10,000.
+	ConnectionsMax int
+	// InFlight bounds the requests of one connection that were read and not answered. Default 32.
+	InFlight int
+	// FrameBytesMax is the largest request. Default 16 MiB, at most 100 MiB.
+	FrameBytesMax int
+	// RequestBytesMax bounds the large requests of all connections together. Default 256 MiB.
+	RequestBytesMax int
+	// FetchBytesMax is the most that one Fetch answers, but for a first batch that is larger. Default 16 MiB.
+	FetchBytesMax int32
+	// FetchBytesAllMax bounds the records in answers of all connections together. Default 256 MiB.
+	FetchBytesAllMax int
+	// FrameTimeout is how long a request may take to arrive once its first byte has. Default 30 s.
+	FrameTimeout time.Duration
+	// IdleTimeout is how long a connection may be silent. Default 10 min.
+	IdleTimeout time.Duration
+	// RequestTimeout bounds what a request without a time-out of its own waits for. Default 30 s.
+	RequestTimeout time.Duration
+	// SessionMin and SessionMax bound a group member's session time-out. Default 1 s and 30 min.
+	SessionMin, SessionMax time.Duration
+	// RebalanceDelay is how long an empty group's first member waits for more. Default 200 ms.
+	RebalanceDelay time.Duration
+	// Rand makes ids of topics and members. Default: the operating system's generator.
+	Rand func() uint64
+}
+
+func def[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+func (c *Config) fill() {
+	def(&c.Space, "default")
+	def(&c.ConnectionsMax, 10_000)
+	def(&c.InFlight, 32)
+	def(&c.FrameBytesMax, 16<<20)
+	def(&c.RequestBytesMax, 256<<20)
+	def(&c.FetchBytesMax, 16<<20)
+	def(&c.FetchBytesAllMax, 256<<20)
+	def(&c.FrameTimeout, 30*time.Second)
+	def(&c.IdleTimeout, 10*time.Minute)
+	def(&c.RequestTimeout, 30*time.Second)
+	def(&c.SessionMin, time.Second)
+	def(&c.SessionMax, 30*time.Minute)
+	def(&c.RebalanceDelay, 200*time.Millisecond)
+	if c.Rand == nil {
+		c.Rand = env.Real().Rand
+	}
+}
+
+// Validate checks what a user may have written; a server calls it before New.
+func (c Config) Validate() error {
+	c.fill()
+	switch {
+	case c.FrameBytesMax < 1024 || c.FrameBytesMax > 100<<20:
+		return errs.New(errs.Invalid, "kafka: the largest request is %d bytes; 1 KiB to 100 MiB are allowed", c.FrameBytesMax)
+	case c.RequestBytesMax < c.FrameBytesMax:
+		return errs.New(errs.Invalid, "kafka: all requests together (%d bytes) must be allowed at least one of %d", c.RequestBytesMax, c.FrameBytesMax)
+	case c.FetchBytesMax < 1024 || c.FetchBytesAllMax < int(c.FetchBytesMax):
+		return errs.New(errs.Invalid, "kafka: fetched bytes are bounded by %d each and %d in all; at least 1 KiB, and the first no more than the second", c.FetchBytesMax, c.FetchBytesAllMax)
+	case c.ConnectionsMax < 0 || c.InFlight < 0 || c.Partitions < 0:
+		return errs.New(errs.Invalid, "kafka: bounds must not be negative")
+	case c.FrameTimeout < 0 || c.IdleTimeout < 0 || c.RequestTimeout < 0 || c.RebalanceDelay < 0 || c.SessionMin < 0 || c.SessionMax < c.SessionMin:
+		return errs.New(errs.Invalid, "kafka: time-outs must not be negative, and session time-outs in order")
+	}
+	return nil
+}

@@ -1,0 +1,292 @@
+package kafka
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"reflect"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// conn is one connection. run reads; a second goroutine, which run waits for, answers in order.
+type conn struct {
+	s  *Server
+	nc net.Conn
+	// polls ends when the client stops sending: nobody waits for what a poll might find. work goes on until what was
+	// read is answered.
+	polls, work context.Context
+	endPolls    context.CancelFunc
+	endWork     context.CancelFunc
+	// queue holds the requests that are read and not answered.
+	queue chan *item
+	// waiting counts the queued requests whose work has not begun. A produce request begins when it is read only if
+	// nothing read before it is still to begin, so that requests take effect in order.
+	waiting atomic.Int32
+	// host is the client's address without its port.
+	host string
+	// held gives back what the request being answered took from the budget of fetches. Only the answering goroutine uses
+	// it.
+	held func()
+}
+
+// item is a request on its way through a connection.
+type item struct {
+	h       header
+	api     *api
+	req     kmsg.Request
+	release func()
+	// begun is the work of a produce request that began when it was read.
+	begun *produceWork
+	// answer is set for requests that are answered without their handler.
+	answer kmsg.Response
+}
+
+func newConn(s *Server, nc net.Conn) *conn {
+	c := &conn{s: s, nc: nc, queue: make(chan *item, s.cfg.InFlight)}
+	c.work, c.endWork = context.WithCancel(s.ctx)
+	c.polls, c.endPolls = context.WithCancel(c.work)
+	c.host, _, _ = net.SplitHostPort(nc.RemoteAddr().String())
+	return c
+}
+
+func (c *conn) run() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.answerAll()
+	}()
+	err := c.read()
+	c.endPolls()
+	close(c.queue)
+	<-done
+	c.endWork()
+	_ = c.nc.Close()
+	c.report(err)
+}
+
+// report logs why a connection ended, if someone should know.
+func (c *conn) report(err error) {
+	log := c.s.log.With("client", c.nc.RemoteAddr().String())
+	switch {
+	case err == nil || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.s.m.refused.WithLabelValues("timeout").Inc()
+		log.Debug("connection closed: no request arrived in time")
+	case errs.KindOf(err) == errs.Internal:
+		log.Debug("connection broke", "error", err.Error())
+	default:
+		c.s.m.refused.WithLabelValues(reasonLabel(err)).Inc()
+		log.LogAttrs(context.Background(), slog.LevelWarn, "connection closed", slog.String("error", err.Error()))
+	}
+}
+
+func reasonLabel(err error) string {
+	switch errs.KindOf(err) {
+	case errs.TooLarge:
+		return "too_large"
+	case errs.Unsupported:
+		return "unsupported"
+	case errs.Overloaded:
+		return "overloaded"
+	}
+	return "malformed"
+}
+
+// read takes requests off the connection until it ends.
+func (c *conn) read() error {
+	r := bufio.NewReaderSize(c.nc, 16<<10)
+	for {
+		if err := c.nc.SetReadDeadline(time.Now().Add(c.s.cfg.IdleTimeout)); err != nil {
+			return err
+		}
+		if _, err := r.Peek(1); err != nil {
+			return err
+		}
+		deadline := time.Now().Add(c.s.cfg.FrameTimeout)
+		if err := c.nc.SetReadDeadline(deadline); err != nil {
+			return err
+		}
+		it := &item{release: func() {}}
+		frame, err := readFrame(r, c.s.cfg.FrameBytesMax, func(n int) (err error) {
+			if n <= frameStep {
+				return nil
+			}
+			ctx, cancel := context.WithDeadline(c.work, deadline)
+			defer cancel()
+			it.release, err = c.s.frames.take(ctx, n)
+			if err != nil {
+				it.release = func() {}
+			}
+			return err
+		})
+		if err == nil {
+			c.s.m.bytesIn.Add(float64(len(frame) + 4))
+			err = c.parse(it, frame)
+		}
+		if err != nil {
+			it.release()
+			return err
+		}
+		c.begin(it)
+		c.queue <- it
+	}
+}
+
+// flexible says whether the header of a request ends with tags.
+func (s *Server) flexible(key, version int16) bool {
+	a := s.api(key)
+	return a != nil && version >= a.shape.flexible && version <= a.max
+}
+
+// parse decodes a request.
+func (c *conn) parse(it *item, frame []byte) error {
+	h, body, err := readHeader(frame, c.s.flexible)
+	if err != nil {
+		return err
+	}
+	it.h, it.api = h, c.s.api(h.key)
+	refuse := func(err error) error {
+		c.s.m.requests.WithLabelValues(c.name(it), "refused").Inc()
+		return err
+	}
+	if it.api == nil || h.version < it.api.min || h.version > it.api.max {
+		if it.answer = c.unsupported(h); it.answer == nil {
+			return refuse(errs.New(errs.Unsupported, "API %d (%s) version %d is not served", h.key, kmsg.NameForKey(h.key), h.version))
+		}
+		return nil
+	}
+	if err := it.api.shape.check(h.version, body); err != nil {
+		return refuse(errs.Wrap(errs.Invalid, err, "%s version %d", it.api.name, h.version))
+	}
+	it.req = kmsg.RequestForKey(h.key)
+	it.req.SetVersion(h.version)
+	if err := it.req.ReadFrom(body); err != nil {
+		return refuse(errs.Wrap(errs.Invalid, err, "%s version %d", it.api.name, h.version))
+	}
+	return nil
+}
+
+func (c *conn) name(it *item) string {
+	if it.api == nil {
+		return "other"
+	}
+	return it.api.name
+}
+
+// unsupported makes the answer to a request that is not served. Kafka has one where a client cannot know better:
+// ApiVersions of any version is answered in version 0 (KIP-511). Other APIs that are not served, in a version whose answer
+// has room for an error, get that; the rest is nil, and the connection is closed.
+func (c *conn) unsupported(h header) kmsg.Response {
+	if h.key == 18 {
+		r := kmsg.NewPtrApiVersionsResponse()
+		r.ErrorCode = codeUnsupportedVersion
+		r.ApiKeys = []kmsg.ApiVersionsResponseApiKey{{ApiKey: 18, MinVersion: 0, MaxVersion: c.s.api(18).max}}
+		return r
+	}
+	r := kmsg.ResponseForKey(h.key)
+	if r == nil || c.s.api(h.key) != nil || h.version < 0 || h.version > r.MaxVersion() {
+		return nil
+	}
+	code := reflect.ValueOf(r).Elem().FieldByName("ErrorCode")
+	if !code.IsValid() || code.Kind() != reflect.Int16 {
+		return nil
+	}
+	if d, ok := r.(interface{ Default() }); ok {
+		d.Default()
+	}
+	code.SetInt(int64(codeUnsupportedVersion))
+	r.SetVersion(h.version)
+	return r
+}
+
+// begin starts the work of a produce request if nothing read before it is still to begin.
+func (c *conn) begin(it *item) {
+	if req, ok := it.req.(*kmsg.ProduceRequest); ok && c.waiting.Load() == 0 {
+		it.begun = c.s.beginProduce(c.work, req)
+		return
+	}
+	c.waiting.Add(1)
+}
+
+// answerAll answers requests in the order they were read.
+func (c *conn) answerAll() {
+	w := bufio.NewWriterSize(c.nc, 32<<10)
+	broken := false
+	for it := range c.queue {
+		if !broken {
+			if err := c.answer(w, it); err != nil {
+				broken = true
+				c.report(err)
+				// The reader notices and ends; until then the queue is emptied without work.
+				c.endPolls()
+				_ = c.nc.Close()
+			}
+		}
+		if it.begun == nil {
+			c.waiting.Add(-1)
+		}
+		if c.held != nil {
+			c.held()
+			c.held = nil
+		}
+		it.release()
+	}
+	if !broken {
+		_ = w.Flush()
+	}
+}
+
+func (c *conn) answer(w *bufio.Writer, it *item) error {
+	resp, status := it.answer, "refused"
+	if resp == nil {
+		var err error
+		status = "ok"
+		if it.begun != nil {
+			resp, err = c.s.endProduce(c.work, it.begun)
+		} else {
+			resp, err = it.api.handle(c.work, c, it.h, it.req)
+		}
+		if err != nil {
+			c.s.m.requests.WithLabelValues(c.name(it), "error").Inc()
+			return err
+		}
+	}
+	c.s.m.requests.WithLabelValues(c.name(it), status).Inc()
+	if resp == nil {
+		return c.flush(w)
+	}
+	b := make([]byte, 4, 256)
+	b = binary.BigEndian.AppendUint32(b, uint32(it.h.correlation))
+	// The header of an ApiVersions response never has tags: a client reads it before it knows the broker's versions.
+	if resp.IsFlexible() && it.h.key != 18 {
+		b = append(b, 0)
+	}
+	b = resp.AppendTo(b)
+	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
+	if err := c.nc.SetWriteDeadline(time.Now().Add(c.s.cfg.FrameTimeout)); err != nil {
+		return err
+	}
+	if _, err := w.Write(b); err != nil {
+		return err
+	}
+	c.s.m.bytesOut.Add(float64(len(b)))
+	return c.flush(w)
+}
+
+// flush sends what was written unless the next answer follows at once.
+func (c *conn) flush(w *bufio.Writer) error {
+	if len(c.queue) > 0 && w.Buffered() < 16<<10 {
+		return nil
+	}
+	return w.Flush()
+}

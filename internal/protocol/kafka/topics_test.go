@@ -1,0 +1,154 @@
+package kafka
+
+import (
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/eventlog"
+	"github.com/quorate/quorate/internal/shard"
+	"github.com/quorate/quorate/internal/shardtest"
+)
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func TestMurmur2_KafkasValues(t *testing.T) {
+	// From Kafka's UtilsTest.
+	for in, want := range map[string]int32{
+		"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536,
+		"a-little-bit-longer-string": -1486304829, "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971, "abc": 479470107,
+	} {
+		if got := int32(murmur2([]byte(in))); got != want {
+			t.Errorf("murmur2(%q) = %d, want %d", in, got, want)
+		}
+	}
+}
+
+func TestResolve_ChoosesPartitions(t *testing.T) {
+	c := shardtest.New(t, shardtest.Options{Shards: 3}, eventlog.Module{})
+	ts := NewTopics(c, "default", 0)
+	ctx := t.Context()
+	sp, _ := c.Topology().Space("default")
+	for slot := 0; slot < shard.SlotCount; slot += 1000 {
+		for _, null := range []bool{true, false} {
+			_, part, on, err := ts.Resolve(ctx, "orders", slot, []byte(fmt.Sprint("k", slot)), null, -1)
+			if err != nil || on != sp.SlotShard(uint16(slot)) || on != sp.PartitionShard(part) {
+				t.Errorf("slot %d: partition %d on %d, %v", slot, part, on, err)
+			}
+		}
+	}
+	if _, err := ts.Create(ctx, eventlog.Topic{Name: "wide", Partitions: 8}); err != nil {
+		t.Fatal(err)
+	}
+	used := map[int32]bool{}
+	for i := range 100 {
+		_, part, on, err := ts.Resolve(ctx, "wide", 16383, []byte(fmt.Sprint(i)), false, -1)
+		if err != nil || on != 3 || part%3 != 2 {
+			t.Errorf("partition %d on %d, %v", part, on, err)
+		}
+		used[part] = true
+	}
+	if len(used) != 2 {
+		t.Errorf("partitions used: %v", used)
+	}
+	for i := range 8 {
+		if _, part, _, err := ts.Resolve(ctx, "wide", -1, nil, true, -1); err != nil || int(part) != i {
+			t.Errorf("round robin %d: %d, %v", i, part, err)
+		}
+	}
+	if _, part, on, err := ts.Resolve(ctx, "wide", -1, []byte("x"), false, 5); err != nil || part != 5 || on != 3 {
+		t.Errorf("explicit: %d on %d, %v", part, on, err)
+	}
+	if _, part, _, err := ts.Resolve(ctx, "wide", -1, []byte("foobar"), false, -1); err != nil || part != int32(uint32(0xffffffff-790332482+1)&0x7fffffff%8) {
+		t.Errorf("by key: %d, %v", part, err)
+	}
+	if _, err := ts.Create(ctx, eventlog.Topic{Name: "narrow", Partitions: 1}); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		topic    string
+		slot     int
+		explicit int32
+		kind     errs.Kind
+	}{
+		{"narrow", 16383, -1, errs.Invalid}, {"wide", -1, 8, errs.Invalid}, {"wide", 16383, 0, errs.Invalid},
+		{"__changes.default", -1, -1, errs.Denied}, {"bad name", -1, -1, errs.Invalid}, {"wide", 20000, -1, errs.Invalid},
+	} {
+		if _, _, _, err := ts.Resolve(ctx, x.topic, x.slot, nil, true, x.explicit); !errs.Is(err, x.kind) {
+			t.Errorf("%+v: %v", x, err)
+		}
+	}
+	if _, err := NewTopics(c, "nowhere", 0).ByName(ctx, "x"); !errs.Is(err, errs.Unavailable) {
+		t.Errorf("unknown space: %v", err)
+	}
+}
+
+func TestTopics_RetentionIsPlacedBeforeUse(t *testing.T) {
+	c := shardtest.New(t, shardtest.Options{Shards: 2}, eventlog.Module{})
+	ts := NewTopics(c, "default", 0)
+	x, err := ts.Create(t.Context(), eventlog.Topic{Name: "r", Partitions: 2, RetentionMs: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, part, on, err := NewTopics(c, "default", 0).Resolve(t.Context(), "r", -1, nil, true, 1)
+	if err != nil || id != x.ID || part != 1 || on != 2 {
+		t.Fatalf("resolve: %d on %d, %v", part, on, err)
+	}
+	if r := ts.submit(t.Context(), on, eventlog.EncodeEvent(id, part, nil, true, []byte("v"), nil)); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	c.Advance(5 * time.Second)
+	b, err := ts.query(t.Context(), on, eventlog.QueryEnds([]eventlog.Ends{{Topic: id, Partition: part}}))
+	if ends, err2 := eventlog.DecodeEnds(b); err != nil || err2 != nil || ends[0].Start != 1 {
+		t.Errorf("retention on the second shard: %+v, %v, %v", ends, err, err2)
+	}
+}
+
+func TestConfig_Validate(t *testing.T) {
+	if err := (Config{}).Validate(); err != nil {
+		t.Error(err)
+	}
+	for i, c := range []Config{
+		{FrameBytesMax: 1}, {FrameBytesMax: 200 << 20}, {RequestBytesMax: 2048}, {FetchBytesMax: 1}, {FetchBytesAllMax: 1},
+		{ConnectionsMax: -1}, {SessionMin: time.Hour}, {FrameTimeout: -1},
+	} {
+		if c.Validate() == nil {
+			t.Errorf("case %d was accepted: %+v", i, c)
+		}
+	}
+}
+
+var rewrite = flag.Bool("rewrite", false, "write generated files instead of comparing them")
+
+func TestCompatDoc_IsUpToDate(t *testing.T) {
+	s := New(Config{}, nil, discard(), nil)
+	var b strings.Builder
+	b.WriteString("# Kafka: what is served\n\nThis page is generated from the table in `internal/protocol/kafka/api.go`; run the package's tests with `-rewrite`.\n\n")
+	b.WriteString("| key | API | versions | behaviour | not supported |\n|---|---|---|---|---|\n")
+	for i := range s.table {
+		a := &s.table[i]
+		versions := fmt.Sprintf("%d to %d", a.min, a.max)
+		if a.shown != a.min {
+			versions += fmt.Sprintf(" (announced from %d)", a.shown)
+		}
+		fmt.Fprintf(&b, "| %d | %s | %s | %s | %s |\n", a.key, a.name, versions, a.about, a.not)
+	}
+	b.WriteString("\nEvery other API is refused: with UNSUPPORTED_VERSION where its answer has room for an error, else by closing the connection.\n")
+	const path = "../../../docs/compat/kafka.md"
+	if *rewrite {
+		if err := os.MkdirAll("../../../docs/compat", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != b.String() {
+		t.Errorf("%s is out of date (%v): run the test with -rewrite", path, err)
+	}
+}
