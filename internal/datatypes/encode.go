@@ -156,7 +156,9 @@ func EncodeSlotKeys(slot uint16, count uint32) []byte {
 func EncodeKeyCount() []byte { return appendQueryHead(nil, opKeyCount, 0, 0) }
 
 // DecodeKeyCount reads its answer.
-func DecodeKeyCount(b []byte) (keys, expires uint64, err error) { return decodePair(b, "a count of keys") }
+func DecodeKeyCount(b []byte) (keys, expires uint64, err error) {
+	return decodePair(b, "a count of keys")
+}
 
 func decodePair(b []byte, what string) (x, y uint64, err error) {
 	if len(b) != 16 {

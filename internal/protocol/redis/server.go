@@ -41,6 +41,8 @@ const (
 	inFlightBytes = 16 << 20
 	// outFlushBytes is the size from which answers are written although more input is there.
 	outFlushBytes = 64 << 10
+	// acceptRetry is the pause after a connection could not be accepted.
+	acceptRetry = 100 * time.Millisecond
 )
 
 // Config sets up a Server. The zero value means the defaults.
@@ -125,7 +127,8 @@ type Server struct {
 	processed atomic.Int64
 	accepted  atomic.Int64
 	rejected  atomic.Int64
-	wg        sync.WaitGroup
+	// serving counts the connections' goroutines, wg all others.
+	serving, wg sync.WaitGroup
 
 	// mu guards conns, listeners and closed.
 	mu        sync.Mutex
@@ -181,21 +184,30 @@ func (s *Server) Serve(ln net.Listener) error {
 	s.wg.Add(1)
 	s.mu.Unlock()
 	defer s.wg.Done()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.listeners, ln)
+	}()
 	for {
 		nc, err := ln.Accept()
 		if err != nil {
 			s.mu.Lock()
 			closed := s.closed
-			delete(s.listeners, ln)
 			s.mu.Unlock()
 			if closed {
 				return nil
 			}
-			var ne net.Error
-			if errors.As(err, &ne) && ne.Timeout() {
-				continue
+			if errors.Is(err, net.ErrClosed) {
+				return errs.Wrap(errs.Unavailable, err, "accept Redis connections on %s", ln.Addr())
 			}
-			return errs.Wrap(errs.Unavailable, errors.Join(err, ln.Close()), "accept Redis connections on %s", ln.Addr())
+			// Out of file descriptors, most likely. Those who are connected go on, and so does listening.
+			s.log.Error("cannot accept a Redis connection", "error", err)
+			select {
+			case <-s.ctx.Done():
+			case <-time.After(acceptRetry):
+			}
+			continue
 		}
 		s.ServeConn(nc)
 	}
@@ -214,7 +226,7 @@ func (s *Server) ServeConn(nc net.Conn) {
 		s.rejected.Add(1)
 	default:
 		s.conns[c.id] = c
-		s.wg.Add(1)
+		s.serving.Add(1)
 	}
 	s.mu.Unlock()
 	if refuse != "" {
@@ -226,7 +238,7 @@ func (s *Server) ServeConn(nc net.Conn) {
 	s.accepted.Add(1)
 	s.metric.connections.Inc()
 	go func() {
-		defer s.wg.Done()
+		defer s.serving.Done()
 		c.serve()
 		s.metric.connections.Dec()
 		s.mu.Lock()
@@ -249,24 +261,24 @@ func (s *Server) Close() {
 	}
 	s.mu.Unlock()
 	if !already {
-		grace := time.AfterFunc(s.cfg.CloseTimeout, func() {
+		ended := make(chan struct{})
+		go func() {
+			s.serving.Wait()
+			close(ended)
+		}()
+		select {
+		case <-ended:
+		case <-time.After(s.cfg.CloseTimeout):
 			s.mu.Lock()
-			defer s.mu.Unlock()
 			for _, c := range s.conns {
 				_ = c.nc.Close()
 			}
-			s.cancel()
-		})
-		for s.open() > 0 && s.ctx.Err() == nil {
-			// The janitor's tick is the rhythm; the connections end by themselves.
-			select {
-			case <-s.ctx.Done():
-			case <-time.After(s.tickEvery / 4):
-			}
+			s.mu.Unlock()
 		}
-		grace.Stop()
 		s.cancel()
+		<-ended
 	}
+	s.serving.Wait()
 	s.wg.Wait()
 }
 
