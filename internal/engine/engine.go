@@ -44,6 +44,8 @@ type Config struct {
 	Replica replica.Config
 	// DropUnsynced makes Sync do nothing: the control of the power-loss drill, refused outside sandboxes.
 	DropUnsynced bool
+	// StaleReads answers linearizable reads from whatever this node has: a control of drills, refused outside sandboxes.
+	StaleReads bool
 }
 
 // Engine runs the shards of one node. It implements shard.Client.
@@ -508,7 +510,7 @@ func (g *Engine) Query(ctx context.Context, r shard.Route, at shard.Consistency,
 	if g.ctx.Err() != nil {
 		return nil, g.stopped()
 	}
-	if !at.Stale || at.AtLeast > 0 {
+	if (!at.Stale || at.AtLeast > 0) && !g.cfg.StaleReads {
 		f := shard.NewFuture()
 		g.give(replica.Read{Shard: r.Shard, Future: f, Deadline: g.deadline(ctx), Stale: at.Stale, AtLeast: at.AtLeast})
 		select {

@@ -14,7 +14,7 @@ func FuzzLogRecord(f *testing.F) {
 	fs := oneSegment(f, true)
 	name := segmentFiles(f, fs)[0]
 	b := fileOf(f, fs, name)
-	for _, rec := range scanSegment(b, segmentHeaderBytes, len(b), seedOf(7, 1), 0) {
+	for _, rec := range scanSegment(b, segmentHeaderBytes, len(b), seedOf(7, 1), 0, true) {
 		f.Add(uint8(rec.kind), rec.payload)
 	}
 	f.Fuzz(func(t *testing.T, kind uint8, payload []byte) {

@@ -177,7 +177,7 @@ func (r *recovery) probe(seq uint64) (info segmentInfo, ok, headerBad bool, err 
 	if errs.Is(err, errs.Unsupported) {
 		return info, false, false, err
 	}
-	if rec, ok := parseRecord(b, segmentHeaderBytes, seedOf(r.l.id, seq)); ok && rec.kind == kindCheckpoint {
+	if rec, ok := recordAt(b, segmentHeaderBytes, seedOf(r.l.id, seq), !r.l.cfg.NoVerify); ok && rec.kind == kindCheckpoint {
 		if c, err := decodeCheckpoint(rec.payload, rec.number, seq); err == nil {
 			return c.info, true, true, nil
 		}
@@ -286,7 +286,7 @@ func (r *recovery) acknowledged(seq uint64) bool {
 	if _, err := decodeSegmentHeader(b, r.l.id, seq); err != nil {
 		return false
 	}
-	for _, rec := range scanSegment(b, segmentHeaderBytes, len(b), seedOf(r.l.id, seq), 0) {
+	for _, rec := range scanSegment(b, segmentHeaderBytes, len(b), seedOf(r.l.id, seq), 0, true) {
 		if rec.kind != kindCheckpoint && rec.kind != kindRewrite {
 			return true
 		}
@@ -296,13 +296,13 @@ func (r *recovery) acknowledged(seq uint64) bool {
 
 // scanSegment finds all valid records of b[from:to] with rising numbers not below next. Where none stands it looks for one
 // further on.
-func scanSegment(b []byte, from, to int, seed uint32, next uint64) []record {
+func scanSegment(b []byte, from, to int, seed uint32, next uint64, check bool) []record {
 	var recs []record
 	for off := from; off+recordHeaderBytes <= to; {
 		// The checksum is computed only where the header makes sense, so the search costs little.
 		rec, ok := recordHeader(b[:to], off)
 		if ok = ok && rec.number >= next; ok {
-			rec, ok = parseRecord(b[:to], off, seed)
+			rec, ok = recordAt(b[:to], off, seed, check)
 		}
 		if !ok {
 			off += 8
@@ -356,7 +356,7 @@ func (r *recovery) segment(seq uint64, info segmentInfo, known bool, next *segme
 		}
 		r.next = info.first
 	}
-	recs := scanSegment(b, segmentHeaderBytes, limit, g.seed, r.next)
+	recs := scanSegment(b, segmentHeaderBytes, limit, g.seed, r.next, !r.l.cfg.NoVerify)
 	proven := r.ident.sealed
 	for _, rec := range recs {
 		proven = max(proven, rec.synced)

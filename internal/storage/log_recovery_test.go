@@ -280,7 +280,7 @@ func TestOpenLog_Damage(t *testing.T) {
 func lastRecord(t testing.TB, fs *vfs.MemFS, name string, kind recordKind) record {
 	t.Helper()
 	seq, _ := parseSegmentName(name)
-	recs := scanSegment(fileOf(t, fs, name), segmentHeaderBytes, len(fileOf(t, fs, name)), seedOf(7, seq), 0)
+	recs := scanSegment(fileOf(t, fs, name), segmentHeaderBytes, len(fileOf(t, fs, name)), seedOf(7, seq), 0, true)
 	for i := len(recs) - 1; i >= 0; i-- {
 		if recs[i].kind == kind || kind == 0 && recs[i].kind != kindSeal {
 			return recs[i]
@@ -368,7 +368,7 @@ func TestOpenLog_LaterBatchClearsAShard(t *testing.T) {
 	fs := oneSegment(t, false)
 	name := segmentFiles(t, fs)[0]
 	b := fileOf(t, fs, name)
-	recs := scanSegment(b, segmentHeaderBytes, len(b), seedOf(7, 1), 0)
+	recs := scanSegment(b, segmentHeaderBytes, len(b), seedOf(7, 1), 0, true)
 	harm(t, fs, name, recs[2].off+60) // shard 2's only record; shard 1 writes after it
 	l, rec, err := OpenLog(fs, logDir, smallLog())
 	must(t, err)

@@ -416,7 +416,7 @@ func (l *Log) remainders() ([]moved, []Entry) {
 				continue
 			}
 			index := s.cut.Index + 1 + uint64(k)
-			es, err := readEntries(id, index, []slot{e}, []*segment{l.segment(e.seg)})
+			es, err := readEntries(id, index, []slot{e}, []*segment{l.segment(e.seg)}, true)
 			if err != nil {
 				// The damage stays where it is, and whoever reads the entry gets the error. Nothing is copied this time.
 				return nil, nil

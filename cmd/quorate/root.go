@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/telemetry"
+)
+
+// version is set by the release build.
+var version = "0.1.0-dev"
+
+// newRoot lists the commands. A new one is one line here.
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "quorate",
+		Short: "Keys, events and coordination in one replicated engine, spoken to over Redis and Kafka",
+		Long: `Quorate keeps keys, cache and events in one replicated, fsynced engine. Stock Redis and Kafka clients talk to it, and a
+state change and its event commit together. Drills prove it on your own cluster.`,
+		Example:       "  quorate demo            three nodes, a small shop, and the leader killed again and again\n  quorate dev             one node in memory, to try redis-cli and kcat on",
+		SilenceErrors: true, SilenceUsage: true,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errs.New(errs.Invalid, "%v", err) })
+	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"}, &cobra.Group{ID: "look", Title: "Look:"}, &cobra.Group{ID: "prove", Title: "Prove:"})
+	root.AddCommand(newDev(), newServer(), newStatus(), newVersion())
+	return root
+}
+
+func newVersion() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "version", Short: "Print the version", GroupID: "look", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			revision := ""
+			if bi, ok := debug.ReadBuildInfo(); ok {
+				for _, s := range bi.Settings {
+					if s.Key == "vcs.revision" {
+						revision = s.Value
+					}
+				}
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), map[string]string{
+					"version": version, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH, "revision": revision,
+				})
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "quorate %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+// logFlags are the flags of commands that run nodes in this process.
+type logFlags struct{ level, format, file string }
+
+func (l *logFlags) add(c *cobra.Command, level string) {
+	c.Flags().StringVar(&l.level, "log-level", level, "debug, info, warn or error")
+	c.Flags().StringVar(&l.format, "log-format", "", "console or json (default: console on a terminal)")
+}
+
+func (l *logFlags) logger(w io.Writer) (*slog.Logger, error) {
+	format := l.format
+	if format == "" {
+		format = "json"
+		if isTerminal(os.Stderr) {
+			format = "console"
+		}
+	}
+	return telemetry.Logger(w, format, l.level)
+}

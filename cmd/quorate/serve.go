@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/server"
+)
+
+func newServer() *cobra.Command {
+	var logs logFlags
+	var file, readyFile string
+	c := &cobra.Command{
+		Use: "server --config FILE", Short: "Run one node of a cluster", GroupID: "run", Args: cobra.NoArgs,
+		Long: `Run one node as its configuration says: a YAML file, in which unknown keys are errors.
+
+  cluster: shop                       # the same on every node
+  node: 1
+  data: /var/lib/quorate
+  listen: {peer: 10.0.0.1:7400, redis: 10.0.0.1:6379, kafka: 10.0.0.1:9092, http: 10.0.0.1:7070}
+  peers: {1: 10.0.0.1:7400, 2: 10.0.0.2:7400, 3: 10.0.0.3:7400}
+  insecure: true                      # there is no authentication yet`,
+		Example: "  quorate server --config node1.yaml\n  quorate server --config node1.yaml --log-level debug",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := server.ReadConfig(file)
+			if err != nil {
+				return err
+			}
+			log, err := logs.logger(os.Stderr)
+			if err != nil {
+				return err
+			}
+			return server.Run(cmd.Context(), cfg, version, env.Real(), log, func(s *server.Server) {
+				log.Info("ready", "redis", s.Addr().Redis, "kafka", s.Addr().Kafka, "http", s.Addr().HTTP, "peer", s.Addr().Peer)
+				if readyFile != "" {
+					if err := writeFileAtomic(readyFile, []byte(s.Addr().HTTP+"\n")); err != nil {
+						log.Error("cannot write the ready file", "error", err)
+					}
+				}
+			})
+		},
+	}
+	c.Flags().StringVar(&file, "config", "", "configuration file (required)")
+	c.Flags().StringVar(&readyFile, "ready-file", "", "file to write the http address to once the node is ready")
+	_ = c.MarkFlagRequired("config")
+	logs.add(c, "info")
+	return c
+}
+
+func writeFileAtomic(name string, b []byte) error {
+	tmp := filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+".tmp")
+	if err := os.WriteFile(tmp, b, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(tmp, name)
+}
+
+func newDev() *cobra.Command {
+	var logs logFlags
+	cfg := server.Config{Cluster: "dev", Node: 1}
+	const redisDefault, kafkaDefault, httpDefault = "127.0.0.1:6379", "127.0.0.1:9092", "127.0.0.1:7070"
+	var readyFile string
+	c := &cobra.Command{
+		Use: "dev", Short: "Run one node on this machine, in memory unless --data is given", GroupID: "run", Args: cobra.NoArgs,
+		Example: "  quorate dev\n  quorate dev --data ./quorate-data",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			start := time.Now()
+			log, err := logs.logger(os.Stderr)
+			if err != nil {
+				return err
+			}
+			var moved []string
+			for _, p := range []struct {
+				flag string
+				addr *string
+			}{{"redis", &cfg.Listen.Redis}, {"kafka", &cfg.Listen.Kafka}, {"http", &cfg.Listen.HTTP}} {
+				if cmd.Flags().Changed(p.flag) {
+					continue
+				}
+				free, err := freePort(*p.addr)
+				if err != nil {
+					return err
+				}
+				if free != *p.addr {
+					moved = append(moved, fmt.Sprintf("%s is taken, so %s is on %s", *p.addr, p.flag, free))
+					*p.addr = free
+				}
+			}
+			return server.Run(cmd.Context(), cfg, version, env.Real(), log, func(s *server.Server) {
+				devBanner(cmd.OutOrStdout(), cfg, s, moved, time.Since(start))
+				if readyFile != "" {
+					_ = writeFileAtomic(readyFile, []byte(s.Addr().HTTP+"\n"))
+				}
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&cfg.Data, "data", "", "data directory (default: memory, lost on exit)")
+	f.StringVar(&cfg.Listen.Redis, "redis", redisDefault, "address of the Redis port")
+	f.StringVar(&cfg.Listen.Kafka, "kafka", kafkaDefault, "address of the Kafka port")
+	f.StringVar(&cfg.Listen.HTTP, "http", httpDefault, "address of the HTTP port (metrics, status)")
+	f.IntVar(&cfg.Shards, "shards", 1, "number of shards")
+	f.StringVar(&readyFile, "ready-file", "", "file to write the http address to once the node is ready")
+	logs.add(c, "warn")
+	return c
+}
+
+// devBanner prints where the node listens, and what to try.
+func devBanner(w io.Writer, cfg server.Config, s *server.Server, moved []string, took time.Duration) {
+	where := "data in memory, LOST on exit (keep it: --data DIR)"
+	if cfg.Data != "" {
+		where = "data in " + cfg.Data
+	}
+	a := s.Addr()
+	redisHost, redisPort, _ := net.SplitHostPort(a.Redis)
+	fmt.Fprintf(w, "quorate %s · dev · %s\n", version, where)
+	fmt.Fprintf(w, "  Redis  %-21s try: redis-cli -h %s -p %s set hello world\n", a.Redis, redisHost, redisPort)
+	fmt.Fprintf(w, "  Kafka  %-21s try: kcat -b %s -L\n", a.Kafka, a.Kafka)
+	fmt.Fprintf(w, "  HTTP   %-21s try: curl http://%s/status\n", a.HTTP, a.HTTP)
+	for _, m := range moved {
+		fmt.Fprintf(w, "  Note: %s\n", m)
+	}
+	fmt.Fprintf(w, "Ready in %d ms (checked: a request through each port). Ctrl-C stops.\n", took.Milliseconds())
+}
+
+// freePort returns addr if nobody listens there, else the same host with the next free port.
+func freePort(addr string) (string, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", err
+	}
+	n, err := net.LookupPort("tcp", port)
+	if err != nil {
+		return "", err
+	}
+	for try := n; try < n+100; try++ {
+		a := net.JoinHostPort(host, fmt.Sprint(try))
+		var lc net.ListenConfig
+		ln, err := lc.Listen(context.Background(), "tcp", a)
+		if err == nil {
+			return a, ln.Close()
+		}
+	}
+	return "", errors.New("no free port near " + addr)
+}

@@ -1,0 +1,169 @@
+package server
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// Config describes a node. The YAML names stand in the tags; unknown keys are refused.
+type Config struct {
+	// Cluster is the cluster's name, the same on every node. Default "quorate".
+	Cluster string `yaml:"cluster"`
+	// Node is this node's number, from 1. Default 1.
+	Node uint32 `yaml:"node"`
+	// Data is the data directory. Empty means memory only, which is for development: everything is lost on exit.
+	Data string `yaml:"data"`
+	// Listen holds the addresses to listen on.
+	Listen Listen `yaml:"listen"`
+	// Advertise holds the addresses that clients are told; an empty one is taken from Listen, which must then not be a
+	// wildcard.
+	Advertise Listen `yaml:"advertise"`
+	// Peers holds the peer address of every member, this node included. Empty means a single node. 1, 3 or 5 members.
+	Peers map[uint32]string `yaml:"peers"`
+	// Shards is the number of shards of space "default", the same on every node, and fixed when the cluster is made.
+	// Default 1, which makes everything in it atomic with everything else.
+	Shards int `yaml:"shards"`
+	// LeaseReads lets leaders answer linearizable reads by themselves, trusting that clock rates differ by less than 10 %.
+	// Default false.
+	LeaseReads bool `yaml:"lease_reads"`
+	// Insecure allows addresses that are not loopback although there is no authentication yet.
+	Insecure bool `yaml:"insecure"`
+	// Sandbox holds what only drills may set.
+	Sandbox Sandbox `yaml:"sandbox"`
+}
+
+// Listen holds an address for each port; an empty one is not served.
+type Listen struct {
+	Peer  string `yaml:"peer"`
+	Redis string `yaml:"redis"`
+	Kafka string `yaml:"kafka"`
+	HTTP  string `yaml:"http"`
+}
+
+// Sandbox weakens a node on purpose, so that a drill can show that it notices. All but Enabled are refused without Enabled.
+type Sandbox struct {
+	// Enabled marks the node's cluster as one to be thrown away. Bytes that are not synced are then lost when the process
+	// is killed, as in a power cut.
+	Enabled bool `yaml:"enabled"`
+	// NoFsync acknowledges without syncing.
+	NoFsync bool `yaml:"no_fsync"`
+	// StaleReads answers reads from whatever the node has.
+	StaleReads bool `yaml:"stale_reads"`
+	// NoVerify skips the checksums of the raft log.
+	NoVerify bool `yaml:"no_verify"`
+}
+
+// ReadConfig reads a node's configuration from a YAML file, strictly.
+func ReadConfig(path string) (Config, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, errs.Wrap(errs.Invalid, err, "read configuration")
+	}
+	var c Config
+	d := yaml.NewDecoder(bytes.NewReader(b))
+	d.KnownFields(true)
+	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return Config{}, errs.New(errs.Invalid, "configuration %s: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	return c, c.fill()
+}
+
+// fill sets the defaults and checks the rest.
+func (c *Config) fill() error {
+	if c.Cluster == "" {
+		c.Cluster = "quorate"
+	}
+	if c.Node == 0 {
+		c.Node = 1
+	}
+	if c.Shards == 0 {
+		c.Shards = 1
+	}
+	bad := func(format string, args ...any) error { return errs.New(errs.Invalid, "configuration: "+format, args...) }
+	if c.Shards < 0 || c.Shards > shard.SlotCount {
+		return bad("shards is %d; it must be between 1 and %d", c.Shards, shard.SlotCount)
+	}
+	if len(c.Peers) > 0 {
+		if n := len(c.Peers); n != 1 && n != 3 && n != 5 {
+			return bad("peers has %d members; it must have 1, 3 or 5", n)
+		}
+		if c.Peers[c.Node] == "" {
+			return bad("peers does not list this node, %d", c.Node)
+		}
+		if c.Listen.Peer == "" {
+			c.Listen.Peer = c.Peers[c.Node]
+		}
+		if len(c.Peers) > 1 && c.Data == "" && !c.Sandbox.Enabled {
+			return bad("a cluster of %d nodes needs data, a directory; without it a restarted node would have forgotten its votes", len(c.Peers))
+		}
+	}
+	if s := c.Sandbox; !s.Enabled && (s.NoFsync || s.StaleReads || s.NoVerify) {
+		return bad("sandbox.no_fsync, stale_reads and no_verify need sandbox.enabled: they are for drills only")
+	}
+	for _, a := range []struct {
+		name     string
+		listen   string
+		advertse *string
+	}{
+		{"redis", c.Listen.Redis, &c.Advertise.Redis}, {"kafka", c.Listen.Kafka, &c.Advertise.Kafka},
+		{"http", c.Listen.HTTP, &c.Advertise.HTTP}, {"peer", c.Listen.Peer, nil},
+	} {
+		if a.listen == "" {
+			continue
+		}
+		host, _, err := net.SplitHostPort(a.listen)
+		if err != nil {
+			return bad("listen.%s is %q; write host:port", a.name, a.listen)
+		}
+		ip := net.ParseIP(host)
+		wild := host == "" || ip != nil && ip.IsUnspecified()
+		if wild && a.advertse != nil && *a.advertse == "" {
+			return bad("listen.%s is %q, which clients cannot be told; set advertise.%s", a.name, a.listen, a.name)
+		}
+		if !c.Insecure && (wild || ip != nil && !ip.IsLoopback() || ip == nil && host != "localhost") {
+			return bad("listen.%s is %q: there is no authentication yet, so only loopback is allowed; set insecure: true to open it all the same", a.name, a.listen)
+		}
+	}
+	return nil
+}
+
+// spaces lays out the cluster's spaces.
+func (c *Config) spaces() []shard.Space {
+	s := shard.Space{Name: "default"}
+	for i := range c.Shards {
+		s.Shards = append(s.Shards, shard.ID(i+1))
+	}
+	return []shard.Space{s}
+}
+
+func (c *Config) peers() map[shard.NodeID]string {
+	out := map[shard.NodeID]string{}
+	for id, addr := range c.Peers {
+		if id != c.Node {
+			out[shard.NodeID(id)] = addr
+		}
+	}
+	return out
+}
+
+// String prints the configuration in one line, for the log.
+func (c Config) String() string {
+	var peers []string
+	for id, a := range c.Peers {
+		peers = append(peers, fmt.Sprintf("%d=%s", id, a))
+	}
+	slices.Sort(peers)
+	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v peers=%v shards=%d lease_reads=%v sandbox=%+v",
+		c.Cluster, c.Node, c.Data, c.Listen, peers, c.Shards, c.LeaseReads, c.Sandbox)
+}

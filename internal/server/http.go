@@ -1,0 +1,170 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// mux serves metrics, health, status and profiles.
+func (s *Server) mux(reg *prometheus.Registry) http.Handler {
+	m := http.NewServeMux()
+	m.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	m.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case <-s.engine.Done():
+			http.Error(w, "stopped", http.StatusServiceUnavailable)
+		default:
+			fmt.Fprintln(w, "ok") //nolint:errcheck // the client may be gone
+		}
+	})
+	m.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+		defer cancel()
+		if err := s.Probe(ctx); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ready") //nolint:errcheck // the client may be gone
+	})
+	m.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		st, err := s.engine.Status()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(st)
+	})
+	m.HandleFunc("/debug/pprof/", pprof.Index)
+	m.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	m.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	m.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return m
+}
+
+// WaitReady waits until Probe succeeds.
+func (s *Server) WaitReady(ctx context.Context) error {
+	for {
+		try, cancel := context.WithTimeout(ctx, 2*time.Second)
+		err := s.Probe(try)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errs.Wrap(errs.Unavailable, err, "not ready")
+		case <-s.Done():
+			return errs.Wrap(errs.Unavailable, s.Err(), "node stopped")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// Probe asks the node through each of its ports, as a client would: a linearizable read of every shard, over Redis, and
+// the list of API versions, over Kafka.
+func (s *Server) Probe(ctx context.Context) error {
+	for _, sh := range s.engine.Topology().Shards {
+		if sh.Leader == 0 {
+			return errs.New(errs.Unavailable, "shard %d has no leader", sh.ID)
+		}
+	}
+	var all []error
+	if s.addr.Redis != "" {
+		all = append(all, probe(ctx, "redis", s.addr.Redis, func(c net.Conn) error {
+			if _, err := io.WriteString(c, "*2\r\n$6\r\nEXISTS\r\n$9\r\n__probe__\r\n"); err != nil {
+				return err
+			}
+			line, err := bufio.NewReader(c).ReadString('\n')
+			if err == nil && !strings.HasPrefix(line, ":") {
+				err = errors.New(strings.TrimSpace(line))
+			}
+			return err
+		}))
+	}
+	if s.addr.Kafka != "" {
+		all = append(all, probe(ctx, "kafka", s.addr.Kafka, func(c net.Conn) error {
+			// ApiVersions, version 0, correlation id 7, no client id.
+			if _, err := c.Write([]byte{0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 7, 0xff, 0xff}); err != nil {
+				return err
+			}
+			var h [8]byte
+			if _, err := io.ReadFull(c, h[:]); err != nil {
+				return err
+			}
+			if id := binary.BigEndian.Uint32(h[4:]); id != 7 {
+				return fmt.Errorf("answer to request %d, want 7", id)
+			}
+			return nil
+		}))
+	}
+	return errors.Join(all...)
+}
+
+func probe(ctx context.Context, name, addr string, ask func(net.Conn) error) error {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return errs.Wrap(errs.Unavailable, err, "probe %s", name)
+	}
+	defer c.Close() //nolint:errcheck // nothing is written
+	if t, ok := ctx.Deadline(); ok {
+		if err := c.SetDeadline(t); err != nil {
+			return err
+		}
+	}
+	return errs.Wrap(errs.Unavailable, ask(c), "probe %s", name)
+}
+
+// portOwner names the process that listens on an address, as far as /proc tells.
+func portOwner(addr string) string {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "another process"
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return "another process"
+	}
+	inodes := map[string]bool{}
+	for _, f := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			w := strings.Fields(line)
+			if len(w) > 9 && w[3] == "0A" && strings.HasSuffix(w[1], fmt.Sprintf(":%04X", n)) {
+				inodes["socket:["+w[9]+"]"] = true
+			}
+		}
+	}
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && inodes[to] {
+			pid := strings.Split(fd, "/")[2]
+			name, _ := os.ReadFile("/proc/" + pid + "/comm")
+			return fmt.Sprintf("process %s (%s)", pid, bytes.TrimSpace(name))
+		}
+	}
+	return "another process"
+}

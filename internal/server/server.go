@@ -1,0 +1,244 @@
+// Package server makes a running node of a Config: storage, engine, the list of modules, the list of listeners, and the
+// order in which they start and stop.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/quorate/quorate/internal/datatypes"
+	"github.com/quorate/quorate/internal/engine"
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/eventlog"
+	"github.com/quorate/quorate/internal/protocol/kafka"
+	"github.com/quorate/quorate/internal/protocol/redis"
+	"github.com/quorate/quorate/internal/replica"
+	"github.com/quorate/quorate/internal/shard"
+	"github.com/quorate/quorate/internal/storage"
+)
+
+// Server is a running node.
+type Server struct {
+	cfg    Config
+	log    *slog.Logger
+	dir    *storage.Dir
+	engine *engine.Engine
+	redis  *redis.Server
+	kafka  *kafka.Server
+	http   *http.Server
+	addr   Listen
+	serves chan struct{}
+}
+
+// modules lists the data models that run in every shard. A new one is one line here.
+func modules() []shard.Module {
+	return []shard.Module{
+		datatypes.New(datatypes.Config{EncodeEvent: encodeEvent}),
+		eventlog.New(eventlog.Config{}),
+	}
+}
+
+// encodeEvent connects the two models, which do not know each other.
+func encodeEvent(topic [16]byte, partition int32, key []byte, keyNull bool, value []byte, headers []datatypes.EventHeader) []byte {
+	var hs []eventlog.Header
+	for _, h := range headers {
+		hs = append(hs, eventlog.Header{Name: h.Name, Value: h.Value})
+	}
+	return eventlog.EncodeEvent(topic, partition, key, keyNull, value, hs)
+}
+
+// Start starts a node. It returns when every port listens; Probe says when it is ready. version is shown to clients.
+func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server, err error) {
+	if err := cfg.fill(); err != nil {
+		return nil, err
+	}
+	log = log.With("node", cfg.Node)
+	log.Info("starting", "version", version, "config", cfg.String())
+	s := &Server{cfg: cfg, log: log, serves: make(chan struct{})}
+	var opened []net.Listener
+	defer func() {
+		if err != nil {
+			for _, ln := range opened {
+				_ = ln.Close()
+			}
+			if s.engine != nil {
+				_ = s.engine.Close()
+			}
+			if s.dir != nil {
+				_ = s.dir.Close()
+			}
+		}
+	}()
+	listen := func(name, addr string, bound *string) (net.Listener, error) {
+		if addr == "" {
+			return nil, nil
+		}
+		ln, err := e.Listen(context.Background(), addr)
+		if err != nil {
+			if errors.Is(err, syscall.EADDRINUSE) {
+				return nil, errs.New(errs.Exists, "the %s port %s is taken by %s; stop that, or set listen.%s", name, addr, portOwner(addr), name)
+			}
+			return nil, errs.Wrap(errs.Invalid, err, "listen on %s for %s", addr, name)
+		}
+		*bound = ln.Addr().String()
+		opened = append(opened, ln)
+		return ln, nil
+	}
+	peerLn, err := listen("peer", cfg.Listen.Peer, &s.addr.Peer)
+	if err != nil {
+		return nil, err
+	}
+	redisLn, err := listen("redis", cfg.Listen.Redis, &s.addr.Redis)
+	if err != nil {
+		return nil, err
+	}
+	kafkaLn, err := listen("kafka", cfg.Listen.Kafka, &s.addr.Kafka)
+	if err != nil {
+		return nil, err
+	}
+	httpLn, err := listen("http", cfg.Listen.HTTP, &s.addr.HTTP)
+	if err != nil {
+		return nil, err
+	}
+	if s.dir, err = openDir(cfg); err != nil {
+		return nil, err
+	}
+	if d := s.dir.Recovery; d.TornBytes > 0 {
+		log.Info("cut an unfinished write off the raft log", "bytes", d.TornBytes)
+	}
+	for _, d := range s.dir.Recovery.Damaged {
+		log.Warn("raft log is damaged", "file", d.File, "offset", d.Offset, "bytes", d.Length, "reason", d.Reason)
+	}
+	reg := prometheus.NewRegistry()
+	if err := errors.Join(reg.Register(collectors.NewGoCollector()), reg.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))); err != nil {
+		return nil, errs.Wrap(errs.Internal, err, "register metrics")
+	}
+	adv := map[string]string{}
+	for _, a := range []struct{ name, advertise, bound string }{
+		{"redis", cfg.Advertise.Redis, s.addr.Redis}, {"kafka", cfg.Advertise.Kafka, s.addr.Kafka}, {"http", cfg.Advertise.HTTP, s.addr.HTTP},
+	} {
+		if a.advertise != "" {
+			adv[a.name] = a.advertise
+		} else if a.bound != "" {
+			adv[a.name] = a.bound
+		}
+	}
+	s.engine, err = engine.Start(engine.Config{
+		Cluster: cfg.Cluster, Node: shard.NodeID(cfg.Node), Peers: cfg.peers(), Spaces: cfg.spaces(), Addr: adv,
+		Replica: replica.Config{LeaseReads: cfg.LeaseReads}, DropUnsynced: cfg.Sandbox.NoFsync, StaleReads: cfg.Sandbox.StaleReads,
+	}, s.dir, modules(), peerLn, e, log, reg)
+	if err != nil {
+		return nil, err
+	}
+	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
+	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
+	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
+	s.serve(redisLn, kafkaLn, httpLn)
+	return s, nil
+}
+
+// openDir opens the data directory, or one in memory.
+func openDir(cfg Config) (*storage.Dir, error) {
+	lc, sc := storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{}
+	switch {
+	case cfg.Data == "":
+		return storage.OpenDir(vfs.NewMem(), "data", lc, sc)
+	case cfg.Sandbox.Enabled:
+		return storage.OpenDir(storage.PowerFS(storage.OSFS()), cfg.Data, lc, sc)
+	}
+	return storage.OpenDir(storage.OSFS(), cfg.Data, lc, sc)
+}
+
+// serve runs the listeners; serves is closed when all have ended.
+func (s *Server) serve(redisLn, kafkaLn, httpLn net.Listener) {
+	done := make(chan struct{}, 3)
+	n := 0
+	start := func(name string, ln net.Listener, f func(net.Listener) error) {
+		if ln == nil {
+			return
+		}
+		n++
+		go func() {
+			if err := f(ln); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
+				s.log.Error("listener stopped", "port", name, "error", err)
+			}
+			done <- struct{}{}
+		}()
+	}
+	start("redis", redisLn, s.redis.Serve)
+	start("kafka", kafkaLn, s.kafka.Serve)
+	start("http", httpLn, s.http.Serve)
+	go func() {
+		for range n {
+			<-done
+		}
+		close(s.serves)
+	}()
+}
+
+// Addr returns the addresses that the node listens on.
+func (s *Server) Addr() Listen { return s.addr }
+
+// Engine returns the node's engine.
+func (s *Server) Engine() *engine.Engine { return s.engine }
+
+// Done is closed when the node has stopped by itself; Err says why.
+func (s *Server) Done() <-chan struct{} { return s.engine.Done() }
+
+// Err returns why the node stopped by itself.
+func (s *Server) Err() error { return s.engine.Err() }
+
+// Close stops the node: first the ports, then the engine, then the disk.
+func (s *Server) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	s.redis.Close()
+	err := s.kafka.Close()
+	if e := s.http.Shutdown(ctx); e != nil {
+		_ = s.http.Close()
+	}
+	err = errors.Join(err, s.engine.Close(), s.dir.Close())
+	<-s.serves
+	return err
+}
+
+// Run starts a node, calls ready once it has answered through each of its ports, and runs it until ctx ends. If the node
+// finds its data damaged it is started again, and rebuilds itself from its peers.
+func Run(ctx context.Context, cfg Config, version string, e *env.Env, log *slog.Logger, ready func(*Server)) error {
+	for restarts := 0; ; restarts++ {
+		s, err := Start(cfg, version, e, log)
+		if err != nil {
+			return err
+		}
+		if ready != nil {
+			if err := s.WaitReady(ctx); err == nil {
+				ready(s)
+				ready = nil
+			} else if ctx.Err() != nil {
+				return s.Close()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return s.Close()
+		case <-s.Done():
+		}
+		why := s.Err()
+		closeErr := s.Close()
+		if !errs.Is(why, errs.Corrupt) || restarts >= 3 {
+			return errors.Join(fmt.Errorf("node stopped: %w", why), closeErr)
+		}
+		log.Error("this node's data are damaged; it starts over and is rebuilt from its peers", "error", why)
+	}
+}
