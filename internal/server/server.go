@@ -45,7 +45,7 @@ type Server struct {
 func modules() []shard.Module {
 	return []shard.Module{
 		datatypes.New(datatypes.Config{EncodeEvent: encodeEvent}),
-		eventlog.New(eventlog.Config{}),
+		eventlog.Module{},
 	}
 }
 
