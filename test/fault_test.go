@@ -36,7 +36,8 @@ func killLeader(t *testing.T, shards int) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			r := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.redisAddrs(), MaxRetries: -1, MaxRedirects: 3})
+			// MaxRedirects is also how often the client tries again when a connection breaks, which would count twice.
+			r := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.redisAddrs(), MaxRetries: -1, MaxRedirects: -1})
 			defer r.Close()
 			for load.Err() == nil {
 				// A request that was sent and not answered may have been applied. An answer that says that nothing was
