@@ -90,7 +90,9 @@ func (c *Config) fill() error {
 	if c.Shards == 0 {
 		c.Shards = 1
 	}
-	bad := func(format string, args ...any) error { return errs.New(errs.Invalid, "configuration: "+format, args...) }
+	bad := func(format string, args ...any) error {
+		return errs.New(errs.Invalid, "configuration: "+format, args...)
+	}
 	if c.Shards < 0 || c.Shards > shard.SlotCount {
 		return bad("shards is %d; it must be between 1 and %d", c.Shards, shard.SlotCount)
 	}
