@@ -131,10 +131,10 @@ func TestText_HoldsNothingUnfinishedOrLocal(t *testing.T) {
 	local := regexp.MustCompile(`(^|[\s"'(=:])/(wo` + `rk|ro` + `ot|ho` + `me)(/|\b)`)
 	for _, p := range tracked(t, text...) {
 		for i, line := range strings.Split(string(read(t, p)), "\n") {
-			if unfinished.MatchString(line) {
+			// The style guide names the words that it forbids.
+			if unfinished.MatchString(line) && p != "STYLE.md" {
 				t.Errorf("%s:%d: unfinished: %s", p, i+1, strings.TrimSpace(line))
 			}
-			// Documents may speak of the rule.
 			for _, m := range todo.FindAllStringSubmatch(line, -1) {
 				if m[1] == "" && strings.HasSuffix(p, ".go") {
 					t.Errorf("%s:%d: name the issue, as in (#12): %s", p, i+1, strings.TrimSpace(line))
