@@ -61,6 +61,8 @@ type Config struct {
 	LeaseDrift float64
 	// Hibernate lets idle shards go quiet; default on. NoHibernate switches it off.
 	NoHibernate bool
+	// CacheBytes bounds the rows that the machines keep at hand, all shards together; default 32 MiB, negative none.
+	CacheBytes int
 	// Machine is passed on to every shard's machine.
 	Machine shard.MachineConfig
 }
@@ -81,6 +83,10 @@ func (c *Config) fill() error {
 	def(&c.QueueLenMax, 1<<16)
 	def(&c.InflightBytesMax, 16<<20)
 	def(&c.ChunkBytes, 256<<10)
+	def(&c.CacheBytes, 32<<20)
+	if c.CacheBytes > 0 {
+		c.Machine.Cache = storage.NewRowCache(c.CacheBytes)
+	}
 	if c.LogBytesMax == 0 {
 		c.LogBytesMax = 128 << 20
 	}
@@ -190,6 +196,8 @@ type Output struct {
 	Reads   []ReadyRead
 	Wakes   []ShardWakes
 	Notes   []Note
+	// Reading says that a read-index request is under way, whose answer will bring the next turn.
+	Reading bool
 	// Flush asks for a flush of the store; Flushed is due when it is complete.
 	Flush bool
 	// Changed says that Shards would now return something else.
@@ -228,6 +236,8 @@ type Host struct {
 	timers          timerHeap
 	readCtx         uint64
 	awaits          uint64
+	// asking counts the read-index requests under way.
+	asking int
 	// turned is false until the first turn, which also hands out what Open wrote.
 	turned bool
 	out    Output
@@ -416,6 +426,7 @@ func (h *Host) finish() {
 			h.waits[i].seq = h.logSeq
 		}
 	}
+	h.out.Reading = h.asking > 0
 	h.out.Wake = h.nextPing
 	if len(h.peers) == 0 {
 		h.out.Wake = h.now.Add(time.Hour)

@@ -79,6 +79,7 @@ func (q *readQueue) ask(r *replica) {
 	}
 	r.host.readCtx++
 	q.ctx, q.askedAt = r.host.readCtx, r.host.now
+	r.host.asking++
 	q.asked, q.waiting = q.waiting, nil
 	b := binary.LittleEndian.AppendUint64(nil, r.host.cfg.Session)
 	r.rn.ReadIndex(binary.LittleEndian.AppendUint64(b, q.ctx))
@@ -90,6 +91,7 @@ func (q *readQueue) retry(r *replica) {
 	if q.ctx != 0 {
 		q.waiting = append(q.asked, q.waiting...)
 		q.asked, q.ctx = nil, 0
+		r.host.asking--
 	}
 	q.ask(r)
 }
@@ -109,6 +111,7 @@ func (r *replica) readConfirmed(rs raft.ReadState) {
 	}
 	q.confirmed = append(q.confirmed, confirmedRead{rs.Index, q.asked})
 	q.asked, q.ctx = nil, 0
+	r.host.asking--
 	q.ask(r)
 }
 
