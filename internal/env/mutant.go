@@ -41,6 +41,9 @@ const (
 	MutantRollbackForgotten
 	// MutantAmnesia lets a replica vote and count in quorums after its log was found damaged.
 	MutantAmnesia
+	// MutantLeaseForgotten lets a node vote at once after a restart, although it may have promised a leader with a read
+	// lease not to.
+	MutantLeaseForgotten
 	mutationEnd
 )
 

@@ -62,6 +62,7 @@ func (r *replica) enqueueRead(rd Read) {
 	}
 	if h.cfg.LeaseReads && r.leads() && h.now.Before(q.lease) {
 		// No other leader can have been elected, so what is committed here is everything that is committed.
+		h.out.Counts.LeaseReads++
 		q.confirmed = append(q.confirmed, confirmedRead{r.rn.BasicStatus().GetCommit(), []Read{rd}})
 		h.markDirty(r)
 		return

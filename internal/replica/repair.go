@@ -2,6 +2,7 @@ package replica
 
 import (
 	"encoding/binary"
+	"maps"
 	"slices"
 	"time"
 
@@ -76,19 +77,19 @@ func (r *replica) receiveReplace(p *peer, rd *reader) {
 	}
 	var old []uint64
 	highest := uint64(0)
-	for id, pr := range st.Progress {
+	for _, id := range slices.Sorted(maps.Keys(st.Progress)) {
 		if replicaNode(id) != p.id {
 			continue
 		}
+		pr := st.Progress[id]
 		old = append(old, id)
-		highest = max(highest, id)
+		highest = id
 		// An id that was made for this request, or that the node knows it never had, is given again.
 		if given := r.given[p.id]; given.request == request && given.id == id || pr.IsLearner && id > used {
 			r.assign(p, id, request)
 			return
 		}
 	}
-	slices.Sort(old)
 	cc := &raftpb.ConfChangeV2{}
 	for _, id := range old {
 		cc.Changes = append(cc.Changes, &raftpb.ConfChangeSingle{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(id)})

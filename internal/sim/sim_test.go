@@ -41,7 +41,7 @@ func TestSeeds(t *testing.T) {
 
 // TestRun_IsDeterministic runs seeds twice and compares everything that happened.
 func TestRun_IsDeterministic(t *testing.T) {
-	for seed := uint64(1); seed <= 5; seed++ {
+	for seed := uint64(1); seed <= 20; seed++ {
 		a, b := Run(FromSeed(seed)), Run(FromSeed(seed))
 		if a.Trace != b.Trace {
 			for i := range min(len(a.Log), len(b.Log)) {

@@ -22,8 +22,8 @@ type StoreConfig struct {
 	// MemTableBytes is the size at which a memtable is flushed to a table; default 64 MiB. A restart re-applies at most
 	// about this much log.
 	MemTableBytes uint64
-	// Deterministic switches off all background work except flushes that the caller asks for and waits for. The
-	// simulation sets it, so that what a crash leaves behind depends on its seed only.
+	// Deterministic does all work of flushes and compactions while the caller waits, so that what a crash leaves behind
+	// depends on the calls only. The simulation sets it.
 	Deterministic bool
 	// Logf receives Pebble's own log lines, already formatted; nil drops them.
 	Logf func(format string, args ...any)
@@ -38,6 +38,8 @@ type Store struct {
 	cache *pebble.Cache
 	// damage is the first corruption that background work came upon.
 	damage atomic.Pointer[error]
+	// step is nil unless the store is deterministic.
+	step *stepwise
 }
 
 // Reader reads a Store or a Snapshot of one.
@@ -88,12 +90,11 @@ func OpenStore(fs FS, dir string, cfg StoreConfig) (*Store, error) {
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
-	if cfg.Deterministic {
-		opts.MaxOpenFiles = 64
-		// Nothing merges the tables, so their number must not stop writes.
-		opts.L0StopWritesThreshold = 1 << 20
-	}
 	s := &Store{cache: cache}
+	if cfg.Deterministic {
+		s.step = &stepwise{}
+		s.step.adjust(opts)
+	}
 	opts.EventListener = &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
 		err := errs.Wrap(errs.Corrupt, i.Details, "state store file %s", i.Path)
 		s.damage.CompareAndSwap(nil, &err)
@@ -177,10 +178,13 @@ func (s *Snapshot) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] 
 func (s *Snapshot) Close() error { return s.s.Close() }
 
 // Batch collects writes that become visible together.
-type Batch struct{ b *pebble.Batch }
+type Batch struct {
+	b *pebble.Batch
+	s *Store
+}
 
 // Batch returns an empty batch.
-func (s *Store) Batch() *Batch { return &Batch{s.db.NewBatch()} }
+func (s *Store) Batch() *Batch { return &Batch{s.db.NewBatch(), s} }
 
 // Set stores a pair. Both slices are copied.
 func (b *Batch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
@@ -196,6 +200,11 @@ func (b *Batch) Size() int { return b.b.Len() }
 
 // Commit makes the batch visible and releases it. It is durable only after a later Flush, or by the raft log.
 func (b *Batch) Commit() error {
+	if b.s.step != nil {
+		if err := b.s.step.makeRoom(b.s, b.b); err != nil {
+			return err
+		}
+	}
 	return errors.Join(b.b.Commit(pebble.NoSync), b.b.Close())
 }
 
@@ -204,11 +213,22 @@ func (b *Batch) Discard() error { return b.b.Close() }
 
 // Flush makes everything committed so far durable and waits for it.
 func (s *Store) Flush() error {
-	return errs.Wrap(errs.Corrupt, s.db.Flush(), "flush state store")
+	if err := s.db.Flush(); err != nil {
+		return errs.Wrap(errs.Corrupt, err, "flush state store")
+	}
+	if s.step != nil {
+		return s.step.flushed(s)
+	}
+	return nil
 }
 
 // FlushStart starts a flush of everything committed so far and returns a channel that is closed when it is durable.
 func (s *Store) FlushStart() (<-chan struct{}, error) {
+	if s.step != nil {
+		done := make(chan struct{})
+		close(done)
+		return done, s.Flush()
+	}
 	done, err := s.db.AsyncFlush()
 	return done, errs.Wrap(errs.Corrupt, err, "flush state store")
 }
