@@ -113,6 +113,10 @@ func (r *replica) receiveRaft(m *raftpb.Message) {
 		return
 	}
 	r.wake()
+	if m.GetType() == raftpb.MsgReadIndex && r.leads() && !r.knowsCommit() {
+		// The other node asks again.
+		return
+	}
 	r.step(m)
 }
 

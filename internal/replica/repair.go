@@ -152,7 +152,9 @@ func (r *replica) promoteLearners() {
 		cc := &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
 			{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(id)},
 		}}
-		_ = r.rn.ProposeConfChange(cc)
+		if r.rn.ProposeConfChange(cc) == nil {
+			r.host.note(false, r.id, "a rebuilt replica votes again", "node", replicaNode(id), "replica", id)
+		}
 		r.host.markDirty(r)
 		return
 	}

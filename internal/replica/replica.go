@@ -373,6 +373,8 @@ func (r *replica) handleApply(m *raftpb.Message) {
 	for _, resp := range m.Responses {
 		_ = r.rn.Step(resp)
 	}
+	// The first entry of a leader's term may be what its reads wait for.
+	r.reads.ask(r)
 	h.armTimer(r)
 	h.markDirty(r)
 }

@@ -31,7 +31,7 @@ func TestSeeds(t *testing.T) {
 	for i := range *seeds {
 		r := runSeed(t, *first+uint64(i))
 		virtual += r.Virtual
-		sum.add(r.Stats)
+		sum.Add(r.Stats)
 		if t.Failed() {
 			break
 		}
