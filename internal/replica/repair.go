@@ -140,7 +140,7 @@ func (r *replica) receiveAssign(rd *reader) {
 // promoteLearners makes a learner that has caught up a voter.
 func (r *replica) promoteLearners() {
 	cs := r.confState()
-	if len(cs.Learners) == 0 || len(cs.VotersOutgoing) > 0 {
+	if len(cs.Learners) == 0 || len(cs.VotersOutgoing) > 0 || r.host.now.Sub(r.promotedAt) < askAgain {
 		return
 	}
 	st := r.rn.Status()
@@ -152,6 +152,8 @@ func (r *replica) promoteLearners() {
 		cc := &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
 			{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(id)},
 		}}
+		// raft makes an empty entry of a change that comes while another is under way, so it is not repeated at once.
+		r.promotedAt = r.host.now
 		if r.rn.ProposeConfChange(cc) == nil {
 			r.host.note(false, r.id, "a rebuilt replica votes again", "node", replicaNode(id), "replica", id)
 		}

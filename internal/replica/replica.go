@@ -55,6 +55,8 @@ type replica struct {
 	replaceAsked time.Time
 	refuseUpTo   uint64
 	request      uint64
+	// promotedAt is when this leader last proposed to make a learner a voter.
+	promotedAt time.Time
 	// given, on a leader, are the new ids it gave out.
 	given map[shard.NodeID]assigned
 }
@@ -366,7 +368,7 @@ func (r *replica) handleApply(m *raftpb.Message) {
 	h.out.Counts.Commands += out.Commands
 	h.out.Counts.Duplicates += out.Duplicates
 	r.answerApplied(&out)
-	if len(out.Wakes) > 0 {
+	if len(out.Wakes) > 0 && !(env.Mutant(env.MutantWakeLost) && len(out.Answers) == 0) {
 		h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, Wakes: out.Wakes})
 	}
 	r.idleTicks = 0

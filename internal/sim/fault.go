@@ -23,15 +23,13 @@ func (w *world) scheduleFaults() {
 		w.repeat(w.o.Flush, func() { w.flush(n) })
 	}
 	w.repeat(w.o.Partition, w.partition)
-	if w.o.Crash > 0 {
-		w.repeat(w.o.Crash/3, func() {
-			w.note("power cut: all nodes")
-			w.stats.PowerCuts++
-			for _, n := range w.nodes {
-				w.crash(n)
-			}
-		})
-	}
+	w.repeat(w.o.PowerCut, func() {
+		w.note("power cut: all nodes")
+		w.stats.PowerCuts++
+		for _, n := range w.nodes {
+			w.crash(n)
+		}
+	})
 }
 
 // repeat calls f at random moments, on average rate times a second, while faults are on.
@@ -55,7 +53,7 @@ func (w *world) crash(n *node) {
 	w.stats.Crashes++
 	n.die("crash")
 	w.refused(n)
-	w.after(time.Duration(w.rng.IntN(4000))*time.Millisecond, n.boots)
+	w.after(time.Duration(w.rng.Int64N(int64(w.o.RestartMax))), n.boots)
 }
 
 // refused tells the others, most of the time, that nothing listens at n any more.

@@ -70,7 +70,10 @@ func (ledger) Apply(tx *shard.Tx, b []byte) ([]byte, error) {
 		if c.op == opFail {
 			return nil, errs.New(errs.Conflict, "asked to fail")
 		}
-		return binary.LittleEndian.AppendUint64(nil, n), nil
+		if n > 1 {
+			return nil, errs.New(errs.Exists, "operation %d was applied before", c.id)
+		}
+		return []byte("+OK\r\n"), nil
 	case opTimer:
 		bump(tx, 'o', c.id)
 		at := tx.Now().Add(time.Duration(c.arg))

@@ -16,7 +16,9 @@ type Options struct {
 	Chaos, Settle time.Duration
 	Clients       int
 	// Faults are rates per virtual second and node.
-	Crash, Pause, Partition, DiskStall, SyncError, BitFlip, Wipe float64
+	Crash, PowerCut, Pause, Partition, DiskStall, SyncError, BitFlip, Wipe float64
+	// RestartMax is how long a crashed node stays away.
+	RestartMax time.Duration
 	// Network.
 	Loss, Double float64
 	DelayMax     time.Duration
@@ -37,6 +39,8 @@ type Options struct {
 	BatchBytesMax  int
 	ElectionTicks  int
 	ChunkBytes     int
+	// FlushMax is how long a flush may take.
+	FlushMax time.Duration
 }
 
 // FromSeed draws the options of a seed.
@@ -67,6 +71,8 @@ func FromSeed(seed uint64) Options {
 	o.BatchBytesMax = []int{0, 0, 300}[r.IntN(3)]
 	o.ElectionTicks = []int{10, 10, 5, 20}[r.IntN(4)]
 	o.ChunkBytes = []int{200, 512, 4096, 64 << 10}[r.IntN(4)]
+	o.FlushMax = []time.Duration{20, 500}[r.IntN(2)] * time.Millisecond
+	o.PowerCut, o.RestartMax = o.Crash/3, 4*time.Second
 	if o.Nodes == 1 {
 		// A single node has nobody to repair it, and nobody to lose contact with.
 		o.BitFlip, o.Wipe, o.Partition = 0, 0, 0

@@ -251,7 +251,8 @@ func (n *node) boots() {
 	}
 	if len(rec.Damaged) > 0 {
 		w.stats.LogsDamaged++
-		if !w.broken[int(n.id)] {
+		// Damage stays in segments that are not cut yet, without anyone being in doubt any more.
+		if !w.broken[int(n.id)] && (rec.AllSuspect || len(rec.Suspect) > 0) {
 			w.fail("node %d: log damaged although nobody did: %+v", n.id, rec)
 			return
 		}
@@ -313,6 +314,9 @@ func (n *node) boots() {
 		w.fail("node %d: open: %v", n.id, err)
 		return
 	}
+	if w.check.logs(n); w.err != nil {
+		return
+	}
 	if rec.AllSuspect {
 		// The marks that the first turn writes are synced with it.
 		if err := lg.Settle(0); err != nil {
@@ -362,7 +366,9 @@ func (n *node) close() {
 		return
 	}
 	n.boot = 0
-	n.host.Close()
+	if n.host != nil {
+		n.host.Close()
+	}
 	_ = n.log.Close()
 	_ = n.store.Close()
 	n.host, n.log, n.store, n.hub, n.followers = nil, nil, nil, nil, nil
@@ -470,15 +476,16 @@ func (n *node) turn() {
 		n.pendSeq = out.Seq
 	}
 	if out.Flush {
-		if err := n.store.Flush(); err != nil {
-			w.fail("node %d: flush: %v", n.id, err)
-			return
-		}
 		boot := n.boot
-		w.after(time.Duration(w.rng.IntN(20))*time.Millisecond, func() {
-			if n.boot == boot {
-				n.give(replica.Flushed{})
+		w.after(time.Duration(w.rng.Int64N(int64(w.o.FlushMax))), func() {
+			if n.boot != boot {
+				return
 			}
+			if err := n.store.Flush(); err != nil {
+				w.fail("node %d: flush: %v", n.id, err)
+				return
+			}
+			n.give(replica.Flushed{})
 		})
 	}
 	n.writeLog()
@@ -533,6 +540,11 @@ func (n *node) writeLog() {
 		n.die("append failed: " + err.Error())
 		w.after(time.Second, n.boots)
 		return
+	}
+	for _, x := range ws {
+		if len(x.Entries) > 0 {
+			w.check.log(n, x.Shard, x.Entries[0].Index)
+		}
 	}
 	n.busy = true
 	d := time.Duration(50+w.rng.IntN(1000)) * time.Microsecond
