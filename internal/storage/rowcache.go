@@ -16,8 +16,8 @@ type cachedRow struct {
 	there bool
 }
 
-// rowOverhead is about what a row costs besides its bytes.
-const rowOverhead = 96
+// cachedOverhead is about what a row costs besides its bytes.
+const cachedOverhead = 96
 
 // NewRowCache returns a cache that holds about bytesMax bytes.
 func NewRowCache(bytesMax int) *RowCache {
@@ -60,7 +60,7 @@ func (c *RowCache) Put(key []byte, value []byte, there bool) {
 
 func (c *RowCache) add(key string, r cachedRow) {
 	c.young[key] = r
-	c.bytes += len(key) + len(r.value) + rowOverhead
+	c.bytes += len(key) + len(r.value) + cachedOverhead
 	c.turn()
 }
 
