@@ -349,7 +349,7 @@ func (c *Cluster) Leader(ctx context.Context, shardID uint32) *Process {
 }
 
 // WaitWhole waits until every node runs, no replica is being rebuilt, and all replicas of each shard have applied the same
-// and agree on its digest.
+// and agree on its digest. It fails with errs.Corrupt at once if replicas at an equal index do not agree: no time heals that.
 func (c *Cluster) WaitWhole(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -357,6 +357,9 @@ func (c *Cluster) WaitWhole(ctx context.Context, limit time.Duration) error {
 	for {
 		if why = c.whole(ctx); why == "" {
 			return nil
+		}
+		if strings.HasPrefix(why, "digests differ") {
+			return errs.New(errs.Corrupt, "%s", why)
 		}
 		select {
 		case <-ctx.Done():

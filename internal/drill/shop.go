@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,9 +32,13 @@ type Shop struct {
 	DualWrite bool
 	// Pace is the pause between two orders of a worker; default none.
 	Pace time.Duration
+	// Crashes makes workers die now and then in the middle of an order: they send a part of it, cut at any byte, or all of
+	// it, and hang up without waiting for the answer.
+	Crashes bool
 
-	// Acked, Unknown and Refused count orders by what the worker was told; Seen counts events that the consumer got.
-	Acked, Unknown, Refused, Seen atomic.Int64
+	// Acked, Unknown and Refused count orders by what the worker was told; Seen counts events that the consumer got, and
+	// Crashed orders during which the worker died.
+	Acked, Unknown, Refused, Seen, Crashed atomic.Int64
 
 	mu      sync.Mutex
 	acked   map[string]int
@@ -44,6 +49,8 @@ type Shop struct {
 	lastOK     time.Time
 	longestGap time.Duration
 
+	// gate is held for reading during an order, and for writing while the load rests.
+	gate     sync.RWMutex
 	wg       sync.WaitGroup
 	workers  sync.WaitGroup
 	stopLoad context.CancelFunc
@@ -98,6 +105,13 @@ func (silent) Printf(context.Context, string, ...any) {}
 // StopLoad ends the placing of orders.
 func (s *Shop) StopLoad() { s.stopLoad() }
 
+// Rest waits for the orders under way, which takes some seconds at most, and keeps workers from placing more until the
+// function that it returns is called.
+func (s *Shop) Rest() (resume func()) {
+	s.gate.Lock()
+	return sync.OnceFunc(s.gate.Unlock)
+}
+
 // WaitLoad waits until the orders that were under way when StopLoad was called are answered, at most some seconds.
 func (s *Shop) WaitLoad() { s.workers.Wait() }
 
@@ -110,9 +124,12 @@ func (s *Shop) Close() {
 }
 
 // dial makes a client for one node, that never repeats a request by itself: what became of one must be known.
-func dial(addr string) *redis.Client {
+func dial(addr string) *redis.Client { return dialPatient(addr, 5*time.Second) }
+
+// dialPatient is dial with a limit on how long an answer may take.
+func dialPatient(addr string, read time.Duration) *redis.Client {
 	return redis.NewClient(&redis.Options{
-		Addr: addr, MaxRetries: -1, DialTimeout: time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 2 * time.Second,
+		Addr: addr, MaxRetries: -1, DialTimeout: time.Second, ReadTimeout: read, WriteTimeout: 2 * time.Second,
 		PoolSize: 2, DisableIdentity: true, DialerRetries: 1,
 	})
 }
@@ -125,8 +142,15 @@ func (s *Shop) work(ctx context.Context, w int) {
 	for ctx.Err() == nil {
 		id := fmt.Sprintf("%d-%d", w, s.next.Add(1))
 		item := rng.IntN(shopItems)
-		err := s.order(ctx, cl, id, item, rng)
+		s.gate.RLock()
+		var err error
+		if s.Crashes && !s.DualWrite && rng.IntN(50) == 0 {
+			err = s.crash(s.Redis[at], id, item, rng)
+		} else {
+			err = s.order(ctx, cl, id, item, rng)
+		}
 		s.record(id, item, err)
+		s.gate.RUnlock()
 		if err != nil {
 			// Another node, a moment later.
 			_ = cl.Close()
@@ -170,6 +194,47 @@ func (s *Shop) order(_ context.Context, cl *redis.Client, id string, item int, r
 	return cl.Do(ctx, "EVENT.ADD", shopTopic, value, "KEY", id).Err()
 }
 
+// errNeverSent stands for a worker that died before the whole order was sent: it must have no effect.
+var errNeverSent = errors.New("the worker died before the order was complete")
+
+// crash sends an order over a connection of its own and hangs up: after any number of its bytes, or after all of them.
+func (s *Shop) crash(addr, id string, item int, rng *rand.Rand) error {
+	s.Crashed.Add(1)
+	d := net.Dialer{Timeout: time.Second}
+	c, err := d.DialContext(context.Background(), "tcp", addr)
+	if err != nil {
+		return errNeverSent
+	}
+	defer c.Close() //nolint:errcheck // that is the point
+	value := fmt.Sprintf("%s item %d", id, item)
+	b := encodeRequests([]string{"MULTI"}, []string{"INCR", "sold:" + strconv.Itoa(item)}, []string{"SET", "order:" + id, value},
+		[]string{"EVENT.ADD", shopTopic, value, "KEY", id}, []string{"EXEC"})
+	sent := len(b)
+	if rng.IntN(2) == 0 {
+		sent = rng.IntN(len(b))
+	}
+	_ = c.SetWriteDeadline(time.Now().Add(2 * time.Second))
+	if n, err := c.Write(b[:sent]); err != nil {
+		sent = n
+	}
+	if sent < len(b) {
+		return errNeverSent
+	}
+	return errDied
+}
+
+// encodeRequests writes commands as Redis clients do.
+func encodeRequests(cmds ...[]string) []byte {
+	var b []byte
+	for _, args := range cmds {
+		b = fmt.Appendf(b, "*%d\r\n", len(args))
+		for _, a := range args {
+			b = fmt.Appendf(b, "$%d\r\n%s\r\n", len(a), a)
+		}
+	}
+	return b
+}
+
 // Definite reports whether an error of a Redis client says that the request was certainly not applied: the server refused it
 // in so many words, or the connection could not even be made.
 func Definite(err error) bool {
@@ -192,6 +257,7 @@ func (s *Shop) record(id string, item int, err error) {
 		now := time.Now()
 		s.longestGap = max(s.longestGap, now.Sub(s.lastOK))
 		s.lastOK = now
+	case errors.Is(err, errNeverSent):
 	case Definite(err):
 		s.Refused.Add(1)
 	default:
@@ -237,6 +303,8 @@ type ShopResult struct {
 	Doubled []string `json:"doubled"`
 	// Invented are orders that nobody placed, or that were refused.
 	Invented []string `json:"invented"`
+	// Altered are orders whose value is not what was stored.
+	Altered []string `json:"altered"`
 	// Counters are items whose count of sales is not the number of their orders.
 	Counters []string `json:"counters"`
 	Bad      []string `json:"bad"`
@@ -260,28 +328,81 @@ func (r ShopResult) Findings() []string {
 	add("events without their order", r.NoOrder)
 	add("events doubled", r.Doubled)
 	add("orders that were refused or never placed", r.Invented)
+	add("orders altered", r.Altered)
 	add("counters wrong", r.Counters)
 	add("records malformed", r.Bad)
 	return out
 }
 
-// Verify waits until the consumer has caught up, and compares state, events and what the workers were told. The load must
-// have ended, and the cluster must be up.
-func (s *Shop) Verify(ctx context.Context) (ShopResult, error) {
-	var r ShopResult
-	cl := dial(s.Redis[0])
+// Verify waits until the consumer has caught up, and compares state, events and what the workers were told, reading
+// through the first node. The load must rest or have ended, and the cluster must be up.
+func (s *Shop) Verify(ctx context.Context) (ShopResult, error) { return s.VerifyVia(ctx, 0) }
+
+// VerifyVia is Verify through a node, counted from 0.
+func (s *Shop) VerifyVia(ctx context.Context, node int) (ShopResult, error) {
+	r, err := s.verifyOnce(ctx, node)
+	if err != nil || r.OK() || s.DualWrite {
+		return r, err
+	}
+	// State and events are read by many requests, and an order with an unknown outcome may take effect between two of
+	// them. What is really wrong is still wrong a second time, when the last such order has run out of time.
+	if !pause(ctx, requestLimit) {
+		return r, ctx.Err()
+	}
+	return s.verifyOnce(ctx, node)
+}
+
+// requestLimit is the time after which a node gives up what it was asked.
+const requestLimit = 11 * time.Second
+
+func (s *Shop) verifyOnce(ctx context.Context, node int) (ShopResult, error) {
+	cl := dial(s.Redis[node%len(s.Redis)])
 	defer cl.Close() //nolint:errcheck // only read
+	st := shopState{sold: map[int]int{}}
+	var err error
+	if st.orders, err = readOrders(ctx, cl); err != nil {
+		return ShopResult{}, err
+	}
+	for item := range shopItems {
+		n, err := cl.Get(ctx, "sold:"+strconv.Itoa(item)).Int()
+		if err != nil && !errors.Is(err, redis.Nil) {
+			return ShopResult{}, errs.Wrap(errs.Unavailable, err, "read the counters")
+		}
+		st.sold[item] = n
+	}
+	end, err := s.endOffsets(ctx)
+	if err != nil {
+		return ShopResult{}, err
+	}
+	for s.Seen.Load() < end {
+		select {
+		case <-ctx.Done():
+			return ShopResult{}, errs.New(errs.Unavailable, "the consumer has %d of %d events", s.Seen.Load(), end)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.acked, st.unknown, st.events = s.acked, s.unknown, s.events
+	r := checkShop(st)
+	r.Bad = slices.Clone(s.bad)
+	r.Refused, r.LongestGapMillis = int(s.Refused.Load()), s.longestGap.Milliseconds()
+	return r, nil
+}
+
+// readOrders reads all orders of the state.
+func readOrders(ctx context.Context, cl *redis.Client) (map[string]string, error) {
 	orders := map[string]string{}
 	var cursor uint64
 	for {
 		keys, next, err := cl.Scan(ctx, cursor, "order:*", 1000).Result()
 		if err != nil {
-			return r, errs.Wrap(errs.Unavailable, err, "read the orders")
+			return nil, errs.Wrap(errs.Unavailable, err, "read the orders")
 		}
 		if len(keys) > 0 {
 			vals, err := cl.MGet(ctx, keys...).Result()
 			if err != nil {
-				return r, errs.Wrap(errs.Unavailable, err, "read the orders")
+				return nil, errs.Wrap(errs.Unavailable, err, "read the orders")
 			}
 			for i, k := range keys {
 				if v, ok := vals[i].(string); ok {
@@ -290,68 +411,65 @@ func (s *Shop) Verify(ctx context.Context) (ShopResult, error) {
 			}
 		}
 		if cursor = next; cursor == 0 {
-			break
+			return orders, nil
 		}
 	}
-	end, err := s.endOffsets(ctx)
-	if err != nil {
-		return r, err
-	}
-	for s.Seen.Load() < end {
-		select {
-		case <-ctx.Done():
-			return r, errs.New(errs.Unavailable, "the consumer has %d of %d events", s.Seen.Load(), end)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+}
+
+// shopState is everything that checkShop compares.
+type shopState struct {
+	// acked and unknown are what the workers were told, by order.
+	acked, unknown map[string]int
+	// orders and sold are the state; events counts the events of each order.
+	orders map[string]string
+	sold   map[int]int
+	events map[string]int
+}
+
+// checkShop compares what the workers were told with the state and the events.
+func checkShop(st shopState) ShopResult {
+	r := ShopResult{Acked: len(st.acked), Unknown: len(st.unknown), Orders: len(st.orders), Events: len(st.events)}
 	sold := map[int]int{}
-	for _, v := range orders {
-		var item int
-		if _, err := fmt.Sscanf(v[strings.LastIndex(v, " ")+1:], "%d", &item); err == nil {
-			sold[item]++
+	for id, v := range st.orders {
+		item, known := st.acked[id]
+		_, unknown := st.unknown[id]
+		if unknown {
+			item = st.unknown[id]
 		}
-	}
-	for item := range shopItems {
-		n, err := cl.Get(ctx, "sold:"+strconv.Itoa(item)).Int()
-		if err != nil && !errors.Is(err, redis.Nil) {
-			return r, errs.Wrap(errs.Unavailable, err, "read the counters")
-		}
-		if n != sold[item] {
-			r.Counters = append(r.Counters, fmt.Sprintf("item %d sold %d times in %d orders", item, n, sold[item]))
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for id := range s.acked {
-		if _, ok := orders[id]; !ok {
-			r.Lost = append(r.Lost, id)
-		}
-	}
-	for id := range orders {
-		_, acked := s.acked[id]
-		_, unknown := s.unknown[id]
-		if !acked && !unknown {
+		switch {
+		case !known && !unknown:
 			r.Invented = append(r.Invented, id)
+			_, _ = fmt.Sscanf(v[strings.LastIndex(v, " ")+1:], "%d", &item)
+		case v != fmt.Sprintf("%s item %d", id, item):
+			r.Altered = append(r.Altered, fmt.Sprintf("%s is %q", id, v))
 		}
-		if s.events[id] == 0 {
+		sold[item]++
+		if st.events[id] == 0 {
 			r.NoEvent = append(r.NoEvent, id)
 		}
 	}
-	for id, n := range s.events {
-		if _, ok := orders[id]; !ok {
+	for item := range shopItems {
+		if st.sold[item] != sold[item] {
+			r.Counters = append(r.Counters, fmt.Sprintf("item %d sold %d times in %d orders", item, st.sold[item], sold[item]))
+		}
+	}
+	for id := range st.acked {
+		if _, ok := st.orders[id]; !ok {
+			r.Lost = append(r.Lost, id)
+		}
+	}
+	for id, n := range st.events {
+		if _, ok := st.orders[id]; !ok {
 			r.NoOrder = append(r.NoOrder, id)
 		}
 		if n > 1 {
 			r.Doubled = append(r.Doubled, fmt.Sprintf("%s (%d times)", id, n))
 		}
 	}
-	for _, l := range [][]string{r.Lost, r.NoEvent, r.NoOrder, r.Doubled, r.Invented} {
+	for _, l := range [][]string{r.Lost, r.NoEvent, r.NoOrder, r.Doubled, r.Invented, r.Altered} {
 		slices.Sort(l)
 	}
-	r.Bad = s.bad
-	r.Acked, r.Unknown, r.Refused = len(s.acked), len(s.unknown), int(s.Refused.Load())
-	r.Orders, r.Events, r.LongestGapMillis = len(orders), len(s.events), s.longestGap.Milliseconds()
-	return r, nil
+	return r
 }
 
 // endOffsets returns how many events the topic holds.
