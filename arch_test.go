@@ -65,7 +65,7 @@ var libraries = []struct {
 	by   []string
 	why  string
 }{
-	{"github.com/cespare/xxhash/v2", []string{"internal/shard", "internal/replica", "internal/datatypes"}, "digests and checksums that are not on disk"},
+	{"github.com/cespare/xxhash/v2", []string{"internal/shard", "internal/replica", "internal/datatypes", "internal/sim"}, "digests and checksums that are not on disk"},
 	{"github.com/cockroachdb/pebble/v2", []string{"internal/storage"}, "the state store"},
 	{"github.com/cockroachdb/pebble/v2/vfs", []string{"internal/storage", "internal/sim", "internal/server"}, "the simulation makes disks; a node without a data directory has one in memory"},
 	{"go.etcd.io/raft/v3", []string{"internal/replica"}, "consensus"},
@@ -81,6 +81,9 @@ var libraries = []struct {
 	{"go.yaml.in/yaml/v3", []string{"internal/server"}, "the configuration file"},
 	{"github.com/anishathalye/porcupine", []string{"internal/drill", "internal/sim"}, "linearizability"},
 }
+
+// otherModules are folders with a go.mod of their own, so that users of Quorate inherit none of what they require.
+var otherModules = []string{"bench/peers", "test", "tools"}
 
 // source is a parsed Go file.
 type source struct {
@@ -98,7 +101,7 @@ func sources(t *testing.T) []source {
 	var all []source
 	fset := token.NewFileSet()
 	for _, p := range tracked(t, ".go") {
-		if strings.HasPrefix(p, "test/") || strings.HasPrefix(p, "tools/") {
+		if slices.ContainsFunc(otherModules, func(m string) bool { return strings.HasPrefix(p, m+"/") }) {
 			continue
 		}
 		b := read(t, p)
@@ -276,7 +279,8 @@ func TestCore_HasNoGoroutineLockOrClock(t *testing.T) {
 }
 
 func TestGoMod_ReplacesNothing(t *testing.T) {
-	for _, name := range []string{"go.mod", "tools/go.mod", "test/go.mod"} {
+	for _, dir := range append([]string{"."}, otherModules...) {
+		name := path.Join(dir, "go.mod")
 		for line := range strings.Lines(string(read(t, name))) {
 			if w := strings.Fields(line); len(w) > 0 && w[0] == "replace" {
 				t.Errorf("%s: %s", name, strings.TrimSpace(line))
