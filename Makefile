@@ -1,0 +1,91 @@
+# Everything one does with this repository. `make` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+SEEDS ?= 200
+FIRST ?= 1
+FUZZ ?= 10s
+D ?= ls
+OLD ?= HEAD~1
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/quorate
+	go build -trimpath -o bin/quorate ./cmd/quorate
+
+.PHONY: test
+test: ## Everything that must pass before a change goes in
+	@SEEDS=$(SEEDS) FUZZ=$(FUZZ) scripts/test.sh
+
+.PHONY: quick
+quick: ## Unit tests only, without the race detector
+	go test ./...
+
+.PHONY: race
+race: ## Unit tests with the race detector
+	go test -race -p 2 -timeout 20m ./...
+
+.PHONY: clients
+clients: ## Stock Redis and Kafka clients against clusters of real processes
+	scripts/deps.sh
+	cd test && go test ./...
+
+.PHONY: lint
+lint: bin/golangci-lint ## Run golangci-lint, which is built on first use
+	bin/golangci-lint run ./...
+
+.PHONY: fmt
+fmt: bin/golangci-lint ## Format all Go files
+	bin/golangci-lint fmt ./...
+	gofmt -w test
+
+.PHONY: generate
+generate: ## Rewrite the documents that are made from code
+	go test ./internal/protocol/redis -run TestCompatDocument -rewrite
+	go test ./internal/protocol/kafka -run 'APIs|Compat|Document' -rewrite
+	go test . -run 'TestMetrics' -rewrite
+
+.PHONY: check-generate
+check-generate: generate ## Fail if generate changes anything
+	git diff --exit-code -- docs
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZ=10s
+	scripts/fuzz.sh $(FUZZ)
+
+.PHONY: sim
+sim: ## Simulate SEEDS=200 clusters, from seed FIRST=1
+	go test ./internal/sim -v -timeout 0 -run TestSeeds -seeds $(SEEDS) -first $(FIRST)
+
+.PHONY: mutants
+mutants: ## Show that the simulation finds every planted defect
+	go test -tags mutants -v -timeout 30m -run TestMutants ./internal/sim
+
+.PHONY: drill
+drill: build ## Run a drill, D=name; without D list them
+	bin/quorate drill $(if $(filter ls,$(D)),ls,run $(D))
+
+.PHONY: bench
+bench: ## Go benchmarks, with benchstat
+	go test -run NONE -bench . -count 6 ./... | tee bin/bench.txt
+	go tool -modfile=tools/go.mod benchstat bin/bench.txt
+
+.PHONY: bench-peers
+bench-peers: build ## The same load on Quorate and on a Redis that syncs every write
+	scripts/bench-peers.sh
+
+.PHONY: cover
+cover: ## Coverage of the unit tests, by package
+	go test -coverprofile bin/cover.out ./... && go tool cover -func bin/cover.out | tail -n 1
+
+.PHONY: tools
+tools: bin/golangci-lint ## Build the tools into bin
+
+bin/golangci-lint: tools/go.mod tools/go.sum
+	@echo "building golangci-lint, once; this takes some minutes"
+	cd tools && go build -o ../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Runs every fuzz target for a while: scripts/fuzz.sh 10s
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+time_each=${1:-10s}
+failed=0
+while IFS=: read -r file line; do
+  target=$(sed -E 's/^func (Fuzz[A-Za-z0-9_]*).*/\1/' <<<"$line")
+  package=./$(dirname "$file")
+  echo "--- $package $target"
+  if ! go test -run=NONE -fuzz="^$target\$" -fuzztime="$time_each" -fuzzminimizetime=1s "$package"; then
+    failed=1
+  fi
+done < <(grep -r --include='*_test.go' '^func Fuzz' internal | sort)
+exit "$failed"

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change goes in. Each step prints its name and how long it took; the output of a step
+# that passes is in bin/logs. The last line says how many tests passed and failed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+logs=bin/logs
+rm -rf "$logs"
+mkdir -p "$logs"
+passed=0
+failed=0
+failures=()
+began=$SECONDS
+
+# step NAME COMMAND... runs a command. Tests in its output are counted one by one, anything else as one.
+step() {
+  local name=$1 log status=0 from=$SECONDS
+  shift
+  log=$logs/$(tr -c 'a-zA-Z0-9\n' '-' <<<"$name").log
+  echo "=== $name"
+  "$@" >"$log" 2>&1 || status=$?
+  local good bad
+  good=$(grep -cE '^ *--- PASS: ' "$log" || true)
+  bad=$(grep -cE '^ *--- FAIL: ' "$log" || true)
+  if [ "$status" -eq 0 ]; then
+    if [ "$good" -eq 0 ]; then good=1; fi
+    echo "    ok, $good passed, $((SECONDS - from)) s"
+  else
+    if [ "$bad" -eq 0 ]; then bad=1; fi
+    failures+=("$name")
+    grep -vE '^ *(=== (RUN|PAUSE|CONT|NAME)|--- (PASS|SKIP))|^(ok|\?) ' "$log" | tail -n 300 | cut -c1-2000 || true
+    echo "    FAILED, $((SECONDS - from)) s; all of its output is in $log"
+  fi
+  passed=$((passed + good))
+  failed=$((failed + bad))
+}
+
+gofmt_clean() {
+  local dirty
+  dirty=$(gofmt -l -- *.go cmd internal test)
+  if [ -n "$dirty" ]; then
+    echo "not formatted; run make fmt:"
+    echo "$dirty"
+    return 1
+  fi
+}
+
+foreign_clients() { (cd test && go vet ./... && go test -v -timeout 10m ./...); }
+
+step "what the tests need" scripts/deps.sh
+step "format" gofmt_clean
+step "vet" go vet ./...
+step "lint" make -s lint
+step "unit tests, with the race detector" go test -race -p 2 -v -timeout 20m ./...
+step "planted defects are found" go test -tags mutants -v -timeout 15m -run TestMutants ./internal/sim
+step "simulation, ${SEEDS:-200} seeds" go test -v -timeout 15m -run TestSeeds ./internal/sim -seeds "${SEEDS:-200}"
+step "fuzz, ${FUZZ:-10s} a target" scripts/fuzz.sh "${FUZZ:-10s}"
+step "stock clients against real processes" foreign_clients
+# step "drills" bin/quorate drill run --suite ci
+
+echo "=== all in $((SECONDS - began)) s"
+for f in "${failures[@]}"; do echo "    failed: $f"; done
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
