@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/quorate/quorate/internal/env"
@@ -64,7 +63,7 @@ func startNodes(t *testing.T, n int) []*testNode {
 				peers[shard.NodeID(j+1)] = lns[j].Addr().String()
 			}
 		}
-		dir, err := storage.OpenDir(vfs.NewMem(), "data", storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 1 << 20})
+		dir, err := storage.OpenDir(storage.VolatileFS(), "data", storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 1 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}
