@@ -76,7 +76,7 @@ bench: ## Go benchmarks, with benchstat
 	go tool -modfile=tools/go.mod benchstat bin/bench.txt
 
 .PHONY: bench-peers
-bench-peers: build ## The same load on Quorate and on a Redis that syncs every write
+bench-peers: ## The same load on Quorate, etcd and Redis in turn; writes docs/benchmarks.md
 	scripts/bench-peers.sh
 
 .PHONY: cover

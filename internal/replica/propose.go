@@ -77,6 +77,7 @@ func (r *replica) enqueue(p Propose) {
 	}
 	r.queue = append(r.queue, waiting{cmd: p.Command, future: p.Future, deadline: p.Deadline})
 	r.queueBytes += len(p.Command.Data)
+	r.idleTicks = 0
 	r.wake()
 	h.markDirty(r)
 }

@@ -50,6 +50,7 @@ func (r *replica) enqueueRead(rd Read) {
 		return
 	}
 	q.count++
+	r.idleTicks = 0
 	if rd.Stale {
 		q.byRevision = append(q.byRevision, rd)
 		r.wake()

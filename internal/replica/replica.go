@@ -423,11 +423,11 @@ func (r *replica) send(m *raftpb.Message) {
 
 // wake lets raft's timers run.
 func (r *replica) wake() {
-	r.idleTicks = 0
 	if r.awake {
 		return
 	}
-	r.awake = true
+	// Heartbeats come here too: they keep nobody from falling asleep.
+	r.awake, r.idleTicks = true, 0
 	r.host.out.Counts.Woken++
 	if !r.listed {
 		r.listed = true
@@ -453,6 +453,10 @@ func (r *replica) tick() {
 			_ = r.rn.Campaign()
 		}
 	}
+	// Before the tick, which makes a leader's heartbeats.
+	if r.maybeSleep(); !r.awake {
+		return
+	}
 	r.rn.Tick()
 	h.markDirty(r)
 	r.observe()
@@ -461,7 +465,6 @@ func (r *replica) tick() {
 	r.reads.tick(r)
 	r.tickSnapshots()
 	r.tickLeader()
-	r.maybeSleep()
 }
 
 // slowestMatch returns the lowest log index that a live follower is known to have, MaxUint64 if this node does not lead.

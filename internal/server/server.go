@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -153,7 +152,7 @@ func openDir(cfg Config) (*storage.Dir, error) {
 	lc, sc := storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{}
 	switch {
 	case cfg.Data == "":
-		return storage.OpenDir(vfs.NewMem(), "data", lc, sc)
+		return storage.OpenDir(storage.VolatileFS(), "data", lc, sc)
 	case cfg.Sandbox.Enabled:
 		return storage.OpenDir(storage.PowerFS(storage.OSFS()), cfg.Data, lc, sc)
 	}

@@ -21,5 +21,8 @@ func OSFS() FS { return vfs.Default }
 // MemFS returns an empty in-memory file system whose CrashClone forgets what was not synced.
 func MemFS() *vfs.MemFS { return vfs.NewCrashableMem() }
 
+// VolatileFS returns an empty file system in memory, for nodes whose data may be lost.
+func VolatileFS() FS { return vfs.NewMem() }
+
 // ShardID numbers a shard within a cluster, from 1. Ids are never reused. Zero is no shard.
 type ShardID uint32

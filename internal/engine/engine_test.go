@@ -1,0 +1,230 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+	"github.com/quorate/quorate/internal/storage"
+)
+
+// register is a data model of one register.
+type register struct{}
+
+const registerID shard.ModuleID = 210
+
+func (register) ID() shard.ModuleID { return registerID }
+
+func (register) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
+	if string(cmd) == "fail" {
+		return nil, errs.New(errs.Conflict, "asked to fail")
+	}
+	tx.Set([]byte("r"), cmd)
+	tx.Wake([]byte("r"))
+	return []byte("ok"), nil
+}
+
+func (register) Query(v shard.View, _ []byte) ([]byte, error) {
+	b, _ := v.Get([]byte("r"))
+	return b, nil
+}
+
+func (register) Fire(*shard.Tx, []byte) error { return nil }
+
+type testNode struct {
+	*Engine
+	dir *storage.Dir
+}
+
+// startNodes starts a cluster of engines in this process, on disks in memory and loopback links.
+func startNodes(t *testing.T, n int) []*testNode {
+	t.Helper()
+	var lns []net.Listener
+	for range n {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		lns = append(lns, ln)
+	}
+	var all []*testNode
+	for i := range n {
+		peers := map[shard.NodeID]string{}
+		for j := range n {
+			if j != i {
+				peers[shard.NodeID(j+1)] = lns[j].Addr().String()
+			}
+		}
+		dir, err := storage.OpenDir(storage.VolatileFS(), "data", storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 1 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := Start(Config{
+			Cluster: "t", Node: shard.NodeID(i + 1), Peers: peers, Addr: map[string]string{"redis": fmt.Sprintf("r%d", i+1)},
+			Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1, 2}}},
+		}, dir, []shard.Module{register{}}, lns[i], env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		node := &testNode{e, dir}
+		all = append(all, node)
+		t.Cleanup(func() {
+			if err := node.Close(); err != nil {
+				t.Errorf("close node %d: %v", i+1, err)
+			}
+			if err := dir.Close(); err != nil {
+				t.Errorf("close the directory of node %d: %v", i+1, err)
+			}
+		})
+	}
+	return all
+}
+
+func command(s string) shard.Command { return shard.Command{Module: registerID, Data: []byte(s)} }
+
+// write submits until the cluster takes it; at the start there is no leader yet.
+func write(t *testing.T, n *testNode, id shard.ID, s string) shard.Revision {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for {
+		r := n.Submit(ctx, shard.Route{Shard: id}, command(s)).Wait(ctx)
+		if r.Err == nil {
+			return r.Revision
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("write: %v", r.Err)
+		}
+	}
+}
+
+func TestEngine_WritesAreReadThroughAnyNode(t *testing.T) {
+	nodes := startNodes(t, 3)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	for i := range 30 {
+		id := shard.ID(1 + i%2)
+		rev := write(t, nodes[i%3], id, fmt.Sprint("v", i))
+		for _, n := range nodes {
+			b, err := n.Query(ctx, shard.Route{Shard: id}, shard.Linearizable, command(""))
+			if err != nil || string(b) != fmt.Sprint("v", i) {
+				t.Fatalf("node %d reads %q, %v; want v%d", n.cfg.Node, b, err, i)
+			}
+			if _, err := n.Query(ctx, shard.Route{Shard: id}, shard.Consistency{Stale: true, AtLeast: rev}, command("")); err != nil {
+				t.Fatalf("read with a token: %v", err)
+			}
+		}
+	}
+	top := nodes[0].Topology()
+	if len(top.Nodes) != 3 || len(top.Shards) != 2 || top.Shards[0].Leader == 0 {
+		t.Errorf("topology is %+v", top)
+	}
+	for _, n := range top.Nodes {
+		if want := fmt.Sprintf("r%d", n.ID); n.Addr["redis"] != want {
+			t.Errorf("node %d advertises %v, want %s", n.ID, n.Addr, want)
+		}
+	}
+	st, err := nodes[0].Status()
+	if err != nil || len(st.Shards) != 2 || st.Shards[0].Rebuilding {
+		t.Errorf("status is %+v, %v", st, err)
+	}
+}
+
+func TestEngine_ErrorsAreTyped(t *testing.T) {
+	nodes := startNodes(t, 1)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	write(t, nodes[0], 1, "x")
+	f := func(name string, err error, want errs.Kind) {
+		t.Helper()
+		if !errs.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", name, err, want)
+		}
+	}
+	f("module error", nodes[0].Submit(ctx, shard.Route{Shard: 1}, command("fail")).Wait(ctx).Err, errs.Conflict)
+	f("no shard", nodes[0].Submit(ctx, shard.Route{Shard: 9}, command("x")).Wait(ctx).Err, errs.NotFound)
+	_, err := nodes[0].Query(ctx, shard.Route{Shard: 9}, shard.Linearizable, command(""))
+	f("no shard to read", err, errs.NotFound)
+	f("too large", nodes[0].Submit(ctx, shard.Route{Shard: 1}, shard.Command{Module: registerID, Data: make([]byte, 17<<20)}).Wait(ctx).Err, errs.TooLarge)
+	f("no module", nodes[0].Submit(ctx, shard.Route{Shard: 1}, shard.Command{Module: 99}).Wait(ctx).Err, errs.Unsupported)
+	gone, stop := context.WithCancel(ctx)
+	stop()
+	f("cancelled before", nodes[0].Submit(gone, shard.Route{Shard: 1}, command("x")).Wait(ctx).Err, errs.Unavailable)
+	if got, err := nodes[0].Query(ctx, shard.Route{Shard: 1}, shard.Linearizable, command("")); err != nil || string(got) != "x" {
+		t.Errorf("register holds %q, %v; want x", got, err)
+	}
+}
+
+func TestEngine_WithoutQuorumNothingIsAcknowledged(t *testing.T) {
+	nodes := startNodes(t, 3)
+	write(t, nodes[0], 1, "before")
+	for _, n := range nodes[1:] {
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 1500*time.Millisecond)
+	defer cancel()
+	r := nodes[0].Submit(ctx, shard.Route{Shard: 1}, command("after")).Wait(context.Background())
+	if !errs.Is(r.Err, errs.OutcomeUnknown) && !errs.Is(r.Err, errs.Unavailable) {
+		t.Errorf("write without a quorum: %+v", r)
+	}
+	if _, err := nodes[0].Query(ctx, shard.Route{Shard: 1}, shard.Linearizable, command("")); !errs.Is(err, errs.Unavailable) {
+		t.Errorf("linearizable read without a quorum: %v", err)
+	}
+	if b, err := nodes[0].Query(context.Background(), shard.Route{Shard: 1}, shard.Consistency{Stale: true}, command("")); err != nil || string(b) != "before" {
+		t.Errorf("stale read: %q, %v; want before", b, err)
+	}
+}
+
+func TestEngine_WatchWakes(t *testing.T) {
+	nodes := startNodes(t, 3)
+	write(t, nodes[0], 1, "a")
+	w := nodes[2].Watch(shard.Route{Shard: 1}, shard.Span{Module: registerID, From: []byte("r")})
+	defer w.Close()
+	write(t, nodes[1], 1, "b")
+	select {
+	case <-w.C:
+	case <-time.After(20 * time.Second):
+		t.Error("the watch on another node was not woken")
+	}
+}
+
+func TestEngine_CloseAnswersWhatIsOpen(t *testing.T) {
+	nodes := startNodes(t, 3)
+	write(t, nodes[0], 1, "x")
+	// With the others gone nothing can commit; what is open when the node closes must be answered all the same.
+	for _, n := range nodes[1:] {
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var open []*shard.Future
+	for range 100 {
+		open = append(open, nodes[0].Submit(context.Background(), shard.Route{Shard: 1}, command("y")))
+	}
+	if err := nodes[0].Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range open {
+		select {
+		case <-f.Done():
+		case <-time.After(20 * time.Second):
+			t.Fatalf("future %d is still open", i)
+		}
+		if k := errs.KindOf(f.Wait(context.Background()).Err); k != errs.OutcomeUnknown && k != errs.Unavailable {
+			t.Errorf("future %d ended with %v", i, k)
+		}
+	}
+	if r := nodes[0].Submit(context.Background(), shard.Route{Shard: 1}, command("z")).Wait(context.Background()); !errs.Is(r.Err, errs.Unavailable) {
+		t.Errorf("submit after close: %v", r.Err)
+	}
+}

@@ -1,0 +1,87 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+)
+
+func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
+	f := func(yaml, want string) {
+		t.Helper()
+		name := filepath.Join(t.TempDir(), "c.yaml")
+		if err := os.WriteFile(name, []byte(yaml), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, err := ReadConfig(name)
+		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want an error with %q", yaml, err, want)
+		}
+	}
+	f("nodde: 1", "nodde")
+	f("node: one", "line 1")
+	f("peers: {1: a:1, 2: b:1}", "must have 1, 3 or 5")
+	f("node: 4\npeers: {1: a:1, 2: b:1, 3: c:1}", "does not list this node")
+	f("node: 1\npeers: {1: '127.0.0.1:1', 2: '127.0.0.1:2', 3: '127.0.0.1:3'}", "needs data")
+	f("listen: {redis: '0.0.0.0:1'}", "advertise.redis")
+	f("listen: {redis: '10.0.0.1:1'}", "insecure")
+	f("listen: {redis: '127.0.0.1'}", "host:port")
+	f("shards: 20000", "between 1 and")
+	f("sandbox: {no_fsync: true}", "sandbox.enabled")
+}
+
+func TestReadConfig_Good(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(name, []byte("node: 2\ndata: d\nlisten: {redis: '127.0.0.1:0'}\npeers: {1: '127.0.0.1:1', 2: '127.0.0.1:2', 3: '127.0.0.1:3'}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c, err := ReadConfig(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Listen.Peer != "127.0.0.1:2" || c.Shards != 1 || c.Cluster != "quorate" {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestRun_TakenPortNamesOwnerAndKey(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	_, err = Start(Config{Listen: Listen{Redis: ln.Addr().String()}}, "test", env.Real(), slog.New(slog.DiscardHandler))
+	if !errs.Is(err, errs.Exists) || !strings.Contains(err.Error(), "listen.redis") || !strings.Contains(err.Error(), "process") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestRun_ReadyThenStops(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	dir := filepath.Join(t.TempDir(), "data")
+	for range 2 {
+		run, stop := context.WithCancel(ctx)
+		was := false
+		err := Run(run, Config{Data: dir, Listen: Listen{Redis: "127.0.0.1:0", Kafka: "127.0.0.1:0", HTTP: "127.0.0.1:0"}}, "test", env.Real(),
+			slog.New(slog.DiscardHandler), func(s *Server) {
+				was = true
+				if err := s.Probe(ctx); err != nil {
+					t.Errorf("probe: %v", err)
+				}
+				stop()
+			})
+		stop()
+		if err != nil || !was {
+			t.Fatalf("run ended with %v, ready %v", err, was)
+		}
+	}
+}
