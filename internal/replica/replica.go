@@ -423,10 +423,11 @@ func (r *replica) send(m *raftpb.Message) {
 
 // wake lets raft's timers run.
 func (r *replica) wake() {
-	r.idleTicks = 0
 	if r.awake {
+		// Heartbeats come and go all the time; what they carry is noticed where it takes effect.
 		return
 	}
+	r.idleTicks = 0
 	r.awake = true
 	r.host.out.Counts.Woken++
 	if !r.listed {
@@ -453,6 +454,10 @@ func (r *replica) tick() {
 			_ = r.rn.Campaign()
 		}
 	}
+	if r.maybeSleep() {
+		// No heartbeat goes out with the message that sends the others to sleep, or their answers would end it.
+		return
+	}
 	r.rn.Tick()
 	h.markDirty(r)
 	r.observe()
@@ -461,7 +466,6 @@ func (r *replica) tick() {
 	r.reads.tick(r)
 	r.tickSnapshots()
 	r.tickLeader()
-	r.maybeSleep()
 }
 
 // slowestMatch returns the lowest log index that a live follower is known to have, MaxUint64 if this node does not lead.
