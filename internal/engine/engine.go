@@ -62,11 +62,14 @@ type Engine struct {
 	topo      atomic.Pointer[shard.Topology]
 	metrics   *metrics
 
-	// mu guards inbox, control and closed; wake has room for one signal.
+	// mu guards what follows; wake has room for one signal. While the log is being written, new proposals only wait, so they
+	// do not wake the loop: the end of the write does. The same goes for reads while a read-index request is under way.
 	mu      sync.Mutex
 	inbox   []replica.Input
 	control []func()
 	closed  bool
+	writing bool
+	reading bool
 	wake    chan struct{}
 
 	// The writer's queue.
@@ -84,8 +87,9 @@ type Engine struct {
 	wg   sync.WaitGroup
 	done chan struct{}
 	err  error
-	// failed is set in the loop when the disk failed.
-	failed error
+	// failed is set in the loop when the disk failed; wasReading is the loop's copy of reading.
+	failed     error
+	wasReading bool
 }
 
 var _ shard.Client = (*Engine)(nil)
@@ -194,16 +198,26 @@ func (g *Engine) Err() error {
 // give hands the host an input.
 func (g *Engine) give(in replica.Input) {
 	g.mu.Lock()
-	closed := g.closed
+	closed, quiet := g.closed, false
 	if !closed {
 		g.inbox = append(g.inbox, in)
+		switch in.(type) {
+		case replica.Propose:
+			quiet = g.writing
+		case replica.Read:
+			quiet = g.reading
+		case replica.LogDone:
+			g.writing = false
+		}
 	}
 	g.mu.Unlock()
 	if closed {
 		g.refuse(in)
 		return
 	}
-	g.signal()
+	if !quiet {
+		g.signal()
+	}
 }
 
 // refuse answers a request that came after the end.
@@ -288,6 +302,9 @@ func (g *Engine) handle(out *replica.Output) bool {
 		g.transport.Send(transport.NodeID(f.To), f.Data)
 	}
 	if len(out.Writes) > 0 {
+		g.mu.Lock()
+		g.writing = true
+		g.mu.Unlock()
 		g.wmu.Lock()
 		g.writes = append(g.writes, out.Writes...)
 		g.wseq = out.Seq
@@ -296,6 +313,12 @@ func (g *Engine) handle(out *replica.Output) bool {
 		case g.wwake <- struct{}{}:
 		default:
 		}
+	}
+	if out.Reading != g.wasReading {
+		g.wasReading = out.Reading
+		g.mu.Lock()
+		g.reading = out.Reading
+		g.mu.Unlock()
 	}
 	for i := range out.Answers {
 		out.Answers[i].Future.Complete(out.Answers[i].Result)

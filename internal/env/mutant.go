@@ -41,6 +41,13 @@ const (
 	MutantRollbackForgotten
 	// MutantAmnesia lets a replica vote and count in quorums after its log was found damaged.
 	MutantAmnesia
+	// MutantLeaseForgotten lets a node vote at once after a restart, although it may have promised a leader with a read
+	// lease not to.
+	MutantLeaseForgotten
+	// MutantReadBeforeTerm lets a leader answer reads before an entry of its own term is committed.
+	MutantReadBeforeTerm
+	// MutantWakeLost wakes only the watchers on the node that a write came from.
+	MutantWakeLost
 	mutationEnd
 )
 

@@ -61,6 +61,8 @@ type Config struct {
 	LeaseDrift float64
 	// Hibernate lets idle shards go quiet; default on. NoHibernate switches it off.
 	NoHibernate bool
+	// CacheBytes bounds the rows that the machines keep at hand, all shards together; default 32 MiB, negative none.
+	CacheBytes int
 	// Machine is passed on to every shard's machine.
 	Machine shard.MachineConfig
 }
@@ -81,6 +83,10 @@ func (c *Config) fill() error {
 	def(&c.QueueLenMax, 1<<16)
 	def(&c.InflightBytesMax, 16<<20)
 	def(&c.ChunkBytes, 256<<10)
+	def(&c.CacheBytes, 32<<20)
+	if c.CacheBytes > 0 {
+		c.Machine.Cache = storage.NewRowCache(c.CacheBytes)
+	}
 	if c.LogBytesMax == 0 {
 		c.LogBytesMax = 128 << 20
 	}
@@ -190,6 +196,10 @@ type Output struct {
 	Reads   []ReadyRead
 	Wakes   []ShardWakes
 	Notes   []Note
+	// Reading says that a read-index request is under way, whose answer will bring the next turn.
+	Reading bool
+	// Counts says how often some things happened in this turn.
+	Counts Counts
 	// Flush asks for a flush of the store; Flushed is due when it is complete.
 	Flush bool
 	// Changed says that Shards would now return something else.
@@ -198,6 +208,16 @@ type Output struct {
 	Wake time.Time
 	// Fatal says that the node must stop and why. Corrupt means that its data are damaged and must be fetched anew.
 	Fatal error
+}
+
+// Counts are what metrics want to know of a turn.
+type Counts struct {
+	// Commands were applied, including fired timers; Duplicates are batches that were not, since they had been before.
+	Commands, Duplicates int
+	// LeaseReads were allowed without asking a quorum.
+	LeaseReads int
+	// Asleep are shards that went quiet; Woken are those that came back from it.
+	Asleep, Woken int
 }
 
 // Host runs all replicas of a node. See the package comment.
@@ -217,9 +237,12 @@ type Host struct {
 
 	now      time.Time
 	nextTick time.Time
-	nextPing time.Time
-	peers    map[shard.NodeID]*peer
-	peerIDs  []shard.NodeID
+	// votesFrom is when this node may take part in elections, if leases are in use: before it was started it may have
+	// promised a leader not to.
+	votesFrom time.Time
+	nextPing  time.Time
+	peers     map[shard.NodeID]*peer
+	peerIDs   []shard.NodeID
 
 	// logSeq numbers the writes handed out, logDone those known to be durable.
 	logSeq, logDone uint64
@@ -228,6 +251,8 @@ type Host struct {
 	timers          timerHeap
 	readCtx         uint64
 	awaits          uint64
+	// asking counts the read-index requests under way.
+	asking int
 	// turned is false until the first turn, which also hands out what Open wrote.
 	turned bool
 	out    Output
@@ -280,6 +305,9 @@ func Open(cfg Config, log *storage.Log, rec *storage.Recovery, storeLost bool, s
 	h := &Host{
 		cfg: cfg, log: log, store: store, reps: map[shard.ID]*replica{},
 		now: now, nextTick: now.Add(cfg.Tick), nextPing: now, peers: map[shard.NodeID]*peer{},
+	}
+	if cfg.LeaseReads {
+		h.votesFrom = now.Add(cfg.Tick * time.Duration(cfg.ElectionTicks))
 	}
 	for _, n := range cfg.Nodes {
 		if n != cfg.Node {
@@ -416,6 +444,7 @@ func (h *Host) finish() {
 			h.waits[i].seq = h.logSeq
 		}
 	}
+	h.out.Reading = h.asking > 0
 	h.out.Wake = h.nextPing
 	if len(h.peers) == 0 {
 		h.out.Wake = h.now.Add(time.Hour)
@@ -548,6 +577,8 @@ type ShardStatus struct {
 	Awake bool
 	// Awaiting says that the replica lost its data and is being rebuilt.
 	Awaiting bool
+	// Snapshotting says that a snapshot is being sent or received.
+	Snapshotting bool
 	// Leads says that this node leads the shard.
 	Leads   bool
 	Replica uint64

@@ -1,9 +1,12 @@
 package replica
 
 import (
+	"slices"
+
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/storage"
 )
@@ -117,11 +120,18 @@ func (v *logView) append(ents []*raftpb.Entry) {
 	for _, e := range v.cache[first-v.cacheFrom:] {
 		v.cacheBytes -= len(e.Data) + 64
 	}
-	v.cache = append(v.cache[:first-v.cacheFrom], ents...)
+	var suffix []*raftpb.Entry
+	if keep := int(first-v.cacheFrom) + len(ents); env.Mutant(env.MutantSuffixKept) && keep < len(v.cache) {
+		suffix = slices.Clone(v.cache[keep:])
+	}
+	v.cache = append(append(v.cache[:first-v.cacheFrom], ents...), suffix...)
 	for _, e := range ents {
 		v.cacheBytes += len(e.Data) + 64
 	}
 	last := ents[len(ents)-1]
+	if env.Mutant(env.MutantSuffixKept) && v.last.Index > last.GetIndex() {
+		return
+	}
 	v.last = storage.Position{Index: last.GetIndex(), Term: last.GetTerm()}
 	v.shrink(cacheBytesMax)
 }

@@ -8,6 +8,7 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -106,7 +107,16 @@ func (r *replica) receiveRaft(m *raftpb.Message) {
 		// Snapshots travel as chunks, and local messages do not travel.
 		return
 	}
+	if t := m.GetType(); (t == raftpb.MsgVote || t == raftpb.MsgPreVote) && r.host.now.Before(r.host.votesFrom) &&
+		!env.Mutant(env.MutantLeaseForgotten) {
+		// A leader may still count on what this node promised before it was started.
+		return
+	}
 	r.wake()
+	if m.GetType() == raftpb.MsgReadIndex && r.leads() && !r.knowsCommit() {
+		// The other node asks again.
+		return
+	}
 	r.step(m)
 }
 
@@ -183,6 +193,9 @@ func (h *Host) greet() {
 // campaignSoon sets an early election, a little later for each node, so that one of them wins. Shards start with different
 // nodes, so that leaders spread.
 func (r *replica) campaignSoon() {
+	if r.host.now.Before(r.host.votesFrom) && !env.Mutant(env.MutantLeaseForgotten) {
+		return
+	}
 	n := len(r.host.cfg.Nodes)
 	rank := (slices.Index(r.host.cfg.Nodes, r.host.cfg.Node) - int(r.id) + 1 + n*int(r.id)) % n
 	at := r.host.now.Add(time.Duration(1+2*rank) * r.host.cfg.Tick / 2)
@@ -274,5 +287,6 @@ func (r *replica) receiveQuiesce(p *peer, rd *reader) {
 // sleep stops raft's timers until something concerns the shard again.
 func (r *replica) sleep() {
 	r.awake = false
+	r.host.out.Counts.Asleep++
 	r.view.shrink(0)
 }

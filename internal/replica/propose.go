@@ -21,6 +21,8 @@ type proposals struct {
 	queueBytes int
 
 	nextSeq uint64
+	// cutAt is when the last batch was made.
+	cutAt time.Time
 	// inflight are the batches whose outcome is open; order lists their numbers, oldest first.
 	inflight      map[uint64]*batch
 	order         []uint64
@@ -56,6 +58,10 @@ type waitingAnswer struct {
 // resendTicks is after how many ticks a forwarded batch is sent again.
 const resendTicks = 5
 
+// slowLog is how long a leader waits for its own log before it makes the next batch all the same: the followers' logs may
+// well be faster.
+const slowLog = 5 * time.Millisecond
+
 // forwardsMax is how many batches a node that does not lead keeps under way to the leader. Few, so that they grow under
 // load.
 const forwardsMax = 4
@@ -83,7 +89,7 @@ func (r *replica) mayCut() bool {
 		return false
 	}
 	if r.leads() {
-		return r.unsynced == 0
+		return r.unsynced == 0 || r.host.now.Sub(r.cutAt) >= slowLog
 	}
 	return len(r.order) < forwardsMax
 }
@@ -128,6 +134,7 @@ func (r *replica) cut() {
 		}
 		b.open = len(b.futures)
 		r.nextSeq++
+		r.cutAt = h.now
 		r.inflight[b.seq] = b
 		r.order = append(r.order, b.seq)
 		r.inflightBytes += len(b.data)

@@ -62,6 +62,7 @@ func (r *replica) enqueueRead(rd Read) {
 	}
 	if h.cfg.LeaseReads && r.leads() && h.now.Before(q.lease) {
 		// No other leader can have been elected, so what is committed here is everything that is committed.
+		h.out.Counts.LeaseReads++
 		q.confirmed = append(q.confirmed, confirmedRead{r.rn.BasicStatus().GetCommit(), []Read{rd}})
 		h.markDirty(r)
 		return
@@ -74,15 +75,23 @@ func (r *replica) enqueueRead(rd Read) {
 
 // ask makes a read-index request for everything that waits, unless one is under way.
 func (q *readQueue) ask(r *replica) {
-	if q.ctx != 0 || len(q.waiting) == 0 || r.rn == nil || r.lead == raft.None {
+	if q.ctx != 0 || len(q.waiting) == 0 || r.rn == nil || r.lead == raft.None || r.leads() && !r.knowsCommit() {
 		return
 	}
 	r.host.readCtx++
 	q.ctx, q.askedAt = r.host.readCtx, r.host.now
+	r.host.asking++
 	q.asked, q.waiting = q.waiting, nil
 	b := binary.LittleEndian.AppendUint64(nil, r.host.cfg.Session)
 	r.rn.ReadIndex(binary.LittleEndian.AppendUint64(b, q.ctx))
 	r.host.markDirty(r)
+}
+
+// knowsCommit says whether a leader knows of everything that was committed before its term: it does when an entry of its
+// own is (Raft paper, section 8). raft sees to that itself, except in a group of one voter.
+func (r *replica) knowsCommit() bool {
+	t, err := r.view.Term(r.rn.BasicStatus().GetCommit())
+	return err == nil && t == r.term || env.Mutant(env.MutantReadBeforeTerm)
 }
 
 // retry gives up the request under way: its answer is lost, or comes from a leader that is gone.
@@ -90,6 +99,7 @@ func (q *readQueue) retry(r *replica) {
 	if q.ctx != 0 {
 		q.waiting = append(q.asked, q.waiting...)
 		q.asked, q.ctx = nil, 0
+		r.host.asking--
 	}
 	q.ask(r)
 }
@@ -109,6 +119,7 @@ func (r *replica) readConfirmed(rs raft.ReadState) {
 	}
 	q.confirmed = append(q.confirmed, confirmedRead{rs.Index, q.asked})
 	q.asked, q.ctx = nil, 0
+	r.host.asking--
 	q.ask(r)
 }
 

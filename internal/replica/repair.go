@@ -2,6 +2,7 @@ package replica
 
 import (
 	"encoding/binary"
+	"maps"
 	"slices"
 	"time"
 
@@ -76,19 +77,19 @@ func (r *replica) receiveReplace(p *peer, rd *reader) {
 	}
 	var old []uint64
 	highest := uint64(0)
-	for id, pr := range st.Progress {
+	for _, id := range slices.Sorted(maps.Keys(st.Progress)) {
 		if replicaNode(id) != p.id {
 			continue
 		}
+		pr := st.Progress[id]
 		old = append(old, id)
-		highest = max(highest, id)
+		highest = id
 		// An id that was made for this request, or that the node knows it never had, is given again.
 		if given := r.given[p.id]; given.request == request && given.id == id || pr.IsLearner && id > used {
 			r.assign(p, id, request)
 			return
 		}
 	}
-	slices.Sort(old)
 	cc := &raftpb.ConfChangeV2{}
 	for _, id := range old {
 		cc.Changes = append(cc.Changes, &raftpb.ConfChangeSingle{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(id)})
@@ -139,7 +140,7 @@ func (r *replica) receiveAssign(rd *reader) {
 // promoteLearners makes a learner that has caught up a voter.
 func (r *replica) promoteLearners() {
 	cs := r.confState()
-	if len(cs.Learners) == 0 || len(cs.VotersOutgoing) > 0 {
+	if len(cs.Learners) == 0 || len(cs.VotersOutgoing) > 0 || r.host.now.Sub(r.promotedAt) < askAgain {
 		return
 	}
 	st := r.rn.Status()
@@ -151,7 +152,11 @@ func (r *replica) promoteLearners() {
 		cc := &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
 			{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(id)},
 		}}
-		_ = r.rn.ProposeConfChange(cc)
+		// raft makes an empty entry of a change that comes while another is under way, so it is not repeated at once.
+		r.promotedAt = r.host.now
+		if r.rn.ProposeConfChange(cc) == nil {
+			r.host.note(false, r.id, "a rebuilt replica votes again", "node", replicaNode(id), "replica", id)
+		}
 		r.host.markDirty(r)
 		return
 	}
@@ -241,6 +246,7 @@ func (h *Host) strange(p *peer) {
 // stop ends the raft member.
 func (r *replica) stop() {
 	r.rn = nil
+	r.reads.retry(r)
 	r.lead, r.term = raft.None, 0
 	r.dropSnapshotsOut()
 	r.dropSnapshotIn()

@@ -55,6 +55,8 @@ type replica struct {
 	replaceAsked time.Time
 	refuseUpTo   uint64
 	request      uint64
+	// promotedAt is when this leader last proposed to make a learner a voter.
+	promotedAt time.Time
 	// given, on a leader, are the new ids it gave out.
 	given map[shard.NodeID]assigned
 }
@@ -245,6 +247,8 @@ func (r *replica) ready() bool {
 			}
 		}
 	}
+	// A snapshot that raft had no use for is forgotten.
+	r.arrived = nil
 	r.serveReads()
 	return did
 }
@@ -361,14 +365,18 @@ func (r *replica) handleApply(m *raftpb.Message) {
 		h.fatal(err)
 		return
 	}
+	h.out.Counts.Commands += out.Commands
+	h.out.Counts.Duplicates += out.Duplicates
 	r.answerApplied(&out)
-	if len(out.Wakes) > 0 {
+	if len(out.Wakes) > 0 && !(env.Mutant(env.MutantWakeLost) && len(out.Answers) == 0) {
 		h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, Wakes: out.Wakes})
 	}
 	r.idleTicks = 0
 	for _, resp := range m.Responses {
 		_ = r.rn.Step(resp)
 	}
+	// The first entry of a leader's term may be what its reads wait for.
+	r.reads.ask(r)
 	h.armTimer(r)
 	h.markDirty(r)
 }
@@ -420,6 +428,7 @@ func (r *replica) wake() {
 		return
 	}
 	r.awake = true
+	r.host.out.Counts.Woken++
 	if !r.listed {
 		r.listed = true
 		if len(r.host.awake) == 0 {
@@ -474,7 +483,7 @@ func (r *replica) status() ShardStatus {
 	s := ShardStatus{
 		ID: r.id, Applied: r.machine.Applied().Index, First: r.view.before.Index + 1, Last: r.view.last.Index,
 		Revision: r.machine.Revision(), Digest: r.machine.Digest(), Awake: r.awake, Awaiting: r.rn == nil, Replica: r.rid,
-		Queued: len(r.queue),
+		Queued: len(r.queue), Snapshotting: r.snapshotting(),
 	}
 	if r.rn != nil {
 		s.Leader, s.Term, s.Leads = replicaNode(r.lead), r.term, r.leads()

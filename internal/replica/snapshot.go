@@ -1,7 +1,9 @@
 package replica
 
 import (
+	"cmp"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -34,8 +36,8 @@ type snapshotOut struct {
 	first  uint64
 	last   bool
 	sum    *xxhash.Digest
-	at     time.Time
-	began  time.Time
+	// at is when the transfer last moved on, sentAt when a chunk was last sent.
+	at, sentAt time.Time
 }
 
 type snapshotIn struct {
@@ -48,11 +50,24 @@ type snapshotIn struct {
 	sum   *xxhash.Digest
 	into  *shard.Installer
 	at    time.Time
+	// ahead holds chunks that overtook chunk next: number n is at n % chunksAhead.
+	ahead [chunksAhead]chunk
+}
+
+// chunk is a received piece of a snapshot. The last one is empty and carries the checksum of all.
+type chunk struct {
+	n    uint64
+	data []byte
+	last bool
+	sum  uint64
+	held bool
 }
 
 const (
 	// chunksAhead is how many chunks may be under way to one replica.
 	chunksAhead = 4
+	// snapshotRepeatTicks is after how many ticks unconfirmed chunks are sent again.
+	snapshotRepeatTicks = 3
 	// snapshotGiveUp is how long a transfer may make no progress.
 	snapshotGiveUp = 10 * time.Second
 )
@@ -89,7 +104,7 @@ func (r *replica) startSnapshot(p *peer, m *raftpb.Message) {
 		return
 	}
 	o := &snapshotOut{
-		to: m.GetTo(), reader: r.made, meta: meta, term: m.GetTerm(), sum: xxhash.New(), at: r.host.now, began: r.host.now,
+		to: m.GetTo(), reader: r.made, meta: meta, term: m.GetTerm(), sum: xxhash.New(), at: r.host.now,
 	}
 	r.made = nil
 	r.out[o.to] = o
@@ -117,6 +132,7 @@ func (r *replica) pushChunks(p *peer, o *snapshotOut) {
 
 // sendChunk sends chunk first+i. The last one is empty and carries the checksum of all.
 func (r *replica) sendChunk(p *peer, o *snapshotOut, i int) {
+	o.sentAt = r.host.now
 	f := r.host.frameFor(p)
 	w := beginMessage(*f, msgChunk)
 	b := binary.AppendUvarint(w.b, uint64(r.id))
@@ -141,24 +157,28 @@ func (r *replica) sendChunk(p *peer, o *snapshotOut, i int) {
 func (r *replica) receiveChunk(p *peer, rd *reader) {
 	h := r.host
 	from, to, msgTerm, index, term, n := rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.uvarint()
-	last := rd.byte() == 1
-	var sum uint64
-	if last {
-		sum = rd.uint64()
+	c := chunk{n: n, held: true}
+	if c.last = rd.byte() == 1; c.last {
+		c.sum = rd.uint64()
 	}
 	var conf []byte
 	if n == 0 {
 		conf = append([]byte(nil), rd.bytes()...)
 	}
-	data := rd.bytes()
+	c.data = rd.bytes()
 	if rd.bad || r.rn == nil || to != r.rid || replicaNode(from) != p.id || msgTerm < r.term {
 		return
 	}
 	r.wake()
 	in := r.in
 	if in == nil || in.from != from || in.index != index || in.msg != msgTerm {
-		if n != 0 || index <= r.machine.Applied().Index {
-			r.confirmChunk(p, from, index, 0, index <= r.machine.Applied().Index)
+		switch done := index <= r.machine.Applied().Index; {
+		case done || n >= chunksAhead:
+			// Nothing of it is here, although the sender believes so: it must start over.
+			r.confirmChunk(p, from, index, 0, done)
+			return
+		case n != 0:
+			// It has overtaken the first chunk, and will be sent again.
 			return
 		}
 		r.dropSnapshotIn()
@@ -171,26 +191,36 @@ func (r *replica) receiveChunk(p *peer, rd *reader) {
 		r.in = in
 		h.note(false, r.id, "receiving a snapshot", "from", p.id, "index", index)
 	}
-	if n != in.next {
+	if n < in.next || n >= in.next+chunksAhead {
 		r.confirmChunk(p, from, index, in.next, false)
 		return
 	}
+	in.ahead[n%chunksAhead] = c
+	if n > in.next {
+		return
+	}
 	in.at = h.now
-	_, _ = in.sum.Write(data)
-	if !(env.Mutant(env.MutantSnapshotChunkSkipped) && n == 1) {
-		if err := in.into.Add(data); err != nil {
-			h.note(true, r.id, "bad snapshot chunk; the transfer starts over", "error", err)
-			r.dropSnapshotIn()
-			return
+	for c = in.ahead[in.next%chunksAhead]; c.held && c.n == in.next; c = in.ahead[in.next%chunksAhead] {
+		in.ahead[in.next%chunksAhead] = chunk{}
+		_, _ = in.sum.Write(c.data)
+		if !(env.Mutant(env.MutantSnapshotChunkSkipped) && in.next == 1) {
+			if err := in.into.Add(c.data); err != nil {
+				h.note(true, r.id, "bad snapshot chunk; the transfer starts over", "error", err)
+				r.dropSnapshotIn()
+				return
+			}
+		}
+		in.next++
+		if c.last {
+			break
 		}
 	}
-	in.next++
 	r.confirmChunk(p, from, index, in.next, false)
-	if !last {
+	if !c.last {
 		return
 	}
 	r.in = nil
-	if in.sum.Sum64() != sum {
+	if in.sum.Sum64() != c.sum {
 		h.note(true, r.id, "snapshot fails its checksum; the transfer starts over", "index", index)
 		return
 	}
@@ -266,8 +296,10 @@ func (r *replica) tickSnapshots() {
 			case idle > snapshotGiveUp:
 				h.note(true, r.id, "snapshot transfer makes no progress; given up", "to", id)
 				r.endSnapshot(o, raft.SnapshotFailure)
-			case idle > 3*h.cfg.Tick && len(o.chunks) > 0:
-				r.sendChunk(h.peers[id], o, 0)
+			case idle > snapshotRepeatTicks*h.cfg.Tick && h.now.Sub(o.sentAt) > snapshotRepeatTicks*h.cfg.Tick:
+				for i := range o.chunks {
+					r.sendChunk(h.peers[id], o, i)
+				}
 			}
 		}
 	}
@@ -277,13 +309,14 @@ func (r *replica) tickSnapshots() {
 }
 
 func (r *replica) outTo(n shard.NodeID) []*snapshotOut {
+	var all []*snapshotOut
 	for id, o := range r.out {
-		// A node has one replica of a shard at a time that raft sends to.
 		if replicaNode(id) == n {
-			return []*snapshotOut{o}
+			all = append(all, o)
 		}
 	}
-	return nil
+	slices.SortFunc(all, func(a, b *snapshotOut) int { return cmp.Compare(a.to, b.to) })
+	return all
 }
 
 // installSnapshot switches to the received state, when raft has accepted it.

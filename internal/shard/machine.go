@@ -19,6 +19,9 @@ const Level = 1
 type MachineConfig struct {
 	// ChangeBytesMax bounds the change log of the shard; the oldest changes go first. Default 64 MiB.
 	ChangeBytesMax uint64
+	// Cache, when not nil, saves searching the store for rows that were used a moment ago. Machines that are run by one
+	// goroutine may share it.
+	Cache *storage.RowCache
 }
 
 // Machine is the replicated state of one shard on one node. One goroutine at a time may call its methods, but Query and
@@ -325,7 +328,7 @@ func (m *Machine) finish(tx *Tx, err error) bool {
 		return false
 	}
 	m.st.Digest = m.ov.digest(m.st.Digest)
-	return len(m.ov.journal) > 0
+	return len(m.ov.journal) > 0 || m.changes.mark() != tx.changeMark
 }
 
 // Commit makes everything applied since the last Commit visible, in one batch with the applied index.
@@ -358,6 +361,9 @@ func (m *Machine) Commit(out *Applied) error {
 			err = b.Delete(m.keyBuf)
 		} else {
 			err = b.Set(m.keyBuf, r.value)
+		}
+		if m.cfg.Cache != nil && r.cacheable() {
+			m.cfg.Cache.Put(m.keyBuf, r.value, !r.deleted)
 		}
 		if err != nil {
 			m.err = err

@@ -72,7 +72,7 @@ func (m *Machine) fireTimers(out *Applied) {
 			continue
 		}
 		_, err := tx.Try(func() ([]byte, error) { return nil, mod.Fire(tx, t.key) })
-		wrote := len(m.ov.journal) > base && err == nil
+		wrote := err == nil && (len(m.ov.journal) > base || m.changes.mark() != tx.changeMark)
 		m.finish(tx, nil)
 		if wrote {
 			m.st.Revision++

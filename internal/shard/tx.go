@@ -33,9 +33,22 @@ func (m *Machine) get(id ModuleID, key []byte) ([]byte, bool) {
 		r := &m.ov.rows[i]
 		return r.value, !r.deleted
 	}
+	if c := m.cfg.Cache; c != nil {
+		if v, there, known := c.Get(m.keyBuf); known {
+			return v, there
+		}
+	}
 	v, ok, err := m.store.Get(m.keyBuf)
 	m.fail(err)
+	if m.cfg.Cache != nil && err == nil {
+		m.cfg.Cache.Put(m.keyBuf, v, ok)
+	}
 	return v, ok
+}
+
+// cacheable says whether a row is likely to be read again by a command: chunks of changes and timers are not.
+func (r *row) cacheable() bool {
+	return r.key[0] != byte(ModuleShard) || r.key[1] != rowChange && r.key[1] != rowTimer
 }
 
 func (m *Machine) fail(err error) {

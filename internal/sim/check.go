@@ -1,10 +1,10 @@
 package sim
 
 import (
-	"encoding/binary"
-	"hash/fnv"
+	"github.com/cespare/xxhash/v2"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/replica"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
 )
@@ -17,18 +17,21 @@ type checker struct {
 	leaders map[slot]shard.NodeID
 	// entries: shard, index and term to the hash of the entry.
 	entries map[entrySlot]uint64
+	// before: shard, index and term to the term of the entry before it.
+	before map[entrySlot]uint64
 	// applied: shard and index to term and digest.
 	applied map[slot]appliedAt
 	// top: the highest applied position of a shard anywhere.
 	top map[shard.ID]storage.Position
 	// floor: the highest revision of a shard that any client was told of.
 	floor map[shard.ID]shard.Revision
-	// seen: per node boot, the last revision, to see that it never goes back.
-	ops   map[uint64]*opFate
-	order []uint64
-	reads []readSeen
-	// led: what each boot of a node leads, to notice new leaders.
-	led map[leadKey]uint64
+	// history: what each shard's change log was seen to hold, by position.
+	history map[shard.ID][]seenChange
+	ops     map[uint64]*opFate
+	order   []uint64
+	reads   []readSeen
+	// seen: what each boot of a node last was.
+	seen map[bootKey]bootState
 }
 
 type slot struct {
@@ -43,9 +46,19 @@ type entrySlot struct {
 
 type appliedAt struct{ term, digest uint64 }
 
-type leadKey struct {
+type bootKey struct {
 	boot  uint64
 	shard shard.ID
+}
+
+// bootState is what must not go back while a process lives.
+type bootState struct {
+	// led is the term that the node leads in, 0 if it does not; last is the end of its log then.
+	led, last             uint64
+	term, commit, applied uint64
+	rev                   shard.Revision
+	replica               uint64
+	awake                 bool
 }
 
 type opFate struct {
@@ -55,7 +68,6 @@ type opFate struct {
 	// never says that the client was told that the operation was not and will not be applied.
 	never bool
 	rev   shard.Revision
-	stamp int64
 }
 
 type readSeen struct {
@@ -67,66 +79,128 @@ type readSeen struct {
 
 func newChecker(w *world) *checker {
 	return &checker{
-		w: w, leaders: map[slot]shard.NodeID{}, entries: map[entrySlot]uint64{}, applied: map[slot]appliedAt{},
-		top: map[shard.ID]storage.Position{}, floor: map[shard.ID]shard.Revision{}, ops: map[uint64]*opFate{},
-		led: map[leadKey]uint64{},
+		w: w, leaders: map[slot]shard.NodeID{}, entries: map[entrySlot]uint64{}, before: map[entrySlot]uint64{},
+		applied: map[slot]appliedAt{},
+		top:     map[shard.ID]storage.Position{}, floor: map[shard.ID]shard.Revision{}, ops: map[uint64]*opFate{},
+		seen: map[bootKey]bootState{}, history: map[shard.ID][]seenChange{},
 	}
 }
 
-// writes checks Log Matching: entries of equal index and term are equal everywhere.
-func (c *checker) writes(n *node, ws []storage.Write) {
-	for _, w := range ws {
-		for _, e := range w.Entries {
-			h := fnv.New64a()
-			_, _ = h.Write([]byte{e.Type})
-			_, _ = h.Write(e.Data)
-			k := entrySlot{slot{w.Shard, e.Index}, e.Term}
-			if old, ok := c.entries[k]; ok && old != h.Sum64() {
-				c.w.fail("log matching: shard %d index %d term %d differs on node %d", w.Shard, e.Index, e.Term, n.id)
-			}
-			c.entries[k] = h.Sum64()
+// turn checks what a turn did, right after it.
+func (c *checker) turn(n *node, ws []storage.Write) {
+	status := n.host.Shards()
+	c.writes(n, ws, status)
+	for i := range status {
+		if c.w.err == nil && !status[i].Awaiting {
+			c.shardState(n, &status[i])
 		}
 	}
 }
 
-// state checks Election Safety, Leader Completeness, State Machine Safety and equal digests.
-func (c *checker) state(n *node) {
-	for _, s := range n.host.Shards() {
-		if s.Awaiting {
+// writes checks Log Matching, that entries of equal index and term are equal everywhere, and Leader Append-Only, that a
+// leader never overwrites an entry of its own log.
+func (c *checker) writes(n *node, ws []storage.Write, status []replica.ShardStatus) {
+	for _, w := range ws {
+		if len(w.Entries) == 0 && w.Reset == nil {
 			continue
 		}
-		if s.Leads {
-			if old, ok := c.leaders[slot{s.ID, s.Term}]; ok && old != n.id {
-				c.w.fail("election safety: nodes %d and %d both lead shard %d in term %d", old, n.id, s.ID, s.Term)
+		k := bootKey{n.boot, w.Shard}
+		if was, now := c.seen[k], status[w.Shard-1]; was.led != 0 && now.Leads && now.Term == was.led {
+			if w.Reset != nil || w.Entries[0].Index != was.last+1 {
+				c.w.fail("leader append-only: node %d leads shard %d in term %d with last index %d, and writes at %+v", n.id, w.Shard, was.led, was.last, w)
 				return
 			}
-			c.leaders[slot{s.ID, s.Term}] = n.id
-			if k := (leadKey{n.boot, s.ID}); c.led[k] != s.Term {
-				c.led[k] = s.Term
-				if top := c.top[s.ID]; top.Index > s.Last {
-					c.w.fail("leader completeness: node %d leads shard %d in term %d with last index %d, but %d is applied somewhere", n.id, s.ID, s.Term, s.Last, top.Index)
-					return
-				}
+			was.last = w.Entries[len(w.Entries)-1].Index
+			c.seen[k] = was
+		}
+		for _, e := range w.Entries {
+			h := xxhash.Sum64(e.Data) + uint64(e.Type)
+			k := entrySlot{slot{w.Shard, e.Index}, e.Term}
+			if old, ok := c.entries[k]; ok && old != h {
+				c.w.fail("log matching: shard %d index %d term %d differs on node %d", w.Shard, e.Index, e.Term, n.id)
+				return
 			}
+			c.entries[k] = h
 		}
-		if s.Applied > s.Commit {
-			c.w.fail("node %d shard %d: applied %d is past commit %d", n.id, s.ID, s.Applied, s.Commit)
+	}
+}
+
+// logs checks all of a node's logs, when it starts.
+func (c *checker) logs(n *node) {
+	for _, s := range n.host.Shards() {
+		if !s.Awaiting {
+			first, _ := n.log.Bounds(s.ID)
+			c.log(n, s.ID, first)
+		}
+	}
+}
+
+// log checks the other half of Log Matching, that equal entries stand behind equal entries, from an index on.
+func (c *checker) log(n *node, id shard.ID, from uint64) {
+	first, last := n.log.Bounds(id)
+	from = max(from, first)
+	if from > last {
+		return
+	}
+	before, err := n.log.Term(id, from-1)
+	if err != nil {
+		c.w.fail("node %d shard %d: term of entry %d: %v", n.id, id, from-1, err)
+		return
+	}
+	for i := from; i <= last; i++ {
+		t, err := n.log.Term(id, i)
+		if err != nil {
+			c.w.fail("node %d shard %d: term of entry %d: %v", n.id, id, i, err)
 			return
 		}
-		m := n.host.Machine(s.ID)
-		at := m.Applied()
-		if at.Index == 0 {
-			continue
-		}
-		got := appliedAt{at.Term, m.Digest()}
-		if want, ok := c.applied[slot{s.ID, at.Index}]; ok && want != got {
-			c.w.fail("state machine safety: shard %d at index %d: node %d has %+v, another had %+v", s.ID, at.Index, n.id, got, want)
+		k := entrySlot{slot{id, i}, t}
+		if was, ok := c.before[k]; ok && was != before {
+			c.w.fail("log matching: shard %d index %d term %d stands behind term %d on node %d, and behind term %d elsewhere", id, i, t, before, n.id, was)
 			return
 		}
-		c.applied[slot{s.ID, at.Index}] = got
-		if top := c.top[s.ID]; at.Index > top.Index {
-			c.top[s.ID] = at
+		c.before[k] = before
+		before = t
+	}
+}
+
+// shardState checks Election Safety, Leader Completeness, State Machine Safety, equal digests, and that nothing goes back.
+func (c *checker) shardState(n *node, s *replica.ShardStatus) {
+	k := bootKey{n.boot, s.ID}
+	was, now := c.seen[k], bootState{term: s.Term, commit: s.Commit, applied: s.Applied, rev: s.Revision, replica: s.Replica, awake: s.Awake}
+	if was.replica == s.Replica && (now.term < was.term || now.commit < was.commit || now.applied < was.applied || now.rev < was.rev) {
+		c.w.fail("node %d shard %d goes back: %+v after %+v", n.id, s.ID, now, was)
+		return
+	}
+	if s.Leads {
+		now.led, now.last = s.Term, s.Last
+		if old, ok := c.leaders[slot{s.ID, s.Term}]; ok && old != n.id {
+			c.w.fail("election safety: nodes %d and %d both lead shard %d in term %d", old, n.id, s.ID, s.Term)
+			return
 		}
+		c.leaders[slot{s.ID, s.Term}] = n.id
+		if top := c.top[s.ID]; was.led != s.Term && top.Index > s.Last {
+			c.w.fail("leader completeness: node %d leads shard %d in term %d with last index %d, but %d is applied somewhere", n.id, s.ID, s.Term, s.Last, top.Index)
+			return
+		}
+	}
+	c.seen[k] = now
+	if s.Applied > s.Commit {
+		c.w.fail("node %d shard %d: applied %d is past commit %d", n.id, s.ID, s.Applied, s.Commit)
+		return
+	}
+	m := n.host.Machine(s.ID)
+	at := m.Applied()
+	if at.Index == 0 || was.applied == s.Applied && was.replica == s.Replica {
+		return
+	}
+	got := appliedAt{at.Term, m.Digest()}
+	if want, ok := c.applied[slot{s.ID, at.Index}]; ok && want != got {
+		c.w.fail("state machine safety: shard %d at index %d: node %d has %+v, another had %+v", s.ID, at.Index, n.id, got, want)
+		return
+	}
+	c.applied[slot{s.ID, at.Index}] = got
+	if top := c.top[s.ID]; at.Index > top.Index {
+		c.top[s.ID] = at
 	}
 }
 
@@ -145,10 +219,13 @@ func (c *checker) acked(op *operation, r shard.Result) {
 	if r.Revision <= op.floor {
 		c.w.fail("write %d got revision %d, but %d had been answered before it began", op.cmd.id, r.Revision, op.floor)
 	}
-	if op.cmd.op == opPut && (len(r.Data) != 8 || binary.LittleEndian.Uint64(r.Data) != 1) {
-		c.w.fail("exactly once: write %d was applied before: %x", op.cmd.id, r.Data)
-	}
-	c.floor[op.shard] = max(c.floor[op.shard], r.Revision)
+	c.told(op, r.Revision)
+}
+
+// told notes that a client was told of a revision.
+func (c *checker) told(op *operation, rev shard.Revision) {
+	c.floor[op.shard] = max(c.floor[op.shard], rev)
+	op.client.tokens[op.shard] = max(op.client.tokens[op.shard], rev)
 }
 
 // refused notes a write that was certainly not applied.
@@ -156,126 +233,23 @@ func (c *checker) refused(op *operation, err error) {
 	if op.read {
 		return
 	}
-	f := c.ops[op.cmd.id]
-	f.never = true
-	if op.cmd.op == opFail && errs.Is(err, errs.Conflict) {
-		return
+	switch k := errs.KindOf(err); {
+	case k == errs.Overloaded:
+		c.w.stats.Overloaded++
+	case k != errs.Unavailable && !(k == errs.Conflict && op.cmd.op == opFail):
+		c.w.fail("write %d failed with %v", op.cmd.id, err)
 	}
+	c.ops[op.cmd.id].never = true
 }
 
-// read checks that a read is no older than what had been answered before it began.
+// read checks that a read is no older than what had been answered before it began, or than its token.
 func (c *checker) read(op *operation, rev shard.Revision, id uint64) {
-	if rev < op.floor {
+	switch {
+	case op.stale && rev < op.token:
+		c.w.fail("token read: shard %d at revision %d on node %d, but %d was asked for", op.shard, rev, op.node.id, op.token)
+	case !op.stale && rev < op.floor:
 		c.w.fail("stale read: shard %d at revision %d on node %d, but %d had been answered before it began", op.shard, rev, op.node.id, op.floor)
 	}
-	c.floor[op.shard] = max(c.floor[op.shard], rev)
+	c.told(op, rev)
 	c.reads = append(c.reads, readSeen{op.shard, op.cmd.key, rev, id})
-}
-
-// final compares the settled cluster with the history.
-func (c *checker) final() {
-	for i := range c.w.o.Shards {
-		id := shard.ID(i + 1)
-		for _, n := range c.w.nodes {
-			c.finalShard(n, id)
-			if c.w.err != nil {
-				return
-			}
-		}
-	}
-}
-
-func (c *checker) finalShard(n *node, id shard.ID) {
-	w, m := c.w, n.host.Machine(id)
-	changes := c.history(m, id)
-	if w.err != nil {
-		return
-	}
-	for _, opID := range c.order {
-		f := c.ops[opID]
-		if f.shard != id {
-			continue
-		}
-		b, err := m.Query(shard.Command{Module: ledgerID, Data: command{op: opCount, id: opID}.encode()})
-		if err != nil {
-			w.fail("node %d: query: %v", n.id, err)
-			return
-		}
-		applied, fired := binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
-		switch {
-		case f.acked && applied == 0:
-			w.fail("acknowledged write %d of shard %d is lost on node %d", opID, id, n.id)
-		case applied > 1:
-			w.fail("exactly once: operation %d was applied %d times on node %d", opID, applied, n.id)
-		case f.never && applied > 0:
-			w.fail("operation %d was refused, and applied all the same, on node %d", opID, n.id)
-		case f.cmd.op == opFail && applied > 0:
-			w.fail("operation %d returned an error, but its writes stayed on node %d", opID, n.id)
-		case fired > applied:
-			w.fail("timer of operation %d fired %d times (1000 means too early) on node %d", opID, fired, n.id)
-		}
-		if ch, ok := changes.byRev[f.rev]; f.acked && f.cmd.op == opPut && (!ok || ch != opID) {
-			w.fail("the change log of node %d has %d at revision %d, want write %d", n.id, ch, f.rev, opID)
-		}
-		if w.err != nil {
-			return
-		}
-		w.stats.Timers += int(fired)
-	}
-	for _, r := range c.reads {
-		if r.shard != id {
-			continue
-		}
-		if want := changes.at(r.key, r.rev); want != r.id {
-			w.fail("a read of shard %d key %d at revision %d returned write %d, but %d was the last", id, r.key, r.rev, r.id, want)
-			return
-		}
-	}
-}
-
-// changeHistory is the order of writes as a shard's change log tells it.
-type changeHistory struct {
-	byRev map[shard.Revision]uint64
-	revs  map[byte][]shard.Revision
-	ids   map[byte][]uint64
-}
-
-func (h *changeHistory) at(key byte, rev shard.Revision) uint64 {
-	id := uint64(0)
-	for i, r := range h.revs[key] {
-		if r > rev {
-			break
-		}
-		id = h.ids[key][i]
-	}
-	return id
-}
-
-func (c *checker) history(m *shard.Machine, id shard.ID) *changeHistory {
-	h := &changeHistory{byRev: map[shard.Revision]uint64{}, revs: map[byte][]shard.Revision{}, ids: map[byte][]uint64{}}
-	pos, last := uint64(0), shard.Revision(0)
-	for {
-		cs, err := m.Changes(pos, 4096)
-		if err != nil {
-			c.w.fail("shard %d: change log: %v", id, err)
-			return h
-		}
-		if len(cs.Changes) == 0 {
-			if pos != cs.End {
-				c.w.fail("shard %d: change log ends at %d, its bound is %d", id, pos, cs.End)
-			}
-			return h
-		}
-		for _, ch := range cs.Changes {
-			if ch.Revision <= last {
-				c.w.fail("shard %d: change log goes back from revision %d to %d", id, last, ch.Revision)
-			}
-			last = ch.Revision
-			op := binary.LittleEndian.Uint64(ch.Value)
-			h.byRev[ch.Revision] = op
-			h.revs[ch.Key[0]] = append(h.revs[ch.Key[0]], ch.Revision)
-			h.ids[ch.Key[0]] = append(h.ids[ch.Key[0]], op)
-		}
-		pos += uint64(len(cs.Changes))
-	}
 }

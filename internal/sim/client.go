@@ -16,6 +16,8 @@ type client struct {
 	op *operation
 	// proved says that a write was acknowledged after the healing.
 	proved bool
+	// tokens are the highest revisions that it was told of.
+	tokens map[shard.ID]shard.Revision
 }
 
 type operation struct {
@@ -30,6 +32,9 @@ type operation struct {
 	floor shard.Revision
 	// after says that it began after the healing.
 	after bool
+	// stale asks for a read that may be old, but not older than token.
+	stale bool
+	token shard.Revision
 }
 
 // next issues an operation.
@@ -54,6 +59,12 @@ func (c *client) next() {
 	case r < 7 && !op.after:
 		op.read = true
 		op.cmd.op = opGet
+	case r == 7 && !op.after:
+		op.read, op.stale = true, true
+		op.cmd.op = opGet
+		if w.rng.IntN(4) > 0 {
+			op.token = c.tokens[id]
+		}
 	case r == 8 && !op.after:
 		op.cmd.op = opFail
 	case r == 9 && !op.after:
@@ -65,7 +76,7 @@ func (c *client) next() {
 	deadline := n.clock().Add(time.Duration(500+w.rng.IntN(4000)) * time.Millisecond)
 	w.check.issued(op)
 	if op.read {
-		n.give(replica.Read{Shard: id, Future: op.future, Deadline: deadline})
+		n.give(replica.Read{Shard: id, Future: op.future, Deadline: deadline, Stale: op.stale, AtLeast: op.token})
 	} else {
 		n.give(replica.Propose{Shard: id, Command: shard.Command{Module: ledgerID, Data: op.cmd.encode()}, Future: op.future, Deadline: deadline})
 	}
@@ -116,11 +127,19 @@ func (c *client) runRead(op *operation, n *node, boot uint64, m *shard.Machine) 
 		return
 	}
 	b, err := m.Query(shard.Command{Module: ledgerID, Data: op.cmd.encode()})
+	if errs.Is(err, errs.Corrupt) && c.w.broken[int(n.id)] {
+		n.due()
+		c.finish(shard.Result{Err: err})
+		return
+	}
 	if err != nil {
 		c.w.fail("node %d: query: %v", n.id, err)
 		return
 	}
 	c.w.stats.Reads++
+	if op.token > 0 {
+		c.w.stats.TokenReads++
+	}
 	c.w.check.read(op, shard.Revision(binary.LittleEndian.Uint64(b)), binary.LittleEndian.Uint64(b[8:]))
 	c.finish(shard.Result{})
 }

@@ -1,10 +1,12 @@
 package sim
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -22,16 +24,78 @@ func newDisk() *disk {
 	return &disk{log: vfs.NewCrashableMem(), state: vfs.NewCrashableMem()}
 }
 
-// crash returns the disk as a power cut would leave it: of the log's unsynced bytes, a random part; of the store's, none.
+// sectorBytes is the unit in which unsynced bytes reach the disk or do not.
+const sectorBytes = 512
+
+// crash returns the disk as a power cut would leave it: of the log's unsynced bytes a random part, of the store's none.
+// MemFS' own way to keep a part goes through maps in Go's random order, so that is done here.
 func (d *disk) crash(rng *rand.Rand) *disk {
-	pct := 0
+	none := vfs.CrashCloneCfg{}
+	c := &disk{log: d.log.CrashClone(none), state: d.state.CrashClone(none)}
 	if rng.IntN(2) == 0 {
-		pct = rng.IntN(101)
+		return c
 	}
-	return &disk{
-		log:   d.log.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: pct, RNG: rng}),
-		state: d.state.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 0, RNG: rng}),
+	pct := 1 + rng.IntN(100)
+	synced := c.log
+	all := d.log.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))})
+	// Changes of the directory reach the disk all together, as those of a journalling file system do.
+	if rng.IntN(100) < pct {
+		c.log = all
 	}
+	for _, name := range files(c.log, "log") {
+		if strings.HasSuffix(name, ".seg") {
+			mix(c.log, name, contents(synced, name), contents(all, name), pct, rng)
+		}
+	}
+	return c
+}
+
+// mix writes a file anew from the sectors of two versions of it.
+func mix(fs vfs.FS, name string, synced, all []byte, pct int, rng *rand.Rand) {
+	if synced == nil || all == nil || bytes.Equal(synced, all) {
+		return
+	}
+	out := append([]byte(nil), synced...)
+	for at := 0; at < len(all); at += sectorBytes {
+		end := min(at+sectorBytes, len(all))
+		if at < len(synced) && bytes.Equal(all[at:end], synced[at:min(end, len(synced))]) || rng.IntN(100) >= pct {
+			continue
+		}
+		if len(out) < end {
+			// Sectors between that did not make it are read as zeros.
+			out = append(out, make([]byte, end-len(out))...)
+		}
+		copy(out[at:end], all[at:end])
+	}
+	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		panic(err)
+	}
+	_, err = f.Write(out)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		panic(err)
+	}
+	dir, err := fs.OpenDir("log")
+	if err != nil {
+		panic(err)
+	}
+	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
+		panic(err)
+	}
+}
+
+// contents returns the bytes of a file, nil if there is none.
+func contents(fs vfs.FS, name string) []byte {
+	f, err := fs.Open(name)
+	if err != nil {
+		return nil
+	}
+	defer f.Close() //nolint:errcheck // a file in memory
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return nil
+	}
+	return b
 }
 
 // files lists the non-empty files below dir, in order.

@@ -20,16 +20,16 @@ func (w *world) scheduleFaults() {
 		w.repeat(w.o.SyncError, func() { w.syncError(n) })
 		w.repeat(w.o.BitFlip, func() { w.bitFlip(n) })
 		w.repeat(w.o.Wipe, func() { w.wipe(n) })
+		w.repeat(w.o.Flush, func() { w.flush(n) })
 	}
 	w.repeat(w.o.Partition, w.partition)
-	if w.o.Crash > 0 {
-		w.repeat(w.o.Crash/3, func() {
-			w.note("power cut: all nodes")
-			for _, n := range w.nodes {
-				w.crash(n)
-			}
-		})
-	}
+	w.repeat(w.o.PowerCut, func() {
+		w.note("power cut: all nodes")
+		w.stats.PowerCuts++
+		for _, n := range w.nodes {
+			w.crash(n)
+		}
+	})
 }
 
 // repeat calls f at random moments, on average rate times a second, while faults are on.
@@ -53,7 +53,7 @@ func (w *world) crash(n *node) {
 	w.stats.Crashes++
 	n.die("crash")
 	w.refused(n)
-	w.after(time.Duration(w.rng.IntN(4000))*time.Millisecond, n.boots)
+	w.after(time.Duration(w.rng.Int64N(int64(w.o.RestartMax))), n.boots)
 }
 
 // refused tells the others, most of the time, that nothing listens at n any more.
@@ -61,9 +61,21 @@ func (w *world) refused(n *node) {
 	for _, o := range w.nodes {
 		if o != n && w.rng.IntN(4) > 0 && !w.cut[[2]int{int(o.id) - 1, int(n.id) - 1}] {
 			w.after(time.Duration(w.rng.IntN(5))*time.Millisecond, func() {
+				w.stats.Refusals++
 				o.give(replica.Link{Node: n.id, Refused: true})
 			})
 		}
+	}
+}
+
+// flush makes the state store durable at a moment that the host did not choose.
+func (w *world) flush(n *node) {
+	if n.boot == 0 {
+		return
+	}
+	w.stats.Flushes++
+	if err := n.store.Flush(); err != nil && !w.broken[int(n.id)] {
+		w.fail("node %d: flush: %v", n.id, err)
 	}
 }
 
@@ -201,7 +213,7 @@ func (w *world) heal() {
 
 // whole says that a node has a full and current replica of every shard.
 func (w *world) whole(n *node) bool {
-	if n.boot == 0 {
+	if n.boot == 0 || n.unverified {
 		return false
 	}
 	for _, s := range n.host.Shards() {
@@ -238,6 +250,11 @@ func (w *world) settled() bool {
 	for _, n := range w.nodes {
 		if !w.whole(n) {
 			return false
+		}
+		for _, f := range n.followers {
+			if _, waiting := n.host.Machine(f.id).NextTimer(); f.due || waiting {
+				return false
+			}
 		}
 	}
 	return true

@@ -20,7 +20,7 @@ const (
 	opFail  = 2 // key, id: write, then return an error: nothing may stay
 	opTimer = 3 // id, delay: count the firing under 't'+id
 	opGet   = 4 // key: query
-	opCount = 5 // id: query
+	opAll   = 5 // query: every count
 )
 
 type command struct {
@@ -70,7 +70,10 @@ func (ledger) Apply(tx *shard.Tx, b []byte) ([]byte, error) {
 		if c.op == opFail {
 			return nil, errs.New(errs.Conflict, "asked to fail")
 		}
-		return binary.LittleEndian.AppendUint64(nil, n), nil
+		if n > 1 {
+			return nil, errs.New(errs.Exists, "operation %d was applied before", c.id)
+		}
+		return []byte("+OK\r\n"), nil
 	case opTimer:
 		bump(tx, 'o', c.id)
 		at := tx.Now().Add(time.Duration(c.arg))
@@ -114,13 +117,13 @@ func (ledger) Query(v shard.View, q []byte) ([]byte, error) {
 			id = binary.LittleEndian.Uint64(val)
 		}
 		return binary.LittleEndian.AppendUint64(out, id), nil
-	case opCount:
+	case opAll:
+		out = out[:0]
 		for _, kind := range []byte{'o', 't'} {
-			n := uint64(0)
-			if val, ok := v.Get(countKey(kind, c.id)); ok {
-				n = binary.LittleEndian.Uint64(val)
+			for k, val := range v.Scan([]byte{kind}, []byte{kind + 1}) {
+				out = binary.LittleEndian.AppendUint64(append(out, kind), binary.BigEndian.Uint64(k[1:]))
+				out = append(out, val[:8]...)
 			}
-			out = binary.LittleEndian.AppendUint64(out, n)
 		}
 		return out, nil
 	}

@@ -16,7 +16,9 @@ type Options struct {
 	Chaos, Settle time.Duration
 	Clients       int
 	// Faults are rates per virtual second and node.
-	Crash, Pause, Partition, DiskStall, SyncError, BitFlip, Wipe float64
+	Crash, PowerCut, Pause, Partition, DiskStall, SyncError, BitFlip, Wipe float64
+	// RestartMax is how long a crashed node stays away.
+	RestartMax time.Duration
 	// Network.
 	Loss, Double float64
 	DelayMax     time.Duration
@@ -29,6 +31,16 @@ type Options struct {
 	NoHibernate bool
 	ThinkMax    time.Duration
 	PadMax      int
+	// Flush is the rate of flushes of the state store at odd moments.
+	Flush float64
+	// ChangeBytesMax bounds the change log, QueueLenMax the queue, BatchBytesMax an entry; 0 means the default.
+	ChangeBytesMax uint64
+	QueueLenMax    int
+	BatchBytesMax  int
+	ElectionTicks  int
+	ChunkBytes     int
+	// FlushMax is how long a flush may take.
+	FlushMax time.Duration
 }
 
 // FromSeed draws the options of a seed.
@@ -42,7 +54,7 @@ func FromSeed(seed uint64) Options {
 	}
 	o := Options{
 		Seed: seed, Nodes: []int{3, 3, 3, 5, 1}[r.IntN(5)], Shards: []int{1, 1, 2, 4}[r.IntN(4)],
-		Chaos: time.Duration(40+r.IntN(40)) * time.Second, Settle: 60 * time.Second, Clients: 2 + r.IntN(6),
+		Chaos: time.Duration(50+r.IntN(40)) * time.Second, Settle: 60 * time.Second, Clients: 2 + r.IntN(6),
 		Crash: maybe(0.8, 0.05), Pause: maybe(0.5, 0.03), Partition: maybe(0.6, 0.08), DiskStall: maybe(0.5, 0.03),
 		SyncError: maybe(0.3, 0.02), BitFlip: maybe(0.4, 0.03), Wipe: maybe(0.25, 0.015),
 		Loss: maybe(0.5, 0.05), Double: maybe(0.5, 0.05), DelayMax: time.Duration(1+r.IntN(30)) * time.Millisecond,
@@ -53,6 +65,14 @@ func FromSeed(seed uint64) Options {
 	if r.IntN(2) == 0 {
 		o.CutEntries = uint64(5 + r.IntN(200))
 	}
+	o.Flush = maybe(0.3, 0.5)
+	o.ChangeBytesMax = []uint64{0, 0, 4 << 10}[r.IntN(3)]
+	o.QueueLenMax = []int{0, 0, 0, 1}[r.IntN(4)]
+	o.BatchBytesMax = []int{0, 0, 300}[r.IntN(3)]
+	o.ElectionTicks = []int{10, 10, 5, 20}[r.IntN(4)]
+	o.ChunkBytes = []int{200, 512, 4096, 64 << 10}[r.IntN(4)]
+	o.FlushMax = []time.Duration{20, 500}[r.IntN(2)] * time.Millisecond
+	o.PowerCut, o.RestartMax = o.Crash/3, 4*time.Second
 	if o.Nodes == 1 {
 		// A single node has nobody to repair it, and nobody to lose contact with.
 		o.BitFlip, o.Wipe, o.Partition = 0, 0, 0
@@ -64,27 +84,4 @@ func FromSeed(seed uint64) Options {
 func (o Options) String() string {
 	type plain Options
 	return fmt.Sprintf("%+v", plain(o))
-}
-
-func (s *Stats) add(o Stats) {
-	s.Steps += o.Steps
-	s.Frames += o.Frames
-	s.Acked += o.Acked
-	s.Failed += o.Failed
-	s.Unknown += o.Unknown
-	s.Reads += o.Reads
-	s.Timers += o.Timers
-	s.Crashes += o.Crashes
-	s.Pauses += o.Pauses
-	s.Partitions += o.Partitions
-	s.Stalls += o.Stalls
-	s.SyncErrors += o.SyncErrors
-	s.Flips += o.Flips
-	s.Wipes += o.Wipes
-	s.Elections += o.Elections
-	s.Snapshots += o.Snapshots
-	s.Replacements += o.Replacements
-	s.Duplicates += o.Duplicates
-	s.Hibernations += o.Hibernations
-	s.TornTails += o.TornTails
 }

@@ -7,50 +7,84 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 20, "how many seeds to run")
+	seeds = flag.Int("seeds", 0, "how many seeds to run; 0 means 200, or fewer with -short or the race detector")
 	first = flag.Uint64("first", 1, "the first seed")
 )
 
-func runSeed(t *testing.T, seed uint64) Report {
+// The default run is long enough for each odd path to be taken.
+const (
+	defaultSeeds   = 200
+	shortSeeds     = 20
+	raceSeeds      = 6
+	defaultVirtual = 4 * time.Hour
+)
+
+// runSeed reports what a failed run did last, and how to run it again.
+func runSeed(t *testing.T, o Options) Report {
 	t.Helper()
-	r := Run(FromSeed(seed))
+	r := Run(o)
 	if r.Err != nil {
 		for _, l := range r.Log[max(0, len(r.Log)-60):] {
 			t.Log(l)
 		}
-		t.Errorf("seed %d: %v\noptions: %v", seed, r.Err, r.Options)
+		t.Errorf("seed %d: %v\noptions: %v\nagain: go test ./internal/sim -run TestSeeds -v -seeds 1 -first %d", o.Seed, r.Err, r.Options, o.Seed)
 	}
 	return r
 }
 
-// TestSeeds runs many different clusters.
+// TestSeeds runs many different clusters. In a run of the default length or longer, everything that Stats counts must have
+// happened at least once.
 func TestSeeds(t *testing.T) {
+	n := *seeds
+	switch {
+	case n > 0:
+	case raceEnabled:
+		n = raceSeeds
+	case testing.Short():
+		n = shortSeeds
+	default:
+		n = defaultSeeds
+	}
 	var virtual time.Duration
 	var sum Stats
 	start := time.Now()
-	for i := range *seeds {
-		r := runSeed(t, *first+uint64(i))
+	for i := range n {
+		r := runSeed(t, FromSeed(*first+uint64(i)))
 		virtual += r.Virtual
-		sum.add(r.Stats)
+		sum.Add(r.Stats)
 		if t.Failed() {
-			break
+			return
 		}
 	}
-	t.Logf("%d seeds, %v virtual in %v: %+v", *seeds, virtual, time.Since(start).Round(time.Second), sum)
+	t.Logf("%d seeds from %d, %v virtual in %v: %v", n, *first, virtual.Round(time.Second), time.Since(start).Round(time.Second), sum)
+	if n < defaultSeeds {
+		return
+	}
+	if missing := sum.Missing(); len(missing) > 0 {
+		t.Errorf("these never happened: %v", missing)
+	}
+	if virtual < defaultVirtual*time.Duration(n)/defaultSeeds {
+		t.Errorf("%d seeds are only %v of virtual time, want %v", n, virtual, defaultVirtual*time.Duration(n)/defaultSeeds)
+	}
 }
 
 // TestRun_IsDeterministic runs seeds twice and compares everything that happened.
 func TestRun_IsDeterministic(t *testing.T) {
-	for seed := uint64(1); seed <= 5; seed++ {
+	n := uint64(20)
+	if raceEnabled || testing.Short() {
+		n = 3
+	}
+	for seed := uint64(1); seed <= n; seed++ {
 		a, b := Run(FromSeed(seed)), Run(FromSeed(seed))
-		if a.Trace != b.Trace {
-			for i := range min(len(a.Log), len(b.Log)) {
-				if a.Log[i] != b.Log[i] {
-					t.Logf("first difference:\n%s\n%s", a.Log[i], b.Log[i])
-					break
-				}
-			}
-			t.Errorf("seed %d: traces %x and %x differ", seed, a.Trace, b.Trace)
+		if a.Trace == b.Trace && a.Stats == b.Stats {
+			continue
 		}
+		for i := range min(len(a.Log), len(b.Log)) {
+			if a.Log[i] != b.Log[i] {
+				t.Logf("first difference:\n%s\n%s", a.Log[i], b.Log[i])
+				break
+			}
+		}
+		t.Errorf("seed %d: traces %x and %x differ", seed, a.Trace, b.Trace)
 	}
 }

@@ -10,10 +10,11 @@ import (
 	"container/heap"
 	crand "crypto/rand"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"math/rand/v2"
 	"time"
+
+	"github.com/cespare/xxhash/v2"
 
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/replica"
@@ -33,12 +34,6 @@ type Report struct {
 	Stats   Stats
 	// Log is the last part of what happened, for people.
 	Log []string
-}
-
-// Stats counts what a run did, so that a test can see that faults and odd paths really occurred.
-type Stats struct {
-	Steps, Frames, Acked, Failed, Unknown, Reads, Timers, Crashes, Pauses, Partitions, Stalls, SyncErrors, Flips, Wipes int
-	Elections, Snapshots, Replacements, Duplicates, Hibernations, TornTails                                             int
 }
 
 // world is one simulated cluster.
@@ -79,17 +74,19 @@ type node struct {
 	pausedTo time.Time
 	wakeAt   time.Time
 	// busy says that a sync is under way; writes wait in pending.
-	busy     bool
-	pending  []storage.Write
-	pendSeq  uint64
-	stallTo  time.Time
-	offset   time.Duration
-	rate     float64
-	logID    uint64
-	lost     bool
-	futures  map[*shard.Future]*operation
-	rebuilt  bool
-	awaiting bool
+	busy    bool
+	pending []storage.Write
+	pendSeq uint64
+	stallTo time.Time
+	offset  time.Duration
+	rate    float64
+	logID   uint64
+	lost    bool
+	futures map[*shard.Future]*operation
+	// unverified says that the store may hold damage that nothing has come upon yet.
+	unverified bool
+	hub        *shard.Hub
+	followers  []*follower
 }
 
 type event struct {
@@ -163,7 +160,7 @@ func (w *world) run() {
 		w.after(time.Duration(w.rng.IntN(50))*time.Millisecond, n.boots)
 	}
 	for i := range w.o.Clients {
-		c := &client{w: w, id: i}
+		c := &client{w: w, id: i, tokens: map[shard.ID]shard.Revision{}}
 		w.clients = append(w.clients, c)
 		w.after(time.Second, c.next)
 	}
@@ -215,9 +212,7 @@ func (w *world) note(format string, args ...any) {
 }
 
 func (w *world) mix(b []byte) {
-	h := fnv.New64a()
-	_, _ = h.Write(b)
-	w.trace = w.trace*1099511628211 ^ h.Sum64()
+	w.trace = w.trace*1099511628211 ^ xxhash.Sum64(b)
 }
 
 func (w *world) fail(format string, args ...any) {
@@ -255,17 +250,31 @@ func (n *node) boots() {
 		w.stats.TornTails++
 	}
 	if len(rec.Damaged) > 0 {
+		w.stats.LogsDamaged++
+		// Damage stays in segments that are not cut yet, without anyone being in doubt any more.
+		if !w.broken[int(n.id)] && (rec.AllSuspect || len(rec.Suspect) > 0) {
+			w.fail("node %d: log damaged although nobody did: %+v", n.id, rec)
+			return
+		}
 		w.note("node %d: log damaged: %v, suspect %v all %v", n.id, rec.Damaged, rec.Suspect, rec.AllSuspect)
 	}
 	cfg := storage.StoreConfig{MemTableBytes: 4 << 20, CacheBytes: 1 << 20, Deterministic: true}
-	st, err := openStore(n.disk.state, cfg)
+	// Damage is found at the start or later: the real node reads the whole store now and then.
+	verify := w.rng.IntN(4) == 0
+	st, err := openStore(n.disk.state, cfg, verify)
 	lost := n.lost
-	n.lost = false
+	n.lost, n.unverified = false, w.broken[int(n.id)] && !verify
 	if err != nil {
+		w.stats.StoresDamaged++
+		if !w.broken[int(n.id)] {
+			w.fail("node %d: state store damaged although nobody did: %v", n.id, err)
+			return
+		}
 		w.note("node %d: state store damaged: %v", n.id, errs.KindOf(err))
 		lost = true
 	}
 	if lost {
+		n.unverified = false
 		if st != nil {
 			_ = st.Close()
 		}
@@ -290,11 +299,22 @@ func (n *node) boots() {
 	}
 	n.host, err = replica.Open(replica.Config{
 		Node: n.id, Nodes: n.members(), Shards: ids, Session: n.boot*16 + 1, LogID: lg.ID(), LogEntriesMax: w.o.CutEntries,
-		ChunkBytes: 512, LeaseReads: w.o.LeaseReads, LeaseDrift: 0.1, NoHibernate: w.o.NoHibernate,
-		Machine: shard.MachineConfig{ChangeBytesMax: 64 << 20},
+		ChunkBytes: w.o.ChunkBytes, LeaseReads: w.o.LeaseReads, LeaseDrift: 0.1, NoHibernate: w.o.NoHibernate,
+		QueueLenMax: w.o.QueueLenMax, BatchBytesMax: w.o.BatchBytesMax, ElectionTicks: w.o.ElectionTicks,
+		Machine: shard.MachineConfig{ChangeBytesMax: w.o.ChangeBytesMax},
 	}, lg, rec, lost, st, shard.Modules(ledger{}), n.clock())
+	if errs.Is(err, errs.Corrupt) && n.unverified {
+		w.stats.StoresDamaged++
+		w.note("node %d: state store damaged: %v", n.id, err)
+		_, _, n.boot, n.lost = lg.Close(), st.Close(), 0, true
+		w.after(time.Second, n.boots)
+		return
+	}
 	if err != nil {
 		w.fail("node %d: open: %v", n.id, err)
+		return
+	}
+	if w.check.logs(n); w.err != nil {
 		return
 	}
 	if rec.AllSuspect {
@@ -308,12 +328,30 @@ func (n *node) boots() {
 		n.host.Machine(id).SetSkew(n.clock)
 	}
 	w.note("node %d starts (boot %d)", n.id, n.boot)
+	n.follow()
+	if boot := n.boot; n.unverified {
+		w.after(time.Duration(w.rng.IntN(8000))*time.Millisecond, func() { n.scrub(boot) })
+	}
 	n.due()
 }
 
-func openStore(fs storage.FS, cfg storage.StoreConfig) (st *storage.Store, err error) {
-	if st, err = storage.OpenStore(fs, "state", cfg); err != nil {
-		return nil, err
+// scrub reads the whole store, as a node does now and then.
+func (n *node) scrub(boot uint64) {
+	if n.boot != boot || !n.unverified {
+		return
+	}
+	n.unverified = false
+	if err := n.store.Verify(); err != nil {
+		n.w.stats.StoresDamaged++
+		n.lost = true
+		n.die("scrub: " + err.Error())
+		n.w.after(time.Second, n.boots)
+	}
+}
+
+func openStore(fs storage.FS, cfg storage.StoreConfig, verify bool) (st *storage.Store, err error) {
+	if st, err = storage.OpenStore(fs, "state", cfg); err != nil || !verify {
+		return st, err
 	}
 	if err = st.Verify(); err != nil {
 		_ = st.Close()
@@ -328,10 +366,12 @@ func (n *node) close() {
 		return
 	}
 	n.boot = 0
-	n.host.Close()
+	if n.host != nil {
+		n.host.Close()
+	}
 	_ = n.log.Close()
 	_ = n.store.Close()
-	n.host, n.log, n.store = nil, nil, nil
+	n.host, n.log, n.store, n.hub, n.followers = nil, nil, nil, nil, nil
 }
 
 // die ends the node as a power cut does: what was not synced is gone, and what its clients wait for is unknown.
@@ -340,6 +380,11 @@ func (n *node) die(why string) {
 		return
 	}
 	n.w.note("node %d dies: %s", n.id, why)
+	for _, s := range n.host.Shards() {
+		if s.Snapshotting {
+			n.w.stats.SnapshotsCut++
+		}
+	}
 	crashed := n.disk.crash(n.w.rng)
 	n.close()
 	n.disk = crashed
@@ -394,15 +439,22 @@ func (n *node) turn() {
 		w.note("node %d shard %d: %s %v", n.id, t.Shard, t.Msg, t.Attrs)
 		switch t.Msg {
 		case "installed a snapshot":
-			w.stats.Snapshots++
+			w.stats.SnapshotsInstalled++
+		case "sending a snapshot":
+			w.stats.SnapshotsSent++
+		case "a rebuilt replica votes again":
+			w.stats.Promotions++
 		case "replacing a replica that lost its data":
 			w.stats.Replacements++
 		case "leads the shard":
 			w.stats.Elections++
 		}
 	}
-	w.check.writes(n, out.Writes)
-	w.check.state(n)
+	w.stats.Duplicates += out.Counts.Duplicates
+	w.stats.LeaseReads += out.Counts.LeaseReads
+	w.stats.Asleep += out.Counts.Asleep
+	w.stats.Woken += out.Counts.Woken
+	w.check.turn(n, out.Writes)
 	if w.err != nil {
 		return
 	}
@@ -424,15 +476,16 @@ func (n *node) turn() {
 		n.pendSeq = out.Seq
 	}
 	if out.Flush {
-		if err := n.store.Flush(); err != nil {
-			w.fail("node %d: flush: %v", n.id, err)
-			return
-		}
 		boot := n.boot
-		w.after(time.Duration(w.rng.IntN(20))*time.Millisecond, func() {
-			if n.boot == boot {
-				n.give(replica.Flushed{})
+		w.after(time.Duration(w.rng.Int64N(int64(w.o.FlushMax))), func() {
+			if n.boot != boot {
+				return
 			}
+			if err := n.store.Flush(); err != nil {
+				w.fail("node %d: flush: %v", n.id, err)
+				return
+			}
+			n.give(replica.Flushed{})
 		})
 	}
 	n.writeLog()
@@ -451,6 +504,9 @@ func (n *node) turn() {
 			boot := n.boot
 			w.after(time.Duration(w.rng.IntN(2000))*time.Microsecond, func() { op.client.runRead(op, n, boot, r.Machine) })
 		}
+	}
+	for _, k := range out.Wakes {
+		n.signal(k.Shard, k.Wakes, k.All)
 	}
 	n.wakeUp(out.Wake)
 }
@@ -484,6 +540,11 @@ func (n *node) writeLog() {
 		n.die("append failed: " + err.Error())
 		w.after(time.Second, n.boots)
 		return
+	}
+	for _, x := range ws {
+		if len(x.Entries) > 0 {
+			w.check.log(n, x.Shard, x.Entries[0].Index)
+		}
 	}
 	n.busy = true
 	d := time.Duration(50+w.rng.IntN(1000)) * time.Microsecond

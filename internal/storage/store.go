@@ -1,15 +1,17 @@
 package storage
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"path"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/quorate/quorate/internal/errs"
@@ -22,8 +24,8 @@ type StoreConfig struct {
 	// MemTableBytes is the size at which a memtable is flushed to a table; default 64 MiB. A restart re-applies at most
 	// about this much log.
 	MemTableBytes uint64
-	// Deterministic switches off all background work except flushes that the caller asks for and waits for. The
-	// simulation sets it, so that what a crash leaves behind depends on its seed only.
+	// Deterministic does all work of flushes and compactions while the caller waits, so that what a crash leaves behind
+	// depends on the calls only. The simulation sets it.
 	Deterministic bool
 	// Logf receives Pebble's own log lines, already formatted; nil drops them.
 	Logf func(format string, args ...any)
@@ -34,10 +36,15 @@ type StoreConfig struct {
 //
 // A read or write error of the disk is sticky: Err returns it, and the owner must stop the node.
 type Store struct {
+	fs    FS
+	dir   string
+	opts  *pebble.Options
 	db    *pebble.DB
 	cache *pebble.Cache
 	// damage is the first corruption that background work came upon.
 	damage atomic.Pointer[error]
+	// step is nil unless the store is deterministic.
+	step *stepwise
 }
 
 // Reader reads a Store or a Snapshot of one.
@@ -65,7 +72,7 @@ func (l pebbleLogger) Errorf(f string, a ...any) { l.Infof(f, a...) }
 func (l pebbleLogger) Fatalf(f string, a ...any) { panic("pebble: " + fmt.Sprintf(f, a...)) }
 
 // OpenStore opens the store in dir, making it if there is none.
-func OpenStore(fs FS, dir string, cfg StoreConfig) (*Store, error) {
+func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	if cfg.CacheBytes == 0 {
 		cfg.CacheBytes = 32 << 20
 	}
@@ -74,7 +81,7 @@ func OpenStore(fs FS, dir string, cfg StoreConfig) (*Store, error) {
 	}
 	cache := pebble.NewCache(cfg.CacheBytes)
 	opts := &pebble.Options{
-		FS: fs, Cache: cache, DisableWAL: true, Logger: pebbleLogger{cfg.Logf},
+		FS: at, Cache: cache, DisableWAL: true, Logger: pebbleLogger{cfg.Logf},
 		FormatMajorVersion:          pebble.FormatNewest,
 		MemTableSize:                cfg.MemTableBytes,
 		MemTableStopWritesThreshold: 4,
@@ -88,12 +95,11 @@ func OpenStore(fs FS, dir string, cfg StoreConfig) (*Store, error) {
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
+	s := &Store{fs: at, dir: dir, opts: opts, cache: cache}
 	if cfg.Deterministic {
-		opts.MaxOpenFiles = 64
-		// Nothing merges the tables, so their number must not stop writes.
-		opts.L0StopWritesThreshold = 1 << 20
+		s.step = &stepwise{}
+		s.step.adjust(opts)
 	}
-	s := &Store{cache: cache}
 	opts.EventListener = &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
 		err := errs.Wrap(errs.Corrupt, i.Details, "state store file %s", i.Path)
 		s.damage.CompareAndSwap(nil, &err)
@@ -177,10 +183,13 @@ func (s *Snapshot) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] 
 func (s *Snapshot) Close() error { return s.s.Close() }
 
 // Batch collects writes that become visible together.
-type Batch struct{ b *pebble.Batch }
+type Batch struct {
+	b *pebble.Batch
+	s *Store
+}
 
 // Batch returns an empty batch.
-func (s *Store) Batch() *Batch { return &Batch{s.db.NewBatch()} }
+func (s *Store) Batch() *Batch { return &Batch{s.db.NewBatch(), s} }
 
 // Set stores a pair. Both slices are copied.
 func (b *Batch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
@@ -196,6 +205,11 @@ func (b *Batch) Size() int { return b.b.Len() }
 
 // Commit makes the batch visible and releases it. It is durable only after a later Flush, or by the raft log.
 func (b *Batch) Commit() error {
+	if b.s.step != nil {
+		if err := b.s.step.makeRoom(b.s, b.b); err != nil {
+			return err
+		}
+	}
 	return errors.Join(b.b.Commit(pebble.NoSync), b.b.Close())
 }
 
@@ -204,11 +218,22 @@ func (b *Batch) Discard() error { return b.b.Close() }
 
 // Flush makes everything committed so far durable and waits for it.
 func (s *Store) Flush() error {
-	return errs.Wrap(errs.Corrupt, s.db.Flush(), "flush state store")
+	if err := s.db.Flush(); err != nil {
+		return errs.Wrap(errs.Corrupt, err, "flush state store")
+	}
+	if s.step != nil {
+		return s.step.flushed(s)
+	}
+	return nil
 }
 
 // FlushStart starts a flush of everything committed so far and returns a channel that is closed when it is durable.
 func (s *Store) FlushStart() (<-chan struct{}, error) {
+	if s.step != nil {
+		done := make(chan struct{})
+		close(done)
+		return done, s.Flush()
+	}
 	done, err := s.db.AsyncFlush()
 	return done, errs.Wrap(errs.Corrupt, err, "flush state store")
 }
@@ -234,28 +259,54 @@ func (s *Store) Stats() StoreStats {
 	}
 }
 
-// Verify reads every table and checks each block's checksum. It returns the first damage found.
+// Verify reads every table from the disk, past the cache, and checks each block's checksum, then the order of all keys. It
+// returns the first damage found. It may run beside everything else.
 func (s *Store) Verify() error {
-	var err error
-	for range s.Scan(nil, bytes.Repeat([]byte{0xff}, 16), &err) { //nolint:revive // reading is the point
-	}
+	levels, err := s.db.SSTables()
 	if err != nil {
-		return err
+		return errs.Wrap(errs.Corrupt, err, "list the tables of the state store")
+	}
+	for _, tables := range levels {
+		for _, t := range tables {
+			name := s.fs.PathJoin(s.dir, t.BackingSSTNum.String()+".sst")
+			// A table that is gone was merged into others meanwhile.
+			if err := s.verifyTable(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return errs.Wrap(errs.Corrupt, err, "check state store file %s", name)
+			}
+		}
 	}
 	return errs.Wrap(errs.Corrupt, s.db.CheckLevels(nil), "check state store")
 }
 
-// RemoveStore deletes a store's directory; the node does it when the store is damaged, before it fetches everything from
-// its peers.
-func RemoveStore(fs FS, dir string) error {
-	if err := fs.RemoveAll(dir); err != nil {
-		return fmt.Errorf("remove damaged state store %s: %w", dir, err)
+// verifyTable checks all blocks of a table, also those that a scan passes by, such as its filter.
+func (s *Store) verifyTable(name string) error {
+	f, err := s.fs.Open(name)
+	if err != nil {
+		return err
 	}
-	return syncDir(fs, path.Dir(dir))
+	readable, err := sstable.NewSimpleReadable(f)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	// The reader closes the file, also when it cannot be made.
+	r, err := sstable.NewReader(context.Background(), readable, s.opts.MakeReaderOptions())
+	if err != nil {
+		return err
+	}
+	return errors.Join(r.ValidateBlockChecksums(), r.Close())
 }
 
-func syncDir(fs FS, dir string) error {
-	d, err := fs.OpenDir(dir)
+// RemoveStore deletes a store's directory; the node does it when the store is damaged, before it fetches everything from
+// its peers.
+func RemoveStore(at FS, dir string) error {
+	if err := at.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove damaged state store %s: %w", dir, err)
+	}
+	return syncDir(at, path.Dir(dir))
+}
+
+func syncDir(at FS, dir string) error {
+	d, err := at.OpenDir(dir)
 	if err != nil {
 		return fmt.Errorf("open directory %s: %w", dir, err)
 	}

@@ -73,6 +73,13 @@ type link struct {
 	bytes   int
 	dropped uint64
 	up      bool
+	raw     syscall.RawConn
+
+	// wmu is held by whoever writes to the connection. rest is the part of a frame that did not fit into the socket; buf is
+	// reused.
+	wmu  sync.Mutex
+	rest []byte
+	buf  []byte
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -118,13 +125,61 @@ func (t *Transport) Send(to NodeID, frame []byte) {
 		l.mu.Unlock()
 		return
 	}
-	l.queue = append(l.queue, frame)
-	l.bytes += len(frame)
+	raw := l.raw
+	if len(l.queue) > 0 || raw == nil || !l.wmu.TryLock() {
+		l.queue = append(l.queue, frame)
+		l.bytes += len(frame)
+		l.mu.Unlock()
+		l.signal()
+		return
+	}
 	l.mu.Unlock()
+	sent := l.tryWrite(raw, frame)
+	l.wmu.Unlock()
+	if !sent {
+		l.signal()
+	}
+}
+
+func (l *link) signal() {
 	select {
 	case l.wake <- struct{}{}:
 	default:
 	}
+}
+
+// tryWrite writes a frame at once if the socket has room for it; that saves waking another goroutine for each. What does
+// not fit is left in rest, and false is returned. It needs wmu.
+func (l *link) tryWrite(raw syscall.RawConn, frame []byte) bool {
+	if len(l.rest) > 0 {
+		l.rest = appendFrame(l.rest, frame)
+		return false
+	}
+	l.buf = appendFrame(l.buf[:0], frame)
+	b := l.buf
+	err := raw.Write(func(fd uintptr) bool {
+		n, err := syscall.Write(int(fd), b)
+		if n > 0 {
+			b = b[n:]
+		}
+		// Any error shows again when the pump writes.
+		_ = err
+		return true
+	})
+	if cap(l.buf) > 4<<20 {
+		l.buf = nil
+	}
+	if err == nil && len(b) == 0 {
+		return true
+	}
+	l.rest = append(l.rest[:0], b...)
+	return false
+}
+
+func appendFrame(b, f []byte) []byte {
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(f)))
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(f, castagnoli))
+	return append(b, f...)
 }
 
 // Dropped returns how many frames were not sent because a link was down or its queue full.
@@ -223,21 +278,28 @@ func (l *link) connect() error {
 		gone <- err
 		_ = c.Close()
 	}()
-	l.mu.Lock()
-	l.up, l.queue, l.bytes = true, nil, 0
-	l.mu.Unlock()
+	l.set(true, c)
 	t.cfg.OnLink(l.to, true, false)
-	defer func() {
-		l.mu.Lock()
-		l.up, l.queue, l.bytes = false, nil, 0
-		l.mu.Unlock()
-	}()
+	defer l.set(false, nil)
 	return l.pump(c, gone)
+}
+
+// set notes that the link is up or down; nothing that waited for an earlier connection is sent on a new one.
+func (l *link) set(up bool, c net.Conn) {
+	l.wmu.Lock()
+	defer l.wmu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.up, l.queue, l.bytes, l.rest, l.raw = up, nil, 0, nil, nil
+	if sc, ok := c.(syscall.Conn); ok && up {
+		if raw, err := sc.SyscallConn(); err == nil {
+			l.raw = raw
+		}
+	}
 }
 
 // pump writes queued frames, many in one system call.
 func (l *link) pump(c net.Conn, gone <-chan error) error {
-	var buf []byte
 	for {
 		select {
 		case <-l.wake:
@@ -246,29 +308,38 @@ func (l *link) pump(c net.Conn, gone <-chan error) error {
 		case <-l.t.ctx.Done():
 			return l.t.ctx.Err()
 		}
-		for {
-			l.mu.Lock()
-			q := l.queue
-			l.queue, l.bytes = nil, 0
-			l.mu.Unlock()
-			if len(q) == 0 {
-				break
-			}
-			buf = buf[:0]
-			for _, f := range q {
-				buf = binary.LittleEndian.AppendUint32(buf, uint32(len(f)))
-				buf = binary.LittleEndian.AppendUint32(buf, crc32.Checksum(f, castagnoli))
-				buf = append(buf, f...)
-			}
-			if err := c.SetWriteDeadline(time.Now().Add(10 * time.Second)); err != nil {
-				return err
-			}
-			if _, err := c.Write(buf); err != nil {
-				return err
-			}
-			if cap(buf) > 4<<20 {
-				buf = nil
-			}
+		if err := l.drain(c); err != nil {
+			return err
+		}
+	}
+}
+
+// drain writes everything that waits.
+func (l *link) drain(c net.Conn) error {
+	l.wmu.Lock()
+	defer l.wmu.Unlock()
+	for {
+		l.mu.Lock()
+		q := l.queue
+		l.queue, l.bytes = nil, 0
+		l.mu.Unlock()
+		if len(q) == 0 && len(l.rest) == 0 {
+			return nil
+		}
+		b := append(l.buf[:0], l.rest...)
+		l.rest = nil
+		for _, f := range q {
+			b = appendFrame(b, f)
+		}
+		l.buf = b
+		if err := c.SetWriteDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			return err
+		}
+		if _, err := c.Write(b); err != nil {
+			return err
+		}
+		if cap(l.buf) > 4<<20 {
+			l.buf = nil
 		}
 	}
 }

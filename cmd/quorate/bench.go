@@ -1,0 +1,58 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quorate/quorate/internal/bench"
+)
+
+func newBench() *cobra.Command {
+	cfg := bench.Config{}
+	var addrs string
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "bench", Short: "Make load on a Redis port and measure it", GroupID: "prove", Args: cobra.NoArgs,
+		Long: `Make load on the Redis port of a cluster and measure it. Without --rate the loop is closed: each client waits for its
+answer. With --rate it is open: latency counts from when a request was due, so that a stall is seen in full.`,
+		Example: "  quorate bench --op set --clients 64\n  quorate bench --op get --rate 5000 --for 30s --json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.Addrs = strings.Split(addrs, ",")
+			if isTerminal(os.Stderr) {
+				cfg.Progress = func(n int64, d time.Duration) {
+					fmt.Fprintf(os.Stderr, "\r\033[K%d requests, %d s", n, int(d.Seconds()))
+				}
+			}
+			r, err := bench.Run(cmd.Context(), cfg)
+			if cfg.Progress != nil {
+				fmt.Fprint(os.Stderr, "\r\033[K")
+			}
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), r)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s, %d clients, pipeline %d: %.0f/s, p50 %d µs, p90 %d µs, p99 %d µs, p99.9 %d µs, max %d µs, %d errors %s\n",
+				r.Op, r.Clients, r.Pipeline, r.PerSecond, r.P50, r.P90, r.P99, r.P999, r.Max, r.Errors, r.FirstError)
+			return err
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&addrs, "redis", "127.0.0.1:6379", "Redis addresses, separated by commas")
+	f.StringVar(&cfg.Op, "op", "set", "one of "+strings.Join(bench.Ops(), ", "))
+	f.IntVar(&cfg.Clients, "clients", 64, "connections")
+	f.IntVar(&cfg.Pipeline, "pipeline", 1, "requests under way on each connection")
+	f.IntVar(&cfg.Keys, "keys", 10_000, "different keys")
+	f.IntVar(&cfg.ValueBytes, "value", 128, "bytes of a value")
+	f.DurationVar(&cfg.For, "for", 5*time.Second, "how long to measure")
+	f.DurationVar(&cfg.Warm, "warm", time.Second, "how long to run before measuring")
+	f.Float64Var(&cfg.Rate, "rate", 0, "requests per second in all; 0 means a closed loop")
+	f.Uint64Var(&cfg.Seed, "seed", 1, "seed")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}

@@ -1,0 +1,354 @@
+// Package bench makes load on a Redis port and measures it, in a closed loop (each client waits for its answer) or an open
+// one (requests come at a rate, and latency counts from when a request was due: no coordinated omission).
+//
+// Latencies of all clients go into one histogram, so that percentiles are those of all requests.
+package bench
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"math/rand/v2"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// Config describes a load.
+type Config struct {
+	// Addrs are the Redis addresses; clients are spread over them.
+	Addrs []string
+	// Op is one of Ops.
+	Op string
+	// Clients is the number of connections; Pipeline how many requests each keeps under way.
+	Clients, Pipeline int
+	// Keys is the number of different keys, ValueBytes the size of a value.
+	Keys, ValueBytes int
+	// For is how long to measure, after Warm.
+	For, Warm time.Duration
+	// Rate, when not 0, makes the loop open: that many requests a second in all.
+	Rate float64
+	Seed uint64
+	// Tags spreads keys over hash slots as they are; it is always true for plain keys.
+	Progress func(done int64, elapsed time.Duration)
+}
+
+// Ops lists the kinds of request.
+var ops = []string{"set", "get", "incr", "set-event", "event"}
+
+// Ops returns the kinds of request that a load can have.
+func Ops() []string { return append([]string(nil), ops...) }
+
+// Result is what a load measured.
+type Result struct {
+	Op        string  `json:"op"`
+	Clients   int     `json:"clients"`
+	Pipeline  int     `json:"pipeline"`
+	Seconds   float64 `json:"seconds"`
+	Requests  int64   `json:"requests"`
+	Errors    int64   `json:"errors"`
+	PerSecond float64 `json:"per_second"`
+	// Latencies in microseconds.
+	P50, P90, P99, P999, Max int64
+	FirstError               string `json:"first_error,omitempty"`
+}
+
+// Histogram counts durations in buckets that are at most 1/64 wide of their value. The zero value is empty. Add may be
+// called from any goroutine.
+type Histogram struct {
+	counts [64 * 64]atomic.Int64
+	max    atomic.Int64
+}
+
+func bucketOf(us int64) int {
+	if us < 64 {
+		return int(max(us, 0))
+	}
+	e := bits.Len64(uint64(us)) - 7
+	return (e+1)*64 + int(us>>e) - 64
+}
+
+func bucketTop(b int) int64 {
+	if b < 64 {
+		return int64(b)
+	}
+	e := b/64 - 1
+	return (int64(b%64+64)+1)<<e - 1
+}
+
+// Add counts one duration.
+func (h *Histogram) Add(d time.Duration) {
+	us := d.Microseconds()
+	h.counts[min(bucketOf(us), len(h.counts)-1)].Add(1)
+	for {
+		m := h.max.Load()
+		if us <= m || h.max.CompareAndSwap(m, us) {
+			return
+		}
+	}
+}
+
+// Quantile returns the duration, in microseconds, below which a share q of all counted ones is.
+func (h *Histogram) Quantile(q float64) int64 {
+	total := int64(0)
+	for i := range h.counts {
+		total += h.counts[i].Load()
+	}
+	want, sum := int64(q*float64(total)+0.5), int64(0)
+	for i := range h.counts {
+		if sum += h.counts[i].Load(); sum >= want && sum > 0 {
+			return min(bucketTop(i), h.max.Load())
+		}
+	}
+	return h.max.Load()
+}
+
+type run struct {
+	cfg      Config
+	hist     Histogram
+	requests atomic.Int64
+	errors   atomic.Int64
+	first    atomic.Pointer[string]
+	from, to time.Time
+	start    time.Time
+	value    []byte
+}
+
+// Run makes the load and measures it.
+func Run(ctx context.Context, cfg Config) (Result, error) {
+	if len(cfg.Addrs) == 0 || cfg.Clients < 1 || cfg.Pipeline < 1 || cfg.Keys < 1 || cfg.ValueBytes < 0 || cfg.For <= 0 {
+		return Result{}, errs.New(errs.Invalid, "a load needs addresses, and at least one client, one request in the pipeline, one key and some time")
+	}
+	known := false
+	for _, o := range ops {
+		known = known || o == cfg.Op
+	}
+	if !known {
+		return Result{}, errs.New(errs.Invalid, "unknown operation %q; use one of %v", cfg.Op, ops)
+	}
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			_ = c.Close()
+		}
+	}()
+	for i := range cfg.Clients {
+		var d net.Dialer
+		c, err := d.DialContext(ctx, "tcp", cfg.Addrs[i%len(cfg.Addrs)])
+		if err != nil {
+			return Result{}, errs.Wrap(errs.Unavailable, err, "connect client %d", i)
+		}
+		conns = append(conns, c)
+	}
+	r := &run{cfg: cfg, start: time.Now(), value: make([]byte, cfg.ValueBytes)}
+	rng := rand.New(rand.NewPCG(cfg.Seed, 1))
+	for i := range r.value {
+		r.value[i] = byte('a' + rng.IntN(26))
+	}
+	r.from = r.start.Add(cfg.Warm)
+	r.to = r.from.Add(cfg.For)
+	ctx, cancel := context.WithDeadline(ctx, r.to)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i, c := range conns {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if err := r.client(ctx, i, c); err != nil && ctx.Err() == nil {
+				r.fail(err.Error())
+			}
+		}()
+	}
+	stop := context.AfterFunc(ctx, func() {
+		for _, c := range conns {
+			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		}
+	})
+	defer stop()
+	if cfg.Progress != nil {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			t := time.NewTicker(time.Second)
+			defer t.Stop()
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-t.C:
+					cfg.Progress(r.requests.Load(), time.Since(r.start))
+				}
+			}
+		}()
+	}
+	wg.Wait()
+	res := Result{
+		Op: cfg.Op, Clients: cfg.Clients, Pipeline: cfg.Pipeline, Seconds: cfg.For.Seconds(), Requests: r.requests.Load(),
+		Errors: r.errors.Load(), P50: r.hist.Quantile(0.5), P90: r.hist.Quantile(0.9), P99: r.hist.Quantile(0.99),
+		P999: r.hist.Quantile(0.999), Max: r.hist.max.Load(),
+	}
+	res.PerSecond = float64(res.Requests) / res.Seconds
+	if e := r.first.Load(); e != nil {
+		res.FirstError = *e
+	}
+	return res, nil
+}
+
+func (r *run) fail(msg string) {
+	r.errors.Add(1)
+	r.first.CompareAndSwap(nil, &msg)
+}
+
+// client keeps one connection busy.
+func (r *run) client(ctx context.Context, n int, c net.Conn) error {
+	rng := rand.New(rand.NewPCG(r.cfg.Seed, uint64(n)+2))
+	rd := bufio.NewReaderSize(c, 64<<10)
+	var buf []byte
+	due := make([]time.Time, 0, r.cfg.Pipeline)
+	interval := time.Duration(0)
+	next := r.start
+	if r.cfg.Rate > 0 {
+		interval = time.Duration(float64(time.Second) * float64(r.cfg.Clients) / r.cfg.Rate)
+		next = next.Add(time.Duration(rng.Int64N(int64(interval))))
+	}
+	for ctx.Err() == nil {
+		buf, due = buf[:0], due[:0]
+		for len(due) < r.cfg.Pipeline {
+			at := time.Now()
+			if interval > 0 {
+				if next.After(at) {
+					if len(due) > 0 {
+						break
+					}
+					t := time.NewTimer(next.Sub(at))
+					select {
+					case <-t.C:
+					case <-ctx.Done():
+						t.Stop()
+						return nil
+					}
+				}
+				at, next = next, next.Add(interval)
+			}
+			buf = r.request(buf, rng)
+			due = append(due, at)
+		}
+		if _, err := c.Write(buf); err != nil {
+			return err
+		}
+		for _, at := range due {
+			failed := ""
+			for range r.replies() {
+				e, err := readReply(rd)
+				if err != nil {
+					return err
+				}
+				if e != "" {
+					failed = e
+				}
+			}
+			now := time.Now()
+			if now.Before(r.from) || now.After(r.to) {
+				continue
+			}
+			if failed != "" {
+				r.fail(failed)
+				continue
+			}
+			r.requests.Add(1)
+			r.hist.Add(now.Sub(at))
+		}
+	}
+	return nil
+}
+
+// replies returns how many replies a request has.
+func (r *run) replies() int {
+	if r.cfg.Op == "set-event" {
+		return 4
+	}
+	return 1
+}
+
+func (r *run) request(b []byte, rng *rand.Rand) []byte {
+	key := "key:" + strconv.Itoa(rng.IntN(r.cfg.Keys))
+	switch r.cfg.Op {
+	case "get":
+		return appendCommand(b, "GET", key)
+	case "incr":
+		return appendCommand(b, "INCR", "n"+key)
+	case "event":
+		return appendCommand(b, "EVENT.ADD", "bench", string(r.value))
+	case "set-event":
+		b = appendCommand(b, "MULTI")
+		b = appendSet(b, key, r.value)
+		b = appendCommand(b, "EVENT.ADD", "bench", string(r.value), "KEY", key)
+		return appendCommand(b, "EXEC")
+	}
+	return appendSet(b, key, r.value)
+}
+
+func appendSet(b []byte, key string, value []byte) []byte {
+	b = append(b, "*3\r\n$3\r\nSET\r\n$"...)
+	b = strconv.AppendInt(b, int64(len(key)), 10)
+	b = append(append(append(b, "\r\n"...), key...), "\r\n$"...)
+	b = strconv.AppendInt(b, int64(len(value)), 10)
+	return append(append(append(b, "\r\n"...), value...), "\r\n"...)
+}
+
+func appendCommand(b []byte, args ...string) []byte {
+	b = strconv.AppendInt(append(b, '*'), int64(len(args)), 10)
+	for _, a := range args {
+		b = strconv.AppendInt(append(b, "\r\n$"...), int64(len(a)), 10)
+		b = append(append(b, "\r\n"...), a...)
+	}
+	return append(b, "\r\n"...)
+}
+
+// readReply reads one RESP2 reply and returns the text of an error reply.
+func readReply(r *bufio.Reader) (string, error) {
+	line, err := r.ReadSlice('\n')
+	if err != nil {
+		return "", err
+	}
+	if len(line) < 3 {
+		return "", errors.New("malformed reply")
+	}
+	body := line[1 : len(line)-2]
+	switch line[0] {
+	case '+', ':':
+		return "", nil
+	case '-':
+		return string(body), nil
+	case '$', '*':
+		n, err := strconv.Atoi(string(body))
+		if err != nil {
+			return "", fmt.Errorf("malformed length in a reply: %w", err)
+		}
+		if line[0] == '$' {
+			if n >= 0 {
+				_, err = io.CopyN(io.Discard, r, int64(n)+2)
+			}
+			return "", err
+		}
+		failed := ""
+		for range max(n, 0) {
+			e, err := readReply(r)
+			if err != nil {
+				return "", err
+			}
+			if e != "" {
+				failed = e
+			}
+		}
+		return failed, nil
+	}
+	return "", fmt.Errorf("unknown reply type %q", line[0])
+}

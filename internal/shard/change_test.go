@@ -1,0 +1,182 @@
+package shard
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// emit stores one change a command.
+func emit(b *bench, key, value string) {
+	b.Helper()
+	r := b.run(func(tx *Tx) ([]byte, error) {
+		var v []byte
+		if value != "" {
+			v = []byte(value)
+		}
+		tx.Emit("set", []byte(key), []byte(key), v, Header{Name: "h", Value: []byte(key)})
+		return nil, nil
+	})
+	if r.Err != nil {
+		b.Fatal(r.Err)
+	}
+}
+
+func TestChange_ComesBackAsItWasStored(t *testing.T) {
+	b := newBench(t, MachineConfig{})
+	emit(b, "k", "v")
+	emit(b, "gone", "")
+	cs, err := b.m.Changes(0, 1<<20)
+	if err != nil || len(cs.Changes) != 2 || cs.First != 0 || cs.End != 2 || cs.From != 0 {
+		t.Fatalf("got %+v %v", cs, err)
+	}
+	c := cs.Changes[0]
+	if c.Op != "set" || string(c.Key) != "k" || string(c.Value) != "v" || !c.At.Equal(b.now) || len(c.Headers) != 1 ||
+		c.Headers[0].Name != "h" || string(c.Headers[0].Value) != "k" {
+		t.Errorf("got %+v", c)
+	}
+	if cs.Changes[1].Value != nil {
+		t.Errorf("a change without a value has %q", cs.Changes[1].Value)
+	}
+}
+
+// A command that only emits writes no rows of its module, and must still get a revision of its own.
+func TestChange_EmitAloneIsAWrite(t *testing.T) {
+	b := newBench(t, MachineConfig{})
+	emit(b, "a", "1")
+	emit(b, "b", "1")
+	cs, err := b.m.Changes(0, 1<<20)
+	if err != nil || cs.Changes[0].Revision >= cs.Changes[1].Revision || b.m.Revision() != 2 {
+		t.Errorf("revisions %d and %d, the shard's is %d (%v)", cs.Changes[0].Revision, cs.Changes[1].Revision, b.m.Revision(), err)
+	}
+}
+
+func TestChange_ReadsFromTheMiddleOfAChunk(t *testing.T) {
+	b := newBench(t, MachineConfig{})
+	n := 0
+	for _, size := range []int{1, 7, 300, 2, 90} {
+		var cmds []string
+		for range size {
+			name, key := fmt.Sprint("c", n), fmt.Sprint(n)
+			b.mod.apply[name] = func(tx *Tx) ([]byte, error) {
+				tx.Set([]byte(key), nil)
+				tx.Emit("set", []byte(key), []byte(key), bytes.Repeat([]byte("v"), 20))
+				return nil, nil
+			}
+			cmds = append(cmds, name)
+			n++
+		}
+		b.do(cmds...)
+	}
+	for from := range n + 2 {
+		for _, limit := range []int{1, 100, 1 << 20} {
+			cs, err := b.m.Changes(uint64(from), limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if from >= n {
+				if len(cs.Changes) != 0 || cs.End != uint64(n) {
+					t.Fatalf("from %d: got %d changes, end %d", from, len(cs.Changes), cs.End)
+				}
+				continue
+			}
+			if len(cs.Changes) == 0 || limit == 1 && len(cs.Changes) != 1 || limit == 1<<20 && len(cs.Changes) != n-from {
+				t.Fatalf("from %d with %d bytes: got %d changes", from, limit, len(cs.Changes))
+			}
+			for i, c := range cs.Changes {
+				if string(c.Key) != fmt.Sprint(from+i) {
+					t.Fatalf("from %d: change %d has key %s", from, i, c.Key)
+				}
+			}
+		}
+	}
+}
+
+func TestChange_OldestAreTrimmed(t *testing.T) {
+	b := newBench(t, MachineConfig{ChangeBytesMax: 1000})
+	for i := range 200 {
+		emit(b, fmt.Sprint(i), "some value")
+	}
+	cs, err := b.m.Changes(199, 1<<20)
+	if err != nil || cs.First == 0 || cs.End != 200 {
+		t.Fatalf("got %+v %v", cs, err)
+	}
+	if b.m.st.ChangeBytes > 1000+1000/8 {
+		t.Errorf("the change log has %d bytes", b.m.st.ChangeBytes)
+	}
+	if _, err := b.m.Changes(cs.First-1, 10); !errs.Is(err, errs.Compacted) {
+		t.Errorf("before the first: got %v", err)
+	}
+	all, err := b.m.Changes(cs.First, 1<<20)
+	if err != nil || uint64(len(all.Changes)) != cs.End-cs.First || string(all.Changes[0].Key) != fmt.Sprint(cs.First) {
+		t.Errorf("from the first: %d changes from %s, %v", len(all.Changes), all.Changes[0].Key, err)
+	}
+	var size uint64
+	for _, v := range b.m.scan(ModuleShard, []byte{rowChange}, []byte{rowChange + 1}) {
+		size += uint64(len(v))
+	}
+	if size != b.m.st.ChangeBytes {
+		t.Errorf("the change log has %d bytes, its count says %d", size, b.m.st.ChangeBytes)
+	}
+}
+
+// A position far behind the last chunk is found by looking back in windows that grow.
+func TestChange_LongChunkIsFoundFromItsEnd(t *testing.T) {
+	b := newBench(t, MachineConfig{})
+	emit(b, "first", "x")
+	b.run(func(tx *Tx) ([]byte, error) {
+		for i := range 5000 {
+			tx.Emit("set", []byte("k"), fmt.Append(nil, i), []byte("v"))
+		}
+		return nil, nil
+	})
+	cs, err := b.m.Changes(5000, 1<<20)
+	if err != nil || len(cs.Changes) != 1 || string(cs.Changes[0].Key) != "4999" {
+		t.Errorf("got %+v %v", cs, err)
+	}
+}
+
+func TestChange_DamagedRowsAreRefused(t *testing.T) {
+	f := func(name string, row []byte) {
+		t.Helper()
+		b := newBench(t, MachineConfig{})
+		emit(b, "k", "v")
+		w := b.store.Batch()
+		if err := w.Set(append(placeOf(7, 1), append([]byte{byte(ModuleShard)}, changeKey(0)...)...), row); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if cs, err := b.m.Changes(0, 100); !errs.Is(err, errs.Corrupt) {
+			t.Errorf("%s: got %+v %v", name, cs, err)
+		}
+	}
+	f("empty", nil)
+	f("no body", []byte{1, 5})
+	f("cut short", []byte{1, 5, 0, 3, 's', 'e'})
+	f("length over the end", []byte{1, 5, 0, 200, 1, 's'})
+	f("bad stamp", []byte{1, 5, 0x80})
+}
+
+func FuzzChange(f *testing.F) {
+	var c changeBuffer
+	c.add(nil, Change{Revision: 3, At: time.Unix(5, 0), Op: "set", Key: []byte("k"), Value: []byte("v"), Headers: []Header{{"a", []byte("b")}}})
+	f.Add(c.buf)
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		ch, rest, err := decodeChange(b)
+		if err != nil {
+			return
+		}
+		var again changeBuffer
+		again.add(nil, ch)
+		ch2, rest2, err := decodeChange(again.buf)
+		if err != nil || len(rest2) != 0 || len(rest) > len(b) || string(ch2.Key) != string(ch.Key) || len(ch2.Headers) != len(ch.Headers) {
+			t.Errorf("%x: %+v, again %+v %v", b, ch, ch2, err)
+		}
+	})
+}

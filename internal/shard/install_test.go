@@ -1,0 +1,237 @@
+package shard
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// fill gives a machine rows of each kind.
+func fill(b *bench, n int) {
+	for i := range n {
+		b.run(func(tx *Tx) ([]byte, error) {
+			tx.Set(fmt.Append(nil, "key", i), fmt.Append(nil, "value", i))
+			tx.SetTimer(fmt.Append(nil, "t", i), b.now.Add(time.Hour))
+			tx.Emit("set", []byte("k"), []byte("k"), fmt.Append(nil, i))
+			return nil, nil
+		})
+	}
+}
+
+// send moves a whole state, in chunks of a size.
+func send(t *testing.T, from, to *Machine, size int) {
+	t.Helper()
+	r, err := from.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := to.Install()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		c, err := r.Next(size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c == nil {
+			break
+		}
+		if err := in.Add(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Finish(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestInstall_GivesTheSameState(t *testing.T) {
+	for _, size := range []int{1, 100, 1 << 20} {
+		a, b := newBench(t, MachineConfig{}), newBench(t, MachineConfig{})
+		a.m.SetConf([]byte("conf"))
+		fill(a, 30)
+		fill(b, 3)
+		b.run(set("leftover", "x"))
+		send(t, a.m, b.m, size)
+		if b.m.Applied() != a.m.Applied() || b.m.Digest() != a.m.Digest() || b.m.Revision() != a.m.Revision() || string(b.m.Conf()) != "conf" {
+			t.Errorf("chunks of %d: got %+v, want %+v", size, b.m.st, a.m.st)
+		}
+		b.want("key29", "value29")
+		b.want("leftover", "")
+		if !b.m.SessionApplied(1, 30) {
+			t.Errorf("the session table did not come along")
+		}
+		if due, ok := b.m.NextTimer(); !ok || !due.Equal(a.now.Add(time.Hour)) {
+			t.Errorf("next timer %v %v", due, ok)
+		}
+		if cs, err := b.m.Changes(29, 100); err != nil || len(cs.Changes) != 1 {
+			t.Errorf("changes: %+v %v", cs, err)
+		}
+		// It goes on from there, also after a restart.
+		b.open()
+		b.seq = a.seq
+		b.run(set("after", "y"))
+		b.want("after", "y")
+		b.want("key0", "value0")
+	}
+}
+
+func TestInstall_CutShortLeavesTheOldState(t *testing.T) {
+	a, b := newBench(t, MachineConfig{}), newBench(t, MachineConfig{})
+	fill(a, 5)
+	b.run(set("mine", "1"))
+	r, err := a.m.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close() //nolint:errcheck // a read view
+	in, err := b.m.Install()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := r.Next(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Add(c); err != nil {
+		t.Fatal(err)
+	}
+	b.want("mine", "1")
+	b.want("key0", "")
+	b.open()
+	b.want("mine", "1")
+	b.want("key0", "")
+	// What was left of the first attempt is not in the way of a second.
+	send(t, a.m, b.m, 50)
+	b.want("mine", "")
+	b.want("key4", "value4")
+}
+
+func TestInstall_MalformedChunks(t *testing.T) {
+	b := newBench(t, MachineConfig{})
+	in, err := b.m.Install()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range [][]byte{{5}, {1, 'k'}, {1, 'k', 3, 'v'}, {0xff, 0xff, 0xff}} {
+		if err := in.Add(c); !errs.Is(err, errs.Corrupt) {
+			t.Errorf("chunk %x: got %v", c, err)
+		}
+	}
+}
+
+func TestInstall_InTheMiddleOfAnApplyPanics(t *testing.T) {
+	b := newBench(t, MachineConfig{})
+	in, err := b.m.Install()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.mod.apply["x"] = set("k", "v")
+	if err := b.m.Apply(1, 1, b.batch(BatchHeader{Session: 1, Seq: 1, Low: 1, Stamp: b.now}, "x"), &Applied{}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if recover() == nil {
+			t.Errorf("no panic")
+		}
+	}()
+	_ = in.Finish()
+}
+
+func TestSnapshot_StaysAsItWas(t *testing.T) {
+	a, b := newBench(t, MachineConfig{}), newBench(t, MachineConfig{})
+	fill(a, 5)
+	r, err := a.m.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := a.m.Applied()
+	fill(a, 20)
+	if r.Position() != at {
+		t.Errorf("snapshot at %+v, want %+v", r.Position(), at)
+	}
+	in, err := b.m.Install()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		c, err := r.Next(64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c == nil {
+			break
+		}
+		if err := in.Add(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	if b.m.Applied() != at {
+		t.Errorf("installed %+v, want %+v", b.m.Applied(), at)
+	}
+	b.want("key4", "value4")
+	b.want("key5", "")
+}
+
+func TestWipe_ForgetsEverything(t *testing.T) {
+	b := newBench(t, MachineConfig{})
+	fill(b, 5)
+	b.m.SetConf([]byte("conf"))
+	if err := b.m.Wipe(); err != nil {
+		t.Fatal(err)
+	}
+	check := func() {
+		t.Helper()
+		if b.m.Applied().Index != 0 || b.m.Revision() != 0 || b.m.Conf() != nil || b.m.SessionApplied(1, 1) {
+			t.Errorf("got %+v", b.m.st)
+		}
+		if _, ok := b.m.NextTimer(); ok {
+			t.Errorf("a timer is left")
+		}
+		b.want("key0", "")
+	}
+	check()
+	b.open()
+	check()
+}
+
+func TestQuery_DuringInstallsSeesOneState(t *testing.T) {
+	a, b := newBench(t, MachineConfig{}), newBench(t, MachineConfig{})
+	fill(a, 10)
+	b.run(set("key9", "old"))
+	done, failed := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer close(failed)
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			v, err := b.m.Query(Command{Module: 9, Data: []byte("key9")})
+			if err != nil || string(v) != "old" && string(v) != "value9" {
+				failed <- fmt.Errorf("got %q %w", v, err)
+				return
+			}
+		}
+	}()
+	for range 20 {
+		send(t, a.m, b.m, 200)
+	}
+	close(done)
+	if err := <-failed; err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,455 @@
+package storage
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// openTestStore opens a store that is closed with the test.
+func openTestStore(t *testing.T, fs FS, cfg StoreConfig) *Store {
+	t.Helper()
+	s, err := OpenStore(fs, "state", cfg)
+	if err != nil {
+		t.Fatalf("open store: %v", err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// put commits pairs as one batch; a value of "-" deletes.
+func put(t *testing.T, s *Store, pairs ...string) {
+	t.Helper()
+	b := s.Batch()
+	for i := 0; i < len(pairs); i += 2 {
+		var err error
+		if pairs[i+1] == "-" {
+			err = b.Delete([]byte(pairs[i]))
+		} else {
+			err = b.Set([]byte(pairs[i]), []byte(pairs[i+1]))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b.Size() == 0 {
+		t.Errorf("a batch with rows has no size")
+	}
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// rows renders what a reader holds in a range.
+func rows(t *testing.T, r Reader, from, to string) string {
+	t.Helper()
+	var out []string
+	var err error
+	var end []byte
+	if to != "" {
+		end = []byte(to)
+	}
+	for k, v := range r.Scan([]byte(from), end, &err) {
+		out = append(out, string(k)+"="+string(v))
+	}
+	if err != nil {
+		t.Fatalf("scan: %v", err)
+	}
+	return strings.Join(out, " ")
+}
+
+func TestStore_BatchIsAtomicAndOrdered(t *testing.T) {
+	s := openTestStore(t, MemFS(), StoreConfig{})
+	put(t, s, "b", "2", "a", "1", "d", "4", "c", "3", "b", "22", "d", "-")
+	if got := rows(t, s, "", ""); got != "a=1 b=22 c=3" {
+		t.Errorf("got %q", got)
+	}
+	if got := rows(t, s, "b", "c"); got != "b=22" {
+		t.Errorf("range: got %q", got)
+	}
+	if v, ok, err := s.Get([]byte("c")); err != nil || !ok || string(v) != "3" {
+		t.Errorf("get: %q %v %v", v, ok, err)
+	}
+	if v, ok, err := s.Get([]byte("d")); err != nil || ok {
+		t.Errorf("get of a deleted key: %q %v %v", v, ok, err)
+	}
+	b := s.Batch()
+	if err := b.Set([]byte("x"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Discard(); err != nil {
+		t.Fatal(err)
+	}
+	b = s.Batch()
+	if err := b.DeleteRange([]byte("a"), []byte("c")); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if got := rows(t, s, "", ""); got != "c=3" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestStore_ScanStopsWhenAsked(t *testing.T) {
+	s := openTestStore(t, MemFS(), StoreConfig{})
+	put(t, s, "a", "1", "b", "2")
+	var err error
+	n := 0
+	for range s.Scan(nil, nil, &err) {
+		n++
+		break
+	}
+	if n != 1 || err != nil {
+		t.Errorf("%d steps, %v", n, err)
+	}
+}
+
+func TestStore_ValuesAreTheCallers(t *testing.T) {
+	s := openTestStore(t, MemFS(), StoreConfig{})
+	put(t, s, "k", "value")
+	v, _, err := s.Get([]byte("k"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v[0] = 'X'
+	if again, _, _ := s.Get([]byte("k")); string(again) != "value" {
+		t.Errorf("a caller changed the store to %q", again)
+	}
+}
+
+func TestStore_SnapshotDoesNotMove(t *testing.T) {
+	s := openTestStore(t, MemFS(), StoreConfig{})
+	put(t, s, "a", "1", "b", "1")
+	snap := s.Snapshot()
+	put(t, s, "a", "2", "b", "-", "c", "2")
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if got := rows(t, snap, "", ""); got != "a=1 b=1" {
+		t.Errorf("got %q", got)
+	}
+	if v, ok, err := snap.Get([]byte("b")); err != nil || !ok || string(v) != "1" {
+		t.Errorf("get: %q %v %v", v, ok, err)
+	}
+	if err := snap.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStore_ComesBackAsOfItsLastFlush(t *testing.T) {
+	for _, det := range []bool{false, true} {
+		fs := MemFS()
+		s, err := OpenStore(fs, "state", StoreConfig{Deterministic: det})
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, s, "a", "flushed")
+		if det {
+			err = s.Flush()
+		} else {
+			var done <-chan struct{}
+			if done, err = s.FlushStart(); err == nil {
+				<-done
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, s, "a", "lost", "b", "lost")
+		after := fs.CrashClone(vfs.CrashCloneCfg{})
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := rows(t, openTestStore(t, after, StoreConfig{Deterministic: det}), "", ""); got != "a=flushed" {
+			t.Errorf("deterministic %v: got %q", det, got)
+		}
+	}
+}
+
+// TestStore_StepwiseDependsOnCallsOnly shows that equal calls leave equal files, however much is written.
+func TestStore_StepwiseDependsOnCallsOnly(t *testing.T) {
+	run := func() string {
+		fs := MemFS()
+		s := openTestStore(t, fs, StoreConfig{Deterministic: true, MemTableBytes: 4 << 20})
+		rng := rand.New(rand.NewPCG(1, 2))
+		for range 400 {
+			b := s.Batch()
+			for range 1 + rng.IntN(20) {
+				if err := b.Set(fmt.Appendf(nil, "%05d", rng.IntN(3000)), bytes.Repeat([]byte{byte(rng.Uint32())}, rng.IntN(400))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := b.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			if rng.IntN(50) == 0 {
+				done, err := s.FlushStart()
+				if err != nil {
+					t.Fatal(err)
+				}
+				<-done
+			}
+		}
+		after := fs.CrashClone(vfs.CrashCloneCfg{})
+		names, err := after.List("state")
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(names)
+		var out strings.Builder
+		for _, n := range names {
+			st, err := after.Stat("state/" + n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintln(&out, n, st.Size())
+		}
+		return out.String()
+	}
+	a := run()
+	for range 3 {
+		if b := run(); a != b {
+			t.Fatalf("files differ:\n%s\n%s", a, b)
+		}
+	}
+	if n := strings.Count(a, ".sst"); n == 0 || n > 3*stepFlushes {
+		t.Errorf("%d tables:\n%s", n, a)
+	}
+}
+
+func TestStore_ReadersBesideAWriter(t *testing.T) {
+	s := openTestStore(t, MemFS(), StoreConfig{MemTableBytes: 64 << 10})
+	put(t, s, "a", "0", "b", "0")
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			snap := s.Snapshot()
+			a, _, err1 := snap.Get([]byte("a"))
+			b, _, err2 := snap.Get([]byte("b"))
+			_ = snap.Close()
+			if err1 != nil || err2 != nil || !bytes.Equal(a, b) {
+				t.Errorf("a is %q (%v), b is %q (%v)", a, err1, b, err2)
+				return
+			}
+		}
+	})
+	for i := range 500 {
+		put(t, s, "a", fmt.Sprint(i), "b", fmt.Sprint(i))
+	}
+	close(stop)
+	wg.Wait()
+}
+
+func TestStore_Stats(t *testing.T) {
+	s := openTestStore(t, MemFS(), StoreConfig{Logf: func(string, ...any) {}})
+	put(t, s, "a", strings.Repeat("x", 1000))
+	if st := s.Stats(); st.MemTableBytes == 0 {
+		t.Errorf("got %+v", st)
+	}
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.Stats(); st.L0Files != 1 || st.DiskBytes == 0 {
+		t.Errorf("got %+v", st)
+	}
+}
+
+// tables lists the tables of a store.
+func tables(t *testing.T, fs FS) []string {
+	t.Helper()
+	names, err := fs.List("state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, n := range names {
+		if strings.HasSuffix(n, ".sst") {
+			out = append(out, "state/"+n)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// rot flips one bit of a file.
+func rot(t *testing.T, fs FS, name string, at int64) {
+	t.Helper()
+	f, err := fs.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], at); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 0x10
+	if _, err := f.WriteAt(b[:], at); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStore_VerifyFindsDamageAnywhere flips each tenth byte of a table in turn: either the store does not open, or Verify
+// finds it, or the byte means nothing, and then all rows are right.
+func TestStore_VerifyFindsDamageAnywhere(t *testing.T) {
+	fs := MemFS()
+	s, err := OpenStore(fs, "state", StoreConfig{Deterministic: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 300 {
+		put(t, s, fmt.Sprintf("key%03d", i), strings.Repeat("v", i%40+1))
+	}
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	want := rows(t, s, "", "")
+	if err := s.Verify(); err != nil {
+		t.Fatalf("undamaged: %v", err)
+	}
+	clean := fs.CrashClone(vfs.CrashCloneCfg{})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	name := tables(t, clean)[0]
+	st, err := clean.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for at := int64(0); at < st.Size(); at += 10 {
+		fs := clean.CrashClone(vfs.CrashCloneCfg{})
+		rot(t, fs, name, at)
+		s, err := OpenStore(fs, "state", StoreConfig{Deterministic: true})
+		if err != nil {
+			found++
+			continue
+		}
+		if err := s.Verify(); err != nil {
+			found++
+			if !errs.Is(err, errs.Corrupt) {
+				t.Errorf("byte %d: got %v", at, err)
+			}
+		} else if got := rows(t, s, "", ""); got != want {
+			t.Errorf("byte %d: damage passed Verify and changed the rows", at)
+		} else if v, ok, err := s.Get([]byte("key007")); err != nil || !ok || string(v) != "vvvvvvvv" {
+			t.Errorf("byte %d: damage passed Verify, and a key holds %q %v %v", at, v, ok, err)
+		}
+		_ = s.Close()
+	}
+	if int64(found) < st.Size()/10*9/10 {
+		t.Errorf("damage was found at %d of %d places", found, st.Size()/10)
+	}
+}
+
+func TestStore_DamageIsStickyOnceRead(t *testing.T) {
+	fs := MemFS()
+	s, err := OpenStore(fs, "state", StoreConfig{Deterministic: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, "k", strings.Repeat("v", 100))
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	fs = fs.CrashClone(vfs.CrashCloneCfg{})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	rot(t, fs, tables(t, fs)[0], 10)
+	s = openTestStore(t, fs, StoreConfig{Deterministic: true})
+	if s.Err() != nil {
+		t.Errorf("damaged before anything was read: %v", s.Err())
+	}
+	if _, _, err := s.Get([]byte("k")); !errs.Is(err, errs.Corrupt) {
+		t.Errorf("get: %v", err)
+	}
+	var scanErr error
+	for range s.Scan(nil, nil, &scanErr) {
+		t.Errorf("a damaged block has rows")
+	}
+	if !errs.Is(scanErr, errs.Corrupt) {
+		t.Errorf("scan: %v", scanErr)
+	}
+	if !errs.Is(s.Err(), errs.Corrupt) {
+		t.Errorf("the store forgot the damage: %v", s.Err())
+	}
+}
+
+func TestStore_RemoveMakesRoomForANewOne(t *testing.T) {
+	fs := MemFS()
+	s, err := OpenStore(fs, "state", StoreConfig{Deterministic: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, "k", "v")
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// A damaged manifest keeps the store from opening at all.
+	names, err := fs.List("state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n, "MANIFEST") {
+			rot(t, fs, "state/"+n, 20)
+		}
+	}
+	if _, err := OpenStore(fs, "state", StoreConfig{}); !errs.Is(err, errs.Corrupt) {
+		t.Errorf("a damaged manifest: got %v", err)
+	}
+	if err := RemoveStore(fs, "state"); err != nil {
+		t.Fatal(err)
+	}
+	if got := rows(t, openTestStore(t, fs, StoreConfig{}), "", ""); got != "" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestOSFS_HoldsAStore(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 2 {
+		s, err := OpenStore(OSFS(), dir+"/state", StoreConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := rows(t, s, "", ""); i == 1 && got != "k=v" {
+			t.Errorf("got %q", got)
+		}
+		put(t, s, "k", "v")
+		if err := s.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Verify(); err != nil {
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := RemoveStore(OSFS(), dir+"/state"); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,230 @@
+package transport
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// side is one end of a pair of nodes.
+type side struct {
+	t     *Transport
+	mu    sync.Mutex
+	got   [][]byte
+	hello map[NodeID]string
+	up    map[NodeID]bool
+	ref   int
+	log   bytes.Buffer
+}
+
+func listen(t *testing.T) net.Listener {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ln
+}
+
+func startSide(t *testing.T, cluster string, self NodeID, peers map[NodeID]string, ln net.Listener, queue int) *side {
+	t.Helper()
+	s := &side{hello: map[NodeID]string{}, up: map[NodeID]bool{}}
+	s.t = New(Config{
+		Cluster: cluster, Self: self, Peers: peers, Hello: fmt.Appendf(nil, "hello of %d", self), QueueBytesMax: queue,
+		OnFrame: func(_ NodeID, f []byte) { s.mu.Lock(); s.got = append(s.got, f); s.mu.Unlock() },
+		OnLink: func(to NodeID, up, refused bool) {
+			s.mu.Lock()
+			s.up[to] = up
+			if refused {
+				s.ref++
+			}
+			s.mu.Unlock()
+		},
+		OnHello: func(from NodeID, h []byte) { s.mu.Lock(); s.hello[from] = string(h); s.mu.Unlock() },
+	}, env.Real(), slog.New(slog.NewTextHandler(&lockedWriter{s: s}, nil)))
+	if ln != nil {
+		s.t.Serve(ln)
+	}
+	t.Cleanup(s.t.Close)
+	return s
+}
+
+type lockedWriter struct{ s *side }
+
+func (w *lockedWriter) Write(b []byte) (int, error) {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	return w.s.log.Write(b)
+}
+
+// eventually waits for a condition, generously.
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if f() {
+			return
+		}
+	}
+	t.Fatalf("%s did not happen", what)
+}
+
+func (s *side) locked(f func() bool) func() bool {
+	return func() bool { s.mu.Lock(); defer s.mu.Unlock(); return f() }
+}
+
+func TestTransport_FramesComeInOrder(t *testing.T) {
+	la, lb := listen(t), listen(t)
+	a := startSide(t, "c", 1, map[NodeID]string{2: lb.Addr().String()}, la, 0)
+	b := startSide(t, "c", 2, map[NodeID]string{1: la.Addr().String()}, lb, 0)
+	eventually(t, "link", a.locked(func() bool { return a.up[2] }))
+	const n = 2000
+	for i := range n {
+		// Some frames are larger than a socket's buffer.
+		a.t.Send(2, append(binary.LittleEndian.AppendUint32(nil, uint32(i)), make([]byte, i%7*i%300_000)...))
+	}
+	eventually(t, "all frames", b.locked(func() bool { return len(b.got) == n }))
+	for i, f := range b.got {
+		if got := binary.LittleEndian.Uint32(f); got != uint32(i) {
+			t.Fatalf("frame %d holds %d", i, got)
+		}
+	}
+	eventually(t, "hello", b.locked(func() bool { return b.hello[1] == "hello of 1" }))
+	if a.t.Dropped() != 0 {
+		t.Errorf("%d frames were dropped", a.t.Dropped())
+	}
+}
+
+func TestTransport_RefusedAndBack(t *testing.T) {
+	la, lb := listen(t), listen(t)
+	addr := lb.Addr().String()
+	if err := lb.Close(); err != nil {
+		t.Fatal(err)
+	}
+	a := startSide(t, "c", 1, map[NodeID]string{2: addr}, la, 0)
+	eventually(t, "refusal", a.locked(func() bool { return a.ref > 0 }))
+	a.t.Send(2, []byte("nobody hears this"))
+	if a.t.Dropped() != 1 {
+		t.Errorf("%d frames dropped, want 1", a.t.Dropped())
+	}
+	lb2, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Skipf("the port was taken meanwhile: %v", err)
+	}
+	b := startSide(t, "c", 2, map[NodeID]string{1: la.Addr().String()}, lb2, 0)
+	eventually(t, "link", a.locked(func() bool { return a.up[2] }))
+	a.t.Send(2, []byte("hello"))
+	eventually(t, "frame", b.locked(func() bool { return len(b.got) == 1 }))
+}
+
+func TestTransport_RefusesStrangers(t *testing.T) {
+	lb := listen(t)
+	b := startSide(t, "c", 2, map[NodeID]string{1: "127.0.0.1:1"}, lb, 0)
+	f := func(name, cluster string, self, to NodeID, want string) {
+		t.Run(name, func(t *testing.T) {
+			a := startSide(t, cluster, self, map[NodeID]string{to: lb.Addr().String()}, nil, 0)
+			eventually(t, "refusal", a.locked(func() bool { return strings.Contains(a.log.String(), want) }))
+		})
+	}
+	f("other cluster", "d", 1, 2, "this is cluster")
+	f("wrong node", "c", 1, 3, "this is node 2, not 3")
+	f("not a member", "c", 9, 2, "node 9 is not a member")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.hello) != 0 {
+		t.Errorf("a stranger was heard: %v", b.hello)
+	}
+}
+
+// TestTransport_BadBytes throws junk at the peer port: the connection ends, nothing arrives, and the port goes on serving.
+func TestTransport_BadBytes(t *testing.T) {
+	lb := listen(t)
+	b := startSide(t, "c", 2, map[NodeID]string{1: "127.0.0.1:1"}, lb, 0)
+	good := func() []byte {
+		h := append([]byte(magic), 0, 0, 0, 0)
+		h = binary.LittleEndian.AppendUint32(h, 1)
+		h = binary.LittleEndian.AppendUint32(h, 2)
+		h = append(binary.LittleEndian.AppendUint16(h, 1), 'c')
+		h = binary.LittleEndian.AppendUint32(h, 0)
+		return binary.LittleEndian.AppendUint32(h, crc32.Checksum(h, castagnoli))
+	}
+	for _, c := range []struct {
+		name string
+		send []byte
+	}{
+		{"http", []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n")},
+		{"redis", []byte("*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nPING\r\n")},
+		{"tls", []byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03aaaaaaaaaaaaaaaaaaaaaaaa")},
+		{"bad sum", append(good()[:len(good())-4], 1, 2, 3, 4)},
+		{"huge frame", append(good(), 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0)},
+		{"bad frame sum", append(good(), 4, 0, 0, 0, 9, 9, 9, 9, 'a', 'b', 'c', 'd')},
+		{"huge hello", func() []byte {
+			h := good()[:25]
+			return append(h[:21+2], 0xff, 0xff, 0xff, 0x7f)
+		}()},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conn, err := net.Dial("tcp", lb.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := conn.Write(c.send); err != nil {
+				t.Fatal(err)
+			}
+			if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, conn); err != nil && errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("connection stays open: %v", err)
+			}
+		})
+	}
+	if b.mu.Lock(); len(b.got) != 0 {
+		t.Errorf("junk arrived as %d frames", len(b.got))
+	}
+	b.mu.Unlock()
+	a := startSide(t, "c", 1, map[NodeID]string{2: lb.Addr().String()}, nil, 0)
+	eventually(t, "link after the junk", a.locked(func() bool { return a.up[2] }))
+}
+
+func FuzzReadFrame(f *testing.F) {
+	frame := func(b []byte) []byte {
+		h := binary.LittleEndian.AppendUint32(nil, uint32(len(b)))
+		return append(binary.LittleEndian.AppendUint32(h, crc32.Checksum(b, castagnoli)), b...)
+	}
+	f.Add(frame([]byte("abc")))
+	f.Add(frame(nil))
+	f.Add([]byte{0xff, 0xff, 0xff, 0x03, 0, 0, 0, 0, 1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := readFrame(bytes.NewReader(b), 1<<20)
+		if err == nil && !bytes.HasPrefix(b, frame(got)) {
+			t.Errorf("%d bytes came out of %d that are not the same", len(got), len(b))
+		}
+		if errs.Is(err, errs.Internal) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("unexpected error %v", err)
+		}
+	})
+}
+
+func FuzzHandshake(f *testing.F) {
+	f.Add([]byte(magic + "\x00\x00\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00\x01\x00c\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		tr := &Transport{cfg: Config{Cluster: "c", Self: 2, Peers: map[NodeID]string{1: ""}}}
+		if _, _, why := tr.readHandshake(bytes.NewReader(b)); why == "" && !bytes.HasPrefix(b, []byte(magic)) {
+			t.Errorf("welcomed without the magic")
+		}
+	})
+}
