@@ -19,7 +19,7 @@ func bitFlipDrill() Drill {
 		NotShown: "Damage on two of three nodes before the first is whole again, damage while a node runs, and disks that return other errors. " +
 			"A damaged part that nothing reads stays unnoticed until something does.",
 		Controls: []Control{{"no-verify", "the nodes skip the checksums of the raft log; bits are flipped in the values of entries that are replayed"}},
-		Length:   25 * time.Second, Short: 10 * time.Second, ControlLength: 8 * time.Second,
+		Length:   25 * time.Second, Short: 8 * time.Second, ControlLength: 8 * time.Second,
 		disk: true,
 		run:  runBitFlip,
 	}
@@ -39,7 +39,7 @@ func runBitFlip(ctx context.Context, r *run) error {
 	if r.Control == "" {
 		// The state store writes its first tables when it holds more than 32 MiB. The control needs the opposite: entries
 		// that are still to be replayed.
-		l.bulk, l.bulkBytes = 3000, 16<<10
+		l.bulk, l.bulkBytes = 2400, 16<<10
 	}
 	lctx, stop := context.WithCancel(ctx)
 	defer l.wg.Wait()
