@@ -43,6 +43,7 @@ func runBitFlip(ctx context.Context, r *run) error {
 	}
 	lctx, stop := context.WithCancel(ctx)
 	defer l.wg.Wait()
+	defer r.endControl(cl)
 	defer stop()
 	l.run(lctx)
 	var cycles, rebuilt, restarts atomic.Int64

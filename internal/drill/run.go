@@ -156,6 +156,13 @@ func (r *run) cluster(ctx context.Context, sandboxed bool, sandbox ...string) (*
 	return cl, nil
 }
 
+// endControl kills the nodes of a run with a control, so that clients need not wait for answers of a broken cluster.
+func (r *run) endControl(cl *Cluster) {
+	if r.Control != "" {
+		killAll(cl)
+	}
+}
+
 // pause waits, and reports whether ctx goes on.
 func pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
