@@ -130,7 +130,11 @@ func inflict(rng *rand.Rand, data string, how damage, values [][]byte) (string, 
 // bit of a letter makes another letter of it, so that only a checksum can tell.
 func flipValues(rng *rand.Rand, spots []spot, values [][]byte) (string, error) {
 	flipped, want := 0, 1+rng.IntN(16)
-	for _, s := range spots {
+	// The latest values are in the last segments.
+	for _, s := range slices.Backward(spots) {
+		if flipped >= want {
+			break
+		}
 		b, err := os.ReadFile(s.path)
 		if err != nil {
 			return "", err

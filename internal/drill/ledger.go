@@ -22,7 +22,10 @@ type ledger struct {
 	seed    uint64
 	// valueBytes is the length of a value.
 	valueBytes int
-	pace       time.Duration
+	// bulk is how many of the first writes have values of bulkBytes, without a pause between them, so that there is soon
+	// more data than a node keeps in memory.
+	bulk, bulkBytes int
+	pace            time.Duration
 
 	acked, unknown, refused atomic.Int64
 
@@ -50,7 +53,7 @@ const (
 const (
 	// ledgerMax bounds the memory of a ledger; past it the workers rest.
 	ledgerMax  = 3_000_000
-	latestKept = 4096
+	latestKept = 64
 )
 
 func (l *ledger) run(ctx context.Context) {
@@ -68,8 +71,11 @@ func ledgerKey(n int64) string { return fmt.Sprintf("led:%d", n) }
 
 // value is what write n stores: it can be told from any other, and each byte of it is known.
 func (l *ledger) value(n int64) string {
-	b := fmt.Appendf(nil, "v:%d:%x:", n, l.seed)
-	for i := uint64(n)*2654435761 + l.seed; len(b) < l.valueBytes; i = i*6364136223846793005 + 1442695040888963407 {
+	b, size := fmt.Appendf(nil, "v:%d:%x:", n, l.seed), l.valueBytes
+	if n <= int64(l.bulk) {
+		size = l.bulkBytes
+	}
+	for i := uint64(n)*2654435761 + l.seed; len(b) < size; i = i*6364136223846793005 + 1442695040888963407 {
 		b = append(b, 'a'+byte(i>>58)%26)
 	}
 	return string(b)
@@ -85,7 +91,7 @@ func (l *ledger) work(ctx context.Context, w int) {
 		err := l.write(cl)
 		l.gate.RUnlock()
 		if err == nil {
-			if l.pace > 0 {
+			if l.pace > 0 && l.next.Load() > int64(l.bulk) {
 				pause(ctx, l.pace)
 			}
 			continue
@@ -210,7 +216,7 @@ func (l *ledger) verify(ctx context.Context, addr string) (ledgerResult, error) 
 	l.mu.Unlock()
 	slices.Sort(ns)
 	got := map[int64]string{}
-	for part := range slices.Chunk(ns, 500) {
+	for part := range slices.Chunk(ns, 250) {
 		keys := make([]string, len(part))
 		for i, n := range part {
 			keys[i] = ledgerKey(n)

@@ -35,6 +35,7 @@ func runPowerLoss(ctx context.Context, r *run) error {
 	l := &ledger{addrs: cl.redis(), workers: 8, seed: r.Seed, valueBytes: 200, pace: time.Millisecond}
 	lctx, stop := context.WithCancel(ctx)
 	defer l.wg.Wait()
+	defer r.endControl(cl)
 	defer stop()
 	l.run(lctx)
 	rng := r.rng(1)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // run is a drill under way: what it is to do and what it found so far. Its methods may be called from any goroutine.
@@ -27,6 +29,7 @@ type run struct {
 
 // guarded runs the drill with a goroutine beside it that reports progress.
 func (r *run) guarded(ctx context.Context) error {
+	redis.SetLogger(silent{})
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Add(1)
@@ -151,6 +154,13 @@ func (r *run) cluster(ctx context.Context, sandboxed bool, sandbox ...string) (*
 	}
 	r.event("%d nodes are ready", len(cl.Nodes))
 	return cl, nil
+}
+
+// endControl kills the nodes of a run with a control, so that clients need not wait for answers of a broken cluster.
+func (r *run) endControl(cl *Cluster) {
+	if r.Control != "" {
+		killAll(cl)
+	}
 }
 
 // pause waits, and reports whether ctx goes on.

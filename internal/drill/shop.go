@@ -109,7 +109,12 @@ func (s *Shop) StopLoad() { s.stopLoad() }
 // function that it returns is called.
 func (s *Shop) Rest() (resume func()) {
 	s.gate.Lock()
-	return sync.OnceFunc(s.gate.Unlock)
+	return sync.OnceFunc(func() {
+		s.mu.Lock()
+		s.lastOK = time.Now() // to rest is no gap
+		s.mu.Unlock()
+		s.gate.Unlock()
+	})
 }
 
 // WaitLoad waits until the orders that were under way when StopLoad was called are answered, at most some seconds.

@@ -248,9 +248,11 @@ type Host struct {
 	logSeq, logDone uint64
 	waits           []appendWait
 	flushing        bool
-	timers          timerHeap
-	readCtx         uint64
-	awaits          uint64
+	// flushFrom is when the next flush may be asked for.
+	flushFrom time.Time
+	timers    timerHeap
+	readCtx   uint64
+	awaits    uint64
 	// asking counts the read-index requests under way.
 	asking int
 	// turned is false until the first turn, which also hands out what Open wrote.
@@ -668,7 +670,7 @@ func (h *Host) fireTimers() {
 
 // flushIfDue asks for a flush of the store when the log has grown.
 func (h *Host) flushIfDue() {
-	if h.flushing || h.err != nil {
+	if h.flushing || h.err != nil || h.now.Before(h.flushFrom) {
 		return
 	}
 	due := h.log.Bytes() > h.cfg.LogBytesMax
@@ -694,7 +696,8 @@ func (h *Host) flushIfDue() {
 
 // flushed cuts the log behind what the store has made durable.
 func (h *Host) flushed() {
-	h.flushing = false
+	// If the log cannot be cut yet, because a follower lags, another flush at once would not help.
+	h.flushing, h.flushFrom = false, h.now.Add(h.cfg.Tick)
 	for _, r := range h.order {
 		if r.rn == nil {
 			continue

@@ -66,6 +66,9 @@ func (h *Host) handle(p *peer, kind byte, body []byte) error {
 		if err != nil {
 			return err
 		}
+		if err := travels(m); err != nil {
+			return err
+		}
 		if r := h.reps[id]; r != nil && replicaNode(m.GetFrom()) == p.id {
 			r.receiveRaft(m)
 		}
@@ -98,13 +101,37 @@ func (h *Host) handle(p *peer, kind byte, body []byte) error {
 	return nil
 }
 
+// travels checks that a raft message is one that nodes send each other, and has the form that raft relies on. Snapshots
+// travel as chunks, proposals as batches, and raft's local messages not at all.
+func travels(m *raftpb.Message) error {
+	switch m.GetType() {
+	case raftpb.MsgApp:
+		for i, e := range m.Entries {
+			if e.GetIndex() != m.GetIndex()+uint64(i)+1 || e.GetTerm() > m.GetTerm() || i > 0 && e.GetTerm() < m.Entries[i-1].GetTerm() {
+				return errs.New(errs.Corrupt, "raft message with entry %d of term %d at position %d after index %d", e.GetIndex(), e.GetTerm(), i, m.GetIndex())
+			}
+		}
+	case raftpb.MsgReadIndex, raftpb.MsgReadIndexResp:
+		if len(m.Entries) != 1 {
+			return errs.New(errs.Corrupt, "%v with %d contexts", m.GetType(), len(m.Entries))
+		}
+	case raftpb.MsgAppResp, raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp, raftpb.MsgVote, raftpb.MsgVoteResp,
+		raftpb.MsgPreVote, raftpb.MsgPreVoteResp:
+	default:
+		return errs.New(errs.Corrupt, "%v does not travel between nodes", m.GetType())
+	}
+	return nil
+}
+
 // receiveRaft steps a raft message that is meant for this replica.
 func (r *replica) receiveRaft(m *raftpb.Message) {
-	if m.GetTo() != r.rid || r.rn == nil {
+	if r.rn == nil {
 		return
 	}
-	if m.GetType() == raftpb.MsgSnap || raft.IsLocalMsg(m.GetType()) {
-		// Snapshots travel as chunks, and local messages do not travel.
+	if to := m.GetTo(); to != r.rid {
+		if replicaNode(to) == r.host.cfg.Node && to > r.rid {
+			r.superseded(to)
+		}
 		return
 	}
 	if t := m.GetType(); (t == raftpb.MsgVote || t == raftpb.MsgPreVote) && r.host.now.Before(r.host.votesFrom) &&
@@ -112,12 +139,25 @@ func (r *replica) receiveRaft(m *raftpb.Message) {
 		// A leader may still count on what this node promised before it was started.
 		return
 	}
-	r.wake()
+	if !r.chatter(m) {
+		r.wake()
+	}
 	if m.GetType() == raftpb.MsgReadIndex && r.leads() && !r.knowsCommit() {
 		// The other node asks again.
 		return
 	}
 	r.step(m)
+}
+
+// chatter says that a message shows nothing but that both sides are there, so that a shard may sleep through it.
+func (r *replica) chatter(m *raftpb.Message) bool {
+	switch m.GetType() {
+	case raftpb.MsgHeartbeat:
+		return m.GetTerm() == r.term && m.GetFrom() == r.lead && m.GetCommit() <= r.machine.Applied().Index && len(m.Context) == 0
+	case raftpb.MsgHeartbeatResp:
+		return m.GetTerm() == r.term && len(m.Context) == 0
+	}
+	return false
 }
 
 // checkPeers notices nodes that fell silent.
@@ -237,20 +277,20 @@ func (r *replica) receiveDigest(p *peer, rd *reader) {
 
 // maybeSleep lets a shard with nothing to do go quiet. Only a leader that knows all its followers to have everything may
 // begin; they then watch the leader's node instead of the shard.
-func (r *replica) maybeSleep() {
+func (r *replica) maybeSleep() bool {
 	h := r.host
-	if h.cfg.NoHibernate || r.rn == nil {
-		return
+	if h.cfg.NoHibernate {
+		return false
 	}
 	r.idleTicks++
 	if !r.leads() || r.idleTicks < 2*h.cfg.ElectionTicks || !r.quietEnough() {
-		return
+		return false
 	}
 	st := r.rn.Status()
 	last := r.view.last.Index
 	for id, pr := range st.Progress {
 		if pr.IsLearner || id != r.rid && (pr.Match != last || !h.Alive(replicaNode(id))) {
-			return
+			return false
 		}
 	}
 	for _, id := range h.peerIDs {
@@ -263,6 +303,7 @@ func (r *replica) maybeSleep() {
 		*f = w.end()
 	}
 	r.sleep()
+	return true
 }
 
 // quietEnough says that nothing is under way here.

@@ -137,6 +137,17 @@ func (r *replica) receiveAssign(rd *reader) {
 	h.out.Changed = true
 }
 
+// superseded is called when the group has given this node a newer id than it took: two leaders, one of which did not know
+// yet that it was deposed, answered the same request. The older id is out of the group, so nothing that was promised under
+// it counts any more.
+func (r *replica) superseded(by uint64) {
+	r.host.note(true, r.id, "the replica's id is out of date; it asks for the new one", "replica", r.rid, "new", by)
+	old := r.rid
+	r.stop()
+	r.host.fatal(r.await(old, false))
+	r.host.out.Changed = true
+}
+
 // promoteLearners makes a learner that has caught up a voter.
 func (r *replica) promoteLearners() {
 	cs := r.confState()

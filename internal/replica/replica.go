@@ -424,10 +424,11 @@ func (r *replica) send(m *raftpb.Message) {
 // wake lets raft's timers run.
 func (r *replica) wake() {
 	if r.awake {
+		// Heartbeats come and go all the time; what they carry is noticed where it takes effect.
 		return
 	}
-	// Heartbeats come here too: they keep nobody from falling asleep.
-	r.awake, r.idleTicks = true, 0
+	r.idleTicks = 0
+	r.awake = true
 	r.host.out.Counts.Woken++
 	if !r.listed {
 		r.listed = true
@@ -453,8 +454,8 @@ func (r *replica) tick() {
 			_ = r.rn.Campaign()
 		}
 	}
-	// Before the tick, which makes a leader's heartbeats.
-	if r.maybeSleep(); !r.awake {
+	if r.maybeSleep() {
+		// No heartbeat goes out with the message that sends the others to sleep, or their answers would end it.
 		return
 	}
 	r.rn.Tick()

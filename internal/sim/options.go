@@ -73,6 +73,10 @@ func FromSeed(seed uint64) Options {
 	o.ChunkBytes = []int{200, 512, 4096, 64 << 10}[r.IntN(4)]
 	o.FlushMax = []time.Duration{20 * time.Millisecond, 500 * time.Millisecond}[r.IntN(2)]
 	o.PowerCut, o.RestartMax = o.Crash/3, 4*time.Second
+	if r.IntN(5) == 0 {
+		// Few requests, so that shards go to sleep between them.
+		o.ThinkMax = time.Duration(3+r.IntN(15)) * time.Second
+	}
 	if o.Nodes == 1 {
 		// A single node has nobody to repair it, and nobody to lose contact with.
 		o.BitFlip, o.Wipe, o.Partition = 0, 0, 0

@@ -9,6 +9,7 @@ import (
 var (
 	seeds = flag.Int("seeds", 0, "how many seeds to run; 0 means 200, or fewer with -short or the race detector")
 	first = flag.Uint64("first", 1, "the first seed")
+	tail  = flag.Int("tail", 60, "how many of a failed run's last events to print")
 )
 
 // The default run is long enough for each odd path to be taken.
@@ -24,7 +25,7 @@ func runSeed(t *testing.T, o Options) Report {
 	t.Helper()
 	r := Run(o)
 	if r.Err != nil {
-		for _, l := range r.Log[max(0, len(r.Log)-60):] {
+		for _, l := range r.Log[max(0, len(r.Log)-*tail):] {
 			t.Log(l)
 		}
 		t.Errorf("seed %d: %v\noptions: %v\nagain: go test ./internal/sim -run TestSeeds -v -seeds 1 -first %d", o.Seed, r.Err, r.Options, o.Seed)

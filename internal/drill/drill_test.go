@@ -1,0 +1,179 @@
+package drill
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// buildQuorate builds the program that the drills start.
+func buildQuorate(t *testing.T) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "quorate")
+	if out, err := exec.Command("go", "build", "-o", bin, "../../cmd/quorate").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return bin
+}
+
+// TestDrills runs each drill for a short time, which must be safe, and each control, which must be violated: a drill that
+// cannot find the fault would say nothing when it is safe.
+func TestDrills(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts clusters of processes")
+	}
+	bin := buildQuorate(t)
+	t.Run("cancelled", func(t *testing.T) { testCancel(t, bin) })
+	lengths := map[string]time.Duration{"outbox": 4, "leader-kill": 5, "power-loss": 4, "bit-flip": 5, "kill-cycles": 4}
+	for _, d := range Drills() {
+		length := lengths[d.Name] * time.Second
+		if length == 0 {
+			t.Errorf("drill %s has no length here", d.Name)
+			continue
+		}
+		t.Run(d.Name, func(t *testing.T) {
+			r := runHere(t, d, Options{Binary: bin, For: length})
+			if r.Verdict != Safe {
+				t.Errorf("verdict %s, want safe:\n%s", r.Verdict, asJSON(t, r))
+			}
+			if n := faults(r); n == 0 {
+				t.Errorf("nothing was broken:\n%s", asJSON(t, r))
+			}
+		})
+		for _, c := range d.Controls {
+			t.Run(d.Name+"/"+c.Name, func(t *testing.T) {
+				// The fault is there each time; that it shows takes a little luck.
+				var r Report
+				for seed := uint64(1); seed <= 3; seed++ {
+					if r = runHere(t, d, Options{Binary: bin, Control: c.Name, Seed: seed}); r.Caught() {
+						return
+					}
+				}
+				t.Errorf("verdict %s, want violated:\n%s", r.Verdict, asJSON(t, r))
+			})
+		}
+	}
+}
+
+func runHere(t *testing.T, d Drill, o Options) Report {
+	t.Helper()
+	o.Dir = t.TempDir()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	r, err := d.Run(ctx, o)
+	if err != nil {
+		t.Fatalf("%s: %v", d.Name, err)
+	}
+	t.Logf("%s %s: %s in %.1f s, %v", r.Drill, r.Control, r.Verdict, r.Seconds, r.Counters)
+	return r
+}
+
+// faults sums up the counters of what a drill broke.
+func faults(r Report) int64 {
+	n := int64(0)
+	for _, c := range []string{"kills", "pauses", "power cuts", "nodes damaged", "kills of one node", "kills of all nodes"} {
+		n += r.Counter(c)
+	}
+	return n
+}
+
+func asJSON(t *testing.T, r Report) string {
+	t.Helper()
+	b, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// testCancel ends a drill in its middle, which must leave no process.
+func testCancel(t *testing.T, bin string) {
+	d, err := Find("leader-kill")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	started := false
+	_, err = d.Run(ctx, Options{Binary: bin, Dir: dir, For: time.Minute, Event: func(e Event) {
+		if strings.HasPrefix(e.Text, "kill") || strings.HasSuffix(e.Text, "ready") {
+			started = true
+			cancel()
+		}
+	}})
+	if !errors.Is(err, context.Canceled) || !started {
+		t.Errorf("got error %v, started %v; want a cancelled run", err, started)
+	}
+	// A node locks its data directory for as long as it lives, and its name is in its command line.
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range procs {
+		if b, err := os.ReadFile(p); err == nil && strings.Contains(string(b), dir) {
+			t.Errorf("%s still runs: %q", p, b)
+		}
+	}
+}
+
+func TestRun_BadOptions(t *testing.T) {
+	d, err := Find("power-loss")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		o    Options
+		kind errs.Kind
+		want string
+	}{
+		{Options{Nodes: 2}, errs.Invalid, "2 nodes"},
+		{Options{Nodes: 1}, errs.Invalid, "3 or 5"},
+		{Options{For: -time.Second}, errs.Invalid, "negative"},
+		{Options{Cycles: -1}, errs.Invalid, "negative"},
+		{Options{Control: "no-fsnc"}, errs.NotFound, `no control "no-fsnc"`},
+	} {
+		if _, err := d.Run(t.Context(), c.o); !errs.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: got %v, want %v with %q", c.o, err, c.kind, c.want)
+		}
+	}
+	if _, err := Find("power"); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "power-loss") {
+		t.Errorf("Find: got %v, want an error that lists the drills", err)
+	}
+}
+
+// TestDocs_ListEachDrill keeps docs/drills.md true.
+func TestDocs_ListEachDrill(t *testing.T) {
+	b, err := os.ReadFile("../../docs/drills.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := strings.Join(strings.Fields(string(b)), " ")
+	seen := map[string]bool{}
+	for _, d := range Drills() {
+		if seen[d.Name] {
+			t.Errorf("two drills are named %s", d.Name)
+		}
+		seen[d.Name] = true
+		want := []string{d.Name, d.Text, d.Promise, d.NotShown}
+		for _, c := range d.Controls {
+			want = append(want, "`"+c.Name+"`: "+c.Text)
+		}
+		if len(d.Controls) == 0 && !d.Hidden {
+			t.Errorf("%s has no control", d.Name)
+		}
+		for _, w := range want {
+			if !strings.Contains(doc, w) {
+				t.Errorf("docs/drills.md lacks of drill %s: %q", d.Name, w)
+			}
+		}
+	}
+}

@@ -1,0 +1,170 @@
+package replica
+
+import (
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+func TestRead_SeesWhatWasAcknowledgedBefore(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	if res := lead.do("k=1"); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	f, g := other.read(0), lead.read(0)
+	r.until("reads", func() bool { return other.reads[f] != nil && lead.reads[g] != nil })
+	if got := other.get("k"); got != "1" {
+		t.Errorf("the follower's read saw %q", got)
+	}
+}
+
+func TestRead_ManyShareOneRequest(t *testing.T) {
+	r := newRig(t, 3, nil)
+	_, other := r.elect()
+	asked := uint64(0)
+	var fs []*shard.Future
+	for range 100 {
+		fs = append(fs, other.read(0))
+	}
+	r.settle()
+	asked = other.host.readCtx
+	for _, f := range fs {
+		if other.reads[f] == nil {
+			t.Fatalf("a read is missing")
+		}
+	}
+	if asked > 3 {
+		t.Errorf("100 reads made %d requests", asked)
+	}
+}
+
+func TestRead_LostRequestIsMadeAgain(t *testing.T) {
+	r := newRig(t, 3, nil)
+	_, other := r.elect()
+	lost := 0
+	r.drop = func(from, _ shard.NodeID, kind byte) bool {
+		if from == other.id && kind == msgRaft && lost < 1 {
+			lost++
+			return true
+		}
+		return false
+	}
+	f := other.read(0)
+	took := r.until("read", func() bool { return other.reads[f] != nil })
+	if lost != 1 || took > (readRetryTicks+2)*100*time.Millisecond {
+		t.Errorf("took %v after %d losses", took, lost)
+	}
+}
+
+func TestRead_IsolatedLeaderDoesNotAnswer(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	r.isolate(lead)
+	f := lead.read(700 * time.Millisecond)
+	r.until("other leader", func() bool { return other.host.Shards()[0].Leader != lead.id && other.host.Shards()[0].Leader != 0 })
+	if res := other.do("k=2"); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	g := lead.read(time.Second)
+	r.run(2 * time.Second)
+	for _, f := range []*shard.Future{f, g} {
+		if lead.reads[f] != nil {
+			t.Errorf("an isolated leader served a read")
+		}
+		if res := lead.results[f]; !errs.Is(res.Err, errs.Unavailable) {
+			t.Errorf("got %+v", res)
+		}
+	}
+}
+
+func TestRead_StaleReadsWaitForTheirRevision(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	r.same("k", "1")
+	r.isolate(other)
+	any, later, never := shard.NewFuture(), shard.NewFuture(), shard.NewFuture()
+	other.turn(
+		Read{Shard: 1, Future: any, Stale: true, AtLeast: 1},
+		Read{Shard: 1, Future: later, Stale: true, AtLeast: 2},
+		Read{Shard: 1, Future: never, Stale: true, AtLeast: 99, Deadline: r.now.Add(time.Second)},
+	)
+	if other.reads[any] == nil {
+		t.Errorf("a read of an old revision was not released at once")
+	}
+	lead.do("k=2")
+	if other.reads[later] != nil {
+		t.Errorf("a read was released before its revision")
+	}
+	r.heal()
+	r.until("read", func() bool { return other.reads[later] != nil })
+	if got := other.get("k"); got != "2" {
+		t.Errorf("saw %q", got)
+	}
+	r.until("refusal", func() bool { return errs.Is(other.results[never].Err, errs.Unavailable) })
+}
+
+func TestRead_LeaseEndsBeforeAnotherCanLead(t *testing.T) {
+	r := newRig(t, 3, func(c *Config) { c.LeaseReads, c.NoHibernate = true, true })
+	lead, other := r.elect()
+	lead.do("k=1")
+	first := lead.read(0)
+	r.until("read", func() bool { return lead.reads[first] != nil })
+	if lead.counts.LeaseReads != 0 {
+		t.Errorf("the first read used a lease that was not there")
+	}
+	f := lead.read(0)
+	if lead.reads[f] == nil || lead.counts.LeaseReads != 1 {
+		t.Errorf("a read under the lease was not served at once")
+	}
+	r.isolate(lead)
+	ends := lead.host.reps[1].reads.lease
+	for r.now.Before(ends) {
+		if f := lead.read(0); lead.reads[f] == nil {
+			t.Errorf("the lease ended %v early", ends.Sub(r.now))
+			break
+		}
+		if s := other.host.Shards()[0]; s.Term > lead.host.Shards()[0].Term {
+			t.Fatalf("another leader within the lease")
+		}
+		r.run(20 * time.Millisecond)
+	}
+	r.run(time.Until(ends) * 0)
+	if f := lead.read(0); lead.reads[f] != nil {
+		t.Errorf("a read was served after the lease")
+	}
+}
+
+// A node that was restarted may have promised a leader not to vote. Whoever asks it at once must be refused.
+func TestRead_LeasePromiseOutlivesARestart(t *testing.T) {
+	r := newRig(t, 3, func(c *Config) { c.LeaseReads, c.NoHibernate = true, true })
+	lead, other := r.elect()
+	lead.do("k=1")
+	third := r.nodes[0]
+	for _, n := range r.nodes {
+		if n != lead && n != other {
+			third = n
+		}
+	}
+	// other has not heard of the leader for long, and wants to lead.
+	r.drop = func(from, to shard.NodeID, _ byte) bool {
+		return from == lead.id && to == other.id || from == other.id && to == lead.id
+	}
+	r.run(3 * time.Second)
+	f := lead.read(0)
+	r.until("read", func() bool { return lead.reads[f] != nil })
+	r.isolate(lead)
+	third.restart()
+	ends := lead.host.reps[1].reads.lease
+	for r.now.Before(ends) {
+		r.run(10 * time.Millisecond)
+		if s := other.host.Shards()[0]; s.Leads || third.host.Shards()[0].Leads {
+			t.Fatalf("another leader %v before the lease ends", ends.Sub(r.now))
+		}
+	}
+	r.until("other leader", func() bool { return other.host.Shards()[0].Leads || third.host.Shards()[0].Leads })
+}

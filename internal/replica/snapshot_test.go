@@ -1,0 +1,179 @@
+package replica
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// behind makes a follower fall behind the cut of the log.
+func behind(t *testing.T, rows int) (r *rig, lead, other *rigNode) {
+	r = newRig(t, 3, func(c *Config) { c.LogEntriesMax = 5 })
+	lead, other = r.elect()
+	lead.do("first=1")
+	r.same("first", "1")
+	r.isolate(other)
+	for i := range rows {
+		lead.do(fmt.Sprintf("key%d=%s", i, strings.Repeat("v", 50)))
+	}
+	r.run(3 * time.Second)
+	lead.do("last=1")
+	r.run(time.Second)
+	if s := lead.host.Shards()[0]; s.First <= other.host.Shards()[0].Last {
+		t.Fatalf("the log is not cut: %+v", s)
+	}
+	return r, lead, other
+}
+
+func TestSnapshot_BringsAFollowerBack(t *testing.T) {
+	r, _, other := behind(t, 30)
+	f := other.propose("mine=1", 0)
+	r.heal()
+	r.until("value", func() bool { return other.get("last") == "1" && other.get("key29") != "" })
+	if !r.noted("installed a snapshot") {
+		t.Errorf("notes: %v", r.notes)
+	}
+	r.until("answer", func() bool { _, ok := other.results[f]; return ok })
+	if res := other.do("k=2"); res.Err != nil {
+		t.Errorf("got %+v", res)
+	}
+	r.until("rest", func() bool {
+		for _, n := range r.nodes {
+			if n.host.Shards()[0].Snapshotting {
+				return false
+			}
+		}
+		return true
+	})
+	other.restart()
+	r.same("k", "2")
+}
+
+func TestSnapshot_SurvivesLostAndRepeatedChunks(t *testing.T) {
+	r, _, other := behind(t, 100)
+	n := 0
+	r.drop = func(_, _ shard.NodeID, kind byte) bool {
+		if kind != msgChunk && kind != msgChunkOK {
+			return false
+		}
+		n++
+		return n%7 == 0
+	}
+	took := r.until("value", func() bool { return other.get("last") == "1" })
+	// A hundred chunks and more are under way; each loss may cost a few ticks, but not the rest of the transfer.
+	if took > 30*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+func TestSnapshot_StartsOverWhenTheReceiverRestarts(t *testing.T) {
+	r, _, other := behind(t, 100)
+	n := 0
+	r.drop = func(_, _ shard.NodeID, kind byte) bool {
+		if kind == msgChunk {
+			n++
+		}
+		return kind == msgChunk && n > 30
+	}
+	r.run(time.Second)
+	if !other.host.Shards()[0].Snapshotting {
+		t.Fatalf("no transfer is under way")
+	}
+	other.restart()
+	r.heal()
+	r.until("value", func() bool { return other.get("last") == "1" })
+	r.same("last", "1")
+}
+
+func TestSnapshot_IsGivenUpWhenNothingMoves(t *testing.T) {
+	r, lead, other := behind(t, 30)
+	r.drop = func(_, _ shard.NodeID, kind byte) bool { return kind == msgChunk }
+	r.run(snapshotGiveUp + 2*time.Second)
+	if !r.noted("snapshot transfer makes no progress") {
+		t.Errorf("notes: %v", r.notes)
+	}
+	r.heal()
+	r.until("value", func() bool { return other.get("last") == "1" })
+	r.until("rest", func() bool { return !lead.host.Shards()[0].Snapshotting })
+}
+
+func TestSnapshot_HalfReceivedIsDroppedInTheEnd(t *testing.T) {
+	r, _, other := behind(t, 100)
+	n := 0
+	r.drop = func(_, _ shard.NodeID, kind byte) bool {
+		if kind == msgChunk {
+			n++
+		}
+		return kind == msgChunk && n > 30
+	}
+	r.run(time.Second)
+	if !other.host.Shards()[0].Snapshotting {
+		t.Fatalf("no transfer is under way")
+	}
+	r.isolate(other)
+	r.run(snapshotGiveUp + time.Second)
+	if other.host.Shards()[0].Snapshotting {
+		t.Errorf("half a snapshot is kept for ever")
+	}
+}
+
+func TestSnapshot_DamagedTransferStartsOver(t *testing.T) {
+	r, _, other := behind(t, 30)
+	r.heal()
+	bad := 0
+	deliver := other.host
+	// The last chunk carries the checksum of all.
+	for range 400 {
+		for _, n := range r.nodes {
+			if n.host == nil {
+				continue
+			}
+			if n == other && bad == 0 {
+				for i, in := range n.inbox {
+					if f, ok := in.(Frame); ok && spoil(f.Data) {
+						bad++
+						n.inbox[i] = f
+					}
+				}
+			}
+			if len(n.inbox) > 0 || !n.wake.After(r.now) {
+				n.turn()
+			}
+		}
+		r.now = r.now.Add(5 * time.Millisecond)
+	}
+	_ = deliver
+	if bad != 1 || !r.noted("snapshot fails its checksum") {
+		t.Errorf("%d chunks were spoilt; notes: %v", bad, r.notes)
+	}
+	r.until("value", func() bool { return other.get("last") == "1" })
+}
+
+// spoil changes the checksum in the last chunk of a snapshot, if the frame has it.
+func spoil(frame []byte) bool {
+	_, body, err := readFrameHeader(frame)
+	if err != nil {
+		return false
+	}
+	for len(body) > 0 {
+		kind, msg, rest, err := nextMessage(body)
+		if err != nil {
+			return false
+		}
+		if kind == msgChunk {
+			rd := reader{b: msg}
+			for range 7 {
+				rd.uvarint()
+			}
+			if rd.byte() == 1 {
+				rd.b[0] ^= 1
+				return true
+			}
+		}
+		body = rest
+	}
+	return false
+}
