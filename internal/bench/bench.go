@@ -36,11 +36,10 @@ type Config struct {
 	// Rate, when not 0, makes the loop open: that many requests a second in all.
 	Rate float64
 	Seed uint64
-	// Tags spreads keys over hash slots as they are; it is always true for plain keys.
+	// Progress, when not nil, is called every second.
 	Progress func(done int64, elapsed time.Duration)
 }
 
-// Ops lists the kinds of request.
 var ops = []string{"set", "get", "incr", "set-event", "event"}
 
 // Ops returns the kinds of request that a load can have.
