@@ -23,12 +23,12 @@ test: ## Everything that must pass before a change goes in
 	@SEEDS=$(SEEDS) FUZZ=$(FUZZ) scripts/test.sh
 
 .PHONY: quick
-quick: ## Unit tests only, without the race detector
-	go test ./...
+quick: ## Unit tests only, without race detector and drills
+	go test -short ./...
 
 .PHONY: race
 race: ## Unit tests with the race detector
-	go test -race -p 2 -timeout 20m ./...
+	go test -race -short -p 2 -timeout 20m ./...
 
 .PHONY: clients
 clients: ## Stock Redis and Kafka clients against clusters of real processes

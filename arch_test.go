@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -92,24 +93,39 @@ type source struct {
 	test bool
 	file *ast.File
 	fset *token.FileSet
-	text []byte
 }
 
-// sources parses all Go files of the main module.
-func sources(t *testing.T) []source {
-	t.Helper()
+// parsed holds all Go files of the main module; they are read once.
+var parsed = sync.OnceValues(func() ([]source, error) {
+	names, err := list(".go")
+	if err != nil {
+		return nil, err
+	}
 	var all []source
 	fset := token.NewFileSet()
-	for _, p := range tracked(t, ".go") {
-		if strings.HasPrefix(p, "test/") || strings.HasPrefix(p, "tools/") || strings.HasPrefix(p, "bench/") {
+	for _, p := range names {
+		if slices.ContainsFunc(otherModules, func(m string) bool { return strings.HasPrefix(p, m+"/") }) {
 			continue
 		}
-		b := read(t, p)
+		b, err := os.ReadFile(p)
+		if err != nil {
+			return nil, err
+		}
 		f, err := parser.ParseFile(fset, p, b, parser.ParseComments)
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
-		all = append(all, source{p, path.Dir(p), strings.HasSuffix(p, "_test.go"), f, fset, b})
+		all = append(all, source{p, path.Dir(p), strings.HasSuffix(p, "_test.go"), f, fset})
+	}
+	return all, nil
+})
+
+// sources returns all Go files of the main module.
+func sources(t *testing.T) []source {
+	t.Helper()
+	all, err := parsed()
+	if err != nil {
+		t.Fatal(err)
 	}
 	if len(all) < 50 {
 		t.Fatalf("found only %d Go files; is this the root of the repository?", len(all))
@@ -120,28 +136,27 @@ func sources(t *testing.T) []source {
 // tracked returns the files that belong to the repository and end as one of the given names do.
 func tracked(t *testing.T, ends ...string) []string {
 	t.Helper()
+	all, err := list(ends...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func list(ends ...string) ([]string, error) {
 	var all []string
 	err := filepath.WalkDir(".", func(p string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
-		case p == ".git", p == "bin", d.IsDir() && d.Name() == "testdata" && strings.Contains(p, "fuzz"):
-			if d.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		case d.IsDir():
-			return nil
-		}
-		if slices.ContainsFunc(ends, func(e string) bool { return strings.HasSuffix(p, e) }) {
+		case d.IsDir() && (p == ".git" || p == "bin" || d.Name() == "fuzz"):
+			return fs.SkipDir
+		case !d.IsDir() && slices.ContainsFunc(ends, func(e string) bool { return strings.HasSuffix(p, e) }):
 			all = append(all, filepath.ToSlash(p))
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return all
+	return all, err
 }
 
 func read(t *testing.T, name string) []byte {

@@ -47,16 +47,19 @@ gofmt_clean() {
 
 foreign_clients() { (cd test && go vet ./... && go test -v -timeout 10m ./...); }
 
+# Each drill must be safe, and each control must be caught.
+drills() { go build -trimpath -o bin/quorate ./cmd/quorate && bin/quorate drill run --all; }
+
 step "what the tests need" scripts/deps.sh
 step "format" gofmt_clean
 step "vet" go vet ./...
 step "lint" make -s lint
-step "unit tests, with the race detector" go test -race -p 2 -v -timeout 20m ./...
+step "unit tests, with the race detector" go test -race -short -p 2 -v -timeout 20m ./...
 step "planted defects are found" go test -tags mutants -v -timeout 15m -run TestMutants ./internal/sim
-step "simulation, ${SEEDS:-200} seeds" go test -v -timeout 15m -run TestSeeds ./internal/sim -seeds "${SEEDS:-200}"
+step "simulation, ${SEEDS:-200} seeds" go test -v -timeout 15m -run 'TestSeeds|TestRun' ./internal/sim -seeds "${SEEDS:-200}"
 step "fuzz, ${FUZZ:-10s} a target" scripts/fuzz.sh "${FUZZ:-10s}"
 step "stock clients against real processes" foreign_clients
-# step "drills" bin/quorate drill run --suite ci
+step "drills and their controls" drills
 
 echo "=== all in $((SECONDS - began)) s"
 for f in "${failures[@]}"; do echo "    failed: $f"; done

@@ -60,7 +60,7 @@ func newVersion() *cobra.Command {
 }
 
 // logFlags are the flags of commands that run nodes in this process.
-type logFlags struct{ level, format, file string }
+type logFlags struct{ level, format string }
 
 func (l *logFlags) add(c *cobra.Command, level string) {
 	c.Flags().StringVar(&l.level, "log-level", level, "debug, info, warn or error")

@@ -184,15 +184,6 @@ func newBatchBuilder(size int) *batchBuilder {
 	return &batchBuilder{b: make([]byte, BatchHeaderSize, BatchHeaderSize+size)}
 }
 
-func varintLen(v int64) int {
-	u := uint64(v)<<1 ^ uint64(v>>63)
-	n := 1
-	for ; u >= 0x80; u >>= 7 {
-		n++
-	}
-	return n
-}
-
 func appendField(b, v []byte, null bool) []byte {
 	if null {
 		return binary.AppendVarint(b, -1)

@@ -2,6 +2,7 @@ package eventlog
 
 import (
 	"encoding/binary"
+	"errors"
 	"time"
 
 	"github.com/quorate/quorate/internal/errs"
@@ -187,7 +188,8 @@ func (e *enc) refusal(err error) {
 		return
 	}
 	code, msg := "", err.Error()
-	if x, ok := err.(*errs.Error); ok {
+	var x *errs.Error
+	if errors.As(err, &x) {
 		code, msg = x.Code, x.Msg
 	}
 	e.str(code)

@@ -340,9 +340,8 @@ func TestHost_DifferentDigestStopsTheNode(t *testing.T) {
 	rep := other.host.reps[1]
 	rep.digests[digestEvery] = 5
 	frame := func(at, digest uint64) Frame {
-		f := appendFrameHeader(nil, frameHeader{from: 0, session: 1})
 		p := other.host.peers[other.host.peerIDs[0]]
-		f = appendFrameHeader(nil, frameHeader{from: p.id, session: p.session, logID: p.logID})
+		f := appendFrameHeader(nil, frameHeader{from: p.id, session: p.session, logID: p.logID})
 		w := beginMessage(f, msgDigest)
 		w.b = append(w.b, 1)
 		w.b = appendUvarints(w.b, at)

@@ -71,7 +71,7 @@ func FromSeed(seed uint64) Options {
 	o.BatchBytesMax = []int{0, 0, 300}[r.IntN(3)]
 	o.ElectionTicks = []int{10, 10, 5, 20}[r.IntN(4)]
 	o.ChunkBytes = []int{200, 512, 4096, 64 << 10}[r.IntN(4)]
-	o.FlushMax = []time.Duration{20, 500}[r.IntN(2)] * time.Millisecond
+	o.FlushMax = []time.Duration{20 * time.Millisecond, 500 * time.Millisecond}[r.IntN(2)]
 	o.PowerCut, o.RestartMax = o.Crash/3, 4*time.Second
 	if r.IntN(5) == 0 {
 		// Few requests, so that shards go to sleep between them.

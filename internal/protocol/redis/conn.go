@@ -92,7 +92,6 @@ type pending struct {
 	cmd    *command
 	shard  shard.ID
 	future *shard.Future
-	multi  *multi
 	mute   bool
 }
 
