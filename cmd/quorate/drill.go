@@ -149,6 +149,9 @@ func runDrill(ctx context.Context, d drill.Drill, o drill.Options, keep bool, s 
 		r.Dir = dir
 		s.say("Data and logs: %s", dir)
 	}
+	if ctx.Err() != nil {
+		return r, exitError{code: exitInterrupted, msg: "interrupted: the drill has no verdict; its nodes are stopped"}
+	}
 	return r, err
 }
 

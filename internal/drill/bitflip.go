@@ -158,7 +158,9 @@ func (b *flipper) next() damage {
 func (b *flipper) compare(ctx context.Context, victim *Process, before uint64, began time.Time) error {
 	resume := b.l.rest()
 	defer resume()
-	if err := b.cl.WaitWhole(ctx, settleLimit); err != nil {
+	if err := b.cl.WaitWhole(ctx, settleLimit); errs.Is(err, errs.Corrupt) {
+		b.r.find(err.Error()) // and now see what that means to who reads
+	} else if err != nil {
 		return err
 	}
 	vctx, cancel := context.WithTimeout(ctx, settleLimit)
@@ -170,6 +172,9 @@ func (b *flipper) compare(ctx context.Context, victim *Process, before uint64, b
 			return err
 		}
 		b.r.find(res.findings(fmt.Sprintf("read through node %d", p.ID))...)
+	}
+	if b.r.found() {
+		return nil
 	}
 	// Reading may have led to a rebuild, and the next node must not be damaged before this one is whole.
 	if err := b.cl.WaitWhole(ctx, settleLimit); err != nil {

@@ -32,7 +32,7 @@ func TestDrills(t *testing.T) {
 	}
 	bin := buildQuorate(t)
 	t.Run("cancelled", func(t *testing.T) { testCancel(t, bin) })
-	lengths := map[string]time.Duration{"outbox": 4, "leader-kill": 5, "power-loss": 4, "bit-flip": 5, "kill-cycles": 4}
+	lengths := map[string]time.Duration{"outbox": 3, "leader-kill": 4, "power-loss": 3, "bit-flip": 3, "kill-cycles": 3}
 	for _, d := range Drills() {
 		length := lengths[d.Name] * time.Second
 		if length == 0 {
@@ -50,10 +50,12 @@ func TestDrills(t *testing.T) {
 		})
 		for _, c := range d.Controls {
 			t.Run(d.Name+"/"+c.Name, func(t *testing.T) {
-				// The fault is there each time; that it shows takes a little luck.
+				// The fault is there each time; that it shows takes a little luck. Drills that go on until they find it keep
+				// their own length.
+				length := map[string]time.Duration{"outbox": 2 * time.Second, "leader-kill": 2 * time.Second}[d.Name]
 				var r Report
 				for seed := uint64(1); seed <= 3; seed++ {
-					if r = runHere(t, d, Options{Binary: bin, Control: c.Name, Seed: seed}); r.Caught() {
+					if r = runHere(t, d, Options{Binary: bin, Control: c.Name, Seed: seed, For: length}); r.Caught() {
 						return
 					}
 				}

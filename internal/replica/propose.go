@@ -46,6 +46,8 @@ type batch struct {
 	sentAt   time.Time
 	sentTerm uint64
 	sentLead uint64
+	// tries counts how often it was sent to that leader.
+	tries    int
 	shared   bool
 	deadline time.Time
 }
@@ -55,8 +57,12 @@ type waitingAnswer struct {
 	deadline time.Time
 }
 
-// resendTicks is after how many ticks a forwarded batch is sent again.
-const resendTicks = 5
+// resendTicks is after how many ticks a forwarded batch is sent again. The wait doubles each time, up to resendDoublings
+// times, so that a slow leader does not get ever more of the same.
+const (
+	resendTicks     = 5
+	resendDoublings = 4
+)
 
 // slowLog is how long a leader waits for its own log before it makes the next batch all the same: the followers' logs may
 // well be faster.
@@ -172,6 +178,10 @@ func (r *replica) dispatch(b *batch) {
 		b.data = bytes.Clone(b.data)
 	}
 	shard.SetLow(b.data, r.low())
+	if b.sentTerm != r.term || b.sentLead != r.lead {
+		b.tries = 0
+	}
+	b.tries++
 	b.sentAt, b.sentTerm, b.sentLead = h.now, r.term, r.lead
 	if r.leads() {
 		shard.SetStamp(b.data, r.stamp())
@@ -212,7 +222,7 @@ func (r *replica) resend(newLeader bool) {
 		case newLeader || r.leads():
 			// Proposed to this leader in this term: it is in its log or in its frame.
 			continue
-		case h.now.Sub(b.sentAt) < resendTicks*h.cfg.Tick:
+		case h.now.Sub(b.sentAt) < h.cfg.Tick*resendTicks<<min(b.tries-1, resendDoublings):
 			continue
 		}
 		r.dispatch(b)

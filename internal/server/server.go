@@ -75,6 +75,10 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 				_ = s.engine.Close()
 			}
 			if s.dir != nil {
+				if errs.Is(err, errs.Corrupt) && len(cfg.Peers) > 1 {
+					// Opening the replicas came upon damage in the state store. The next start empties it and rebuilds.
+					err = errors.Join(err, s.dir.MarkDamaged())
+				}
 				_ = s.dir.Close()
 			}
 		}
@@ -212,11 +216,22 @@ func (s *Server) Close() error {
 	return err
 }
 
+// restartsMax is how many times in a row a node with damaged data starts over before it gives up: a disk that damages
+// whatever is written to it needs a person.
+const restartsMax = 3
+
 // Run starts a node, calls ready once it has answered through each of its ports, and runs it until ctx ends. If the node
 // finds its data damaged it is started again, and rebuilds itself from its peers.
 func Run(ctx context.Context, cfg Config, version string, e *env.Env, log *slog.Logger, ready func(*Server)) error {
-	for restarts := 0; ; restarts++ {
+	restarts := 0
+	for {
+		began := e.Now()
 		s, err := Start(cfg, version, e, log)
+		if errs.Is(err, errs.Corrupt) && len(cfg.Peers) > 1 && restarts < restartsMax {
+			restarts++
+			log.Error("this node's data are damaged; it starts over and is rebuilt from its peers", "error", err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -235,7 +250,11 @@ func Run(ctx context.Context, cfg Config, version string, e *env.Env, log *slog.
 		}
 		why := s.Err()
 		closeErr := s.Close()
-		if !errs.Is(why, errs.Corrupt) || restarts >= 3 {
+		if e.Now().Sub(began) > time.Hour {
+			restarts = 0
+		}
+		restarts++
+		if !errs.Is(why, errs.Corrupt) || restarts > restartsMax {
 			return errors.Join(fmt.Errorf("node stopped: %w", why), closeErr)
 		}
 		log.Error("this node's data are damaged; it starts over and is rebuilt from its peers", "error", why)

@@ -70,10 +70,7 @@ var mutants = []struct {
 }
 
 func mutantOptions(profile string, seed uint64) Options {
-	o := FromSeed(seed)
-	o.Nodes, o.Shards, o.Chaos, o.Settle = 3, 1, 25*time.Second, 40*time.Second
-	o.Crash, o.PowerCut, o.Pause, o.Partition, o.DiskStall, o.SyncError, o.BitFlip, o.Wipe, o.Loss, o.Double, o.Flush = 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
-	o.LeaseReads, o.Skew, o.Drift = false, 500*time.Millisecond, 0.01
+	o := quietOptions(seed)
 	profiles[profile](&o)
 	return o
 }

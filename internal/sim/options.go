@@ -60,7 +60,7 @@ func FromSeed(seed uint64) Options {
 		Loss: maybe(0.5, 0.05), Double: maybe(0.5, 0.05), DelayMax: time.Duration(1+r.IntN(30)) * time.Millisecond,
 		Skew: time.Duration(maybe(0.5, float64(3*time.Second))), Drift: maybe(0.4, 0.03),
 		LeaseReads: r.IntN(4) == 0, NoHibernate: r.IntN(3) == 0,
-		ThinkMax: time.Duration(5+r.IntN(200)) * time.Millisecond, PadMax: []int{0, 0, 200, 5000}[r.IntN(4)],
+		ThinkMax: time.Duration(10+r.IntN(300)) * time.Millisecond, PadMax: []int{0, 0, 200, 5000}[r.IntN(4)],
 	}
 	if r.IntN(2) == 0 {
 		o.CutEntries = uint64(5 + r.IntN(200))

@@ -2,6 +2,8 @@ package sim
 
 import (
 	"flag"
+	"os"
+	"runtime/debug"
 	"testing"
 	"time"
 )
@@ -19,6 +21,13 @@ const (
 	raceSeeds      = 6
 	defaultVirtual = 4 * time.Hour
 )
+
+// TestMain trades memory for time: a run makes much garbage and keeps little.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	debug.SetGCPercent(400)
+	os.Exit(m.Run())
+}
 
 // runSeed reports what a failed run did last, and how to run it again.
 func runSeed(t *testing.T, o Options) Report {

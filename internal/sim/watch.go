@@ -56,7 +56,7 @@ func (f *follower) soon() {
 		return
 	}
 	f.due = true
-	f.n.w.after(time.Duration(f.n.w.rng.IntN(50))*time.Millisecond, f.read)
+	f.n.w.after(time.Duration(f.n.w.rng.IntN(250))*time.Millisecond, f.read)
 }
 
 // read takes in what is new.

@@ -454,10 +454,6 @@ func (n *node) turn() {
 	w.stats.LeaseReads += out.Counts.LeaseReads
 	w.stats.Asleep += out.Counts.Asleep
 	w.stats.Woken += out.Counts.Woken
-	w.check.turn(n, out.Writes)
-	if w.err != nil {
-		return
-	}
 	if out.Fatal != nil {
 		n.lost = n.lost || errs.Is(out.Fatal, errs.Corrupt)
 		if n.lost && !w.broken[int(n.id)] {
@@ -466,6 +462,10 @@ func (n *node) turn() {
 		}
 		n.die(out.Fatal.Error())
 		w.after(time.Second, n.boots)
+		return
+	}
+	w.check.turn(n, out.Writes)
+	if w.err != nil {
 		return
 	}
 	for _, f := range out.Frames {
