@@ -20,7 +20,30 @@ var regressions = []struct {
 	what string
 	seed uint64
 	with func(*Options)
-}{}
+}{
+	{
+		"a leader that votes alone answers reads only after an entry of its term", 5,
+		func(o *Options) { o.Nodes, o.Crash, o.ThinkMax = 1, 0.3, 3*time.Millisecond },
+	},
+	{
+		"a restarted node keeps the promise not to vote that a lease counts on", 74,
+		func(o *Options) {
+			o.Crash, o.RestartMax, o.Partition, o.LeaseReads, o.NoHibernate = 0.5, 100*time.Millisecond, 0.6, true, true
+			o.ElectionTicks, o.Clients, o.ThinkMax = 20, 8, 3*time.Millisecond
+		},
+	},
+	{
+		"a replica that took its id from a deposed leader asks for the newer one", 31,
+		func(o *Options) { o.Nodes, o.Wipe, o.Pause, o.Loss = 5, 0.03, 0.15, 0.05 },
+	},
+	{
+		"chunks of a snapshot that overtake each other are kept", 2,
+		func(o *Options) {
+			o.Crash, o.Loss, o.CutEntries, o.ChunkBytes = 0.08, 0.05, 20, 100
+			o.Clients, o.ThinkMax, o.Chaos = 8, 5*time.Millisecond, time.Minute
+		},
+	},
+}
 
 func TestRegressions_StayFixed(t *testing.T) {
 	for _, c := range regressions {
