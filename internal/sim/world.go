@@ -385,6 +385,7 @@ func (n *node) die(why string) {
 			n.w.stats.SnapshotsCut++
 		}
 	}
+	n.store.Rest()
 	crashed := n.disk.crash(n.w.rng)
 	n.close()
 	n.disk = crashed
