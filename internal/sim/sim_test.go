@@ -18,7 +18,7 @@ var (
 const (
 	defaultSeeds   = 200
 	shortSeeds     = 20
-	raceSeeds      = 6
+	raceSeeds      = 3
 	defaultVirtual = 4 * time.Hour
 )
 
@@ -84,7 +84,9 @@ func TestRun_IsDeterministic(t *testing.T) {
 	switch {
 	case *seeds > 0:
 		n = *seeds
-	case raceEnabled || testing.Short():
+	case raceEnabled:
+		n = 1
+	case testing.Short():
 		n = 3
 	}
 	for i := range n {
