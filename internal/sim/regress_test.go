@@ -46,6 +46,9 @@ var regressions = []struct {
 }
 
 func TestRegressions_StayFixed(t *testing.T) {
+	if raceEnabled {
+		t.Skip("these are about what a seed does, not about goroutines")
+	}
 	for _, c := range regressions {
 		o := quietOptions(c.seed)
 		c.with(&o)

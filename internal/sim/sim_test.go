@@ -18,7 +18,7 @@ var (
 const (
 	defaultSeeds   = 200
 	shortSeeds     = 20
-	raceSeeds      = 6
+	raceSeeds      = 3
 	defaultVirtual = 4 * time.Hour
 )
 
@@ -80,11 +80,17 @@ func TestSeeds(t *testing.T) {
 
 // TestRun_IsDeterministic runs seeds twice and compares everything that happened.
 func TestRun_IsDeterministic(t *testing.T) {
-	n := uint64(20)
-	if raceEnabled || testing.Short() {
+	n := 20
+	switch {
+	case *seeds > 0:
+		n = *seeds
+	case raceEnabled:
+		n = 1
+	case testing.Short():
 		n = 3
 	}
-	for seed := uint64(1); seed <= n; seed++ {
+	for i := range n {
+		seed := *first + uint64(i)
 		a, b := Run(FromSeed(seed)), Run(FromSeed(seed))
 		if a.Trace == b.Trace && a.Stats == b.Stats {
 			continue

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -218,7 +219,9 @@ func (w *world) mix(b []byte) {
 func (w *world) fail(format string, args ...any) {
 	if w.err == nil {
 		w.err = fmt.Errorf(format, args...)
-		w.note("FAILED: %v", w.err)
+		// A stack holds addresses, which are not the seed's doing.
+		what, _, _ := strings.Cut(w.err.Error(), "\n")
+		w.note("FAILED: %s", what)
 	}
 }
 
@@ -385,6 +388,7 @@ func (n *node) die(why string) {
 			n.w.stats.SnapshotsCut++
 		}
 	}
+	n.store.Rest()
 	crashed := n.disk.crash(n.w.rng)
 	n.close()
 	n.disk = crashed

@@ -49,6 +49,7 @@ func (st *stepwise) makeRoom(s *Store, b *pebble.Batch) error {
 // flushed merges the tables now and then, and waits until the files that are no longer needed are gone.
 func (st *stepwise) flushed(s *Store) error {
 	st.unflushed = 0
+	s.Rest()
 	if st.flushes++; st.flushes >= stepFlushes {
 		st.flushes = 0
 		err := s.db.Compact(context.Background(), []byte{0}, bytes.Repeat([]byte{0xff}, 16), false)
@@ -56,6 +57,6 @@ func (st *stepwise) flushed(s *Store) error {
 			return errs.Wrap(errs.Corrupt, err, "merge tables of the state store")
 		}
 	}
-	s.db.TestOnlyWaitForCleaning()
+	s.Rest()
 	return nil
 }

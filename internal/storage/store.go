@@ -109,6 +109,7 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		cache.Unref()
 		return nil, errs.Wrap(errs.Corrupt, err, "open state store %s", dir)
 	}
+	s.Rest()
 	return s, nil
 }
 
@@ -218,6 +219,7 @@ func (b *Batch) Discard() error { return b.b.Close() }
 
 // Flush makes everything committed so far durable and waits for it.
 func (s *Store) Flush() error {
+	s.Rest()
 	if err := s.db.Flush(); err != nil {
 		return errs.Wrap(errs.Corrupt, err, "flush state store")
 	}
@@ -225,6 +227,14 @@ func (s *Store) Flush() error {
 		return s.step.flushed(s)
 	}
 	return nil
+}
+
+// Rest waits until a deterministic store has nothing left to do: files that nobody reads any more are deleted by a goroutine
+// of Pebble's. The simulation calls it before it looks at the disk.
+func (s *Store) Rest() {
+	if s.step != nil {
+		s.db.TestOnlyWaitForCleaning()
+	}
 }
 
 // FlushStart starts a flush of everything committed so far and returns a channel that is closed when it is durable.
