@@ -35,6 +35,8 @@ type replica struct {
 	term uint64
 	// unsynced counts the writes with entries of this shard that are not yet durable.
 	unsynced int
+	// state is raft's hard state, saved what of it was handed to the log.
+	state, saved storage.HardState
 	// stampBase and stampAt anchor the shard's clock while this node leads.
 	stampBase, stampAt time.Time
 	timerAt            time.Time
@@ -168,7 +170,10 @@ func (r *replica) start() error {
 		return errs.Wrap(errs.Internal, err, "start raft for shard %d", r.id)
 	}
 	r.rn = rn
-	r.term = rn.BasicStatus().GetTerm()
+	st := rn.BasicStatus()
+	r.term = st.GetTerm()
+	r.state = storage.HardState{Term: st.GetTerm(), Vote: st.GetVote(), Commit: st.GetCommit()}
+	r.saved = h.log.State(r.id)
 	r.digests = map[uint64]uint64{}
 	r.wake()
 	if len(h.cfg.Nodes) == 1 {
@@ -303,13 +308,16 @@ func (r *replica) handleAppend(m *raftpb.Message) {
 		r.view.append(m.Entries)
 	}
 	if m.GetTerm() != 0 || m.GetVote() != 0 || m.GetCommit() != 0 {
-		w.State = storage.HardState{Term: m.GetTerm(), Vote: m.GetVote(), Commit: m.GetCommit()}
+		r.state = storage.HardState{Term: m.GetTerm(), Vote: m.GetVote(), Commit: m.GetCommit()}
+	}
+	// A commit index that is lost in a crash is learned again, so it does not cost a sync: it goes along with the next write.
+	if some := w.Reset != nil || w.Entries != nil; r.state != r.saved && (some || r.state.Term != r.saved.Term || r.state.Vote != r.saved.Vote) {
+		w.State, r.saved = r.state, r.state
 		if env.Mutant(env.MutantHardStateNotSaved) {
 			w.State = storage.HardState{}
 		}
 	}
-	some := w.Reset != nil || w.Entries != nil || w.State != (storage.HardState{})
-	if some {
+	if w.Reset != nil || w.Entries != nil || w.State != (storage.HardState{}) {
 		h.out.Writes = append(h.out.Writes, w)
 	}
 	wait := appendWait{r: r, responses: m.Responses, entries: len(w.Entries) > 0}
