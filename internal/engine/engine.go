@@ -260,10 +260,13 @@ func (g *Engine) loop() {
 	defer timer.Stop()
 	var in []replica.Input
 	var control []func()
+	// armed is when the timer fires. It is moved to an earlier time only: a turn too many is cheaper than to set it in each.
+	armed := g.env.Now()
 	for {
 		select {
 		case <-g.wake:
 		case <-timer.C:
+			armed = time.Time{}
 		case <-g.ctx.Done():
 			g.end(g.ctx.Err())
 			return
@@ -292,7 +295,10 @@ func (g *Engine) loop() {
 		if cap(in) > 1<<16 {
 			in = nil
 		}
-		timer.Reset(max(0, out.Wake.Sub(g.env.Now())))
+		if armed.IsZero() || out.Wake.Before(armed) {
+			armed = out.Wake
+			timer.Reset(max(0, armed.Sub(g.env.Now())))
+		}
 	}
 }
 

@@ -247,6 +247,7 @@ type Host struct {
 	// logSeq numbers the writes handed out, logDone those known to be durable.
 	logSeq, logDone uint64
 	waits           []appendWait
+	held            []heldCommit
 	flushing        bool
 	// flushFrom is when the next flush may be asked for.
 	flushFrom time.Time
@@ -271,6 +272,8 @@ type peer struct {
 	alive     bool
 	greeted   bool
 	refusedAt time.Time
+	// hurryUntil is until when commits are not held back from the peer; see held.go.
+	hurryUntil time.Time
 	// strangeSession is the start of the peer that was last seen with another log.
 	strangeSession uint64
 }
@@ -432,6 +435,7 @@ func (h *Host) finish() {
 			}
 		}
 	}
+	h.sendHeld()
 	for _, id := range h.peerIDs {
 		p := h.peers[id]
 		if p.frame != nil {
@@ -456,6 +460,11 @@ func (h *Host) finish() {
 	}
 	if len(h.timers) > 0 && h.timers[0].due.Before(h.out.Wake) {
 		h.out.Wake = h.timers[0].due
+	}
+	for _, c := range h.held {
+		if c.by.Before(h.out.Wake) {
+			h.out.Wake = c.by
+		}
 	}
 	h.fatal(h.store.Err())
 	h.out.Fatal = h.err

@@ -81,7 +81,7 @@ func (h *Host) handle(p *peer, kind byte, body []byte) error {
 	}
 	switch kind {
 	case msgForward:
-		r.receiveForward(rd)
+		r.receiveForward(p, rd)
 	case msgQuiesce:
 		r.receiveQuiesce(p, rd)
 	case msgChunk:
@@ -145,6 +145,9 @@ func (r *replica) receiveRaft(m *raftpb.Message) {
 	if m.GetType() == raftpb.MsgReadIndex && r.leads() && !r.knowsCommit() {
 		// The other node asks again.
 		return
+	}
+	if p := r.host.peers[replicaNode(m.GetFrom())]; m.GetType() == raftpb.MsgReadIndex && p != nil {
+		p.hurryUntil = r.host.now.Add(hurryFor)
 	}
 	r.step(m)
 }

@@ -230,7 +230,7 @@ func (r *replica) resend(newLeader bool) {
 }
 
 // receiveForward proposes a batch of another node.
-func (r *replica) receiveForward(rd *reader) {
+func (r *replica) receiveForward(p *peer, rd *reader) {
 	h := r.host
 	// What is left of the deadline is for a leader that would have to queue; this one proposes at once.
 	_ = rd.uvarint()
@@ -246,6 +246,7 @@ func (r *replica) receiveForward(rd *reader) {
 		return
 	}
 	shard.SetStamp(data, r.stamp())
+	p.hurryUntil = h.now.Add(hurryFor)
 	// A dropped proposal is sent again by its node.
 	_ = r.rn.Propose(data)
 	h.markDirty(r)

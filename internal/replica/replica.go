@@ -425,6 +425,9 @@ func (r *replica) send(m *raftpb.Message) {
 		r.startSnapshot(p, m)
 		return
 	}
+	if r.host.hold(r, p, m) {
+		return
+	}
 	f := r.host.frameFor(p)
 	*f = appendRaft(*f, r.id, m)
 }
