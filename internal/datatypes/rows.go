@@ -182,7 +182,7 @@ func (c *call) lookKind(key []byte, kind byte) (head, bool, error) {
 func (c *call) save(key []byte, h *head) {
 	h.rev = uint64(c.tx.Revision())
 	c.key = appendHeadKey(c.key[:0], key)
-	c.tx.Set(c.key, h.encode())
+	c.tx.SetFresh(c.key, h.encode())
 }
 
 // setTimer keeps the timer of a key in step with its head. was is the expiry the key had.
@@ -211,7 +211,7 @@ func (c *call) remove(key []byte, h *head, op string) {
 	c.detach(key, h)
 	c.key = appendHeadKey(c.key[:0], key)
 	c.tx.Delete(c.key)
-	c.tx.Set(goneKey(key), binary.LittleEndian.AppendUint64(nil, uint64(c.tx.Revision())))
+	c.tx.SetFresh(goneKey(key), binary.LittleEndian.AppendUint64(nil, uint64(c.tx.Revision())))
 	c.tx.Emit(op, key, key, nil)
 }
 
@@ -268,7 +268,7 @@ func (c *call) newInstance() uint64 {
 	if b, ok := c.tx.Get([]byte{rowInstance}); ok {
 		n = binary.LittleEndian.Uint64(b) + 1
 	}
-	c.tx.Set([]byte{rowInstance}, binary.LittleEndian.AppendUint64(nil, n))
+	c.tx.SetFresh([]byte{rowInstance}, binary.LittleEndian.AppendUint64(nil, n))
 	return n
 }
 

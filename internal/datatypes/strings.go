@@ -25,7 +25,7 @@ func (c *call) setPlain(key, val []byte) ([]byte, error) {
 		c.key = appendHeadKey(c.key[:0], key)
 	}
 	row := binary.LittleEndian.AppendUint64(append(make([]byte, 0, 9+len(val)), kindString), uint64(c.tx.Revision()))
-	c.tx.Set(c.key, append(row, val...))
+	c.tx.SetFresh(c.key, append(row, val...))
 	c.tx.Emit("set", key, key, val)
 	return replyOK, nil
 }

@@ -103,7 +103,7 @@ func (p *partition) add(tx *shard.Tx, topic [16]byte, part int32, b []byte, reco
 	}
 	binary.BigEndian.PutUint64(b, uint64(base))
 	binary.BigEndian.PutUint32(b[12:], uint32(p.epoch))
-	tx.Set(batchKey(topic, part, last), b)
+	tx.SetBulk(batchKey(topic, part, last), b)
 	p.next = last + 1
 	p.size += int64(len(b))
 	if maxTime > p.maxTime {
@@ -114,7 +114,7 @@ func (p *partition) add(tx *shard.Tx, topic [16]byte, part int32, b []byte, reco
 	p.openBytes += int32(len(b))
 	if p.openBatches >= stretchBatches || p.openBytes >= stretchBytes {
 		v := binary.BigEndian.AppendUint64([]byte{version}, uint64(p.openFirst))
-		tx.Set(timeKey(topic, part, p.maxTime, last), binary.BigEndian.AppendUint64(v, sortable(p.openMax)))
+		tx.SetBulk(timeKey(topic, part, p.maxTime, last), binary.BigEndian.AppendUint64(v, sortable(p.openMax)))
 		p.openFirst, p.openBatches, p.openBytes, p.openMax = p.next, 0, 0, -1
 	}
 	if !p.armed && (p.retentionMs > 0 || p.retentionBytes > 0) {
@@ -127,7 +127,7 @@ func (p *partition) add(tx *shard.Tx, topic [16]byte, part int32, b []byte, reco
 // save stores the state and wakes who waits for records.
 func (p *partition) save(tx *shard.Tx, topic [16]byte, part int32) {
 	k := partKey(rowPartition, topic, part)
-	tx.Set(k, p.encode())
+	tx.SetFresh(k, p.encode())
 	tx.Wake(k)
 }
 
@@ -269,7 +269,7 @@ func appendBatch(tx *shard.Tx, a *Append) (base, start int64, err error) {
 	base = p.add(tx, a.Topic, a.Partition, b, h.Records, h.MaxTimestamp)
 	if h.ProducerID >= 0 {
 		pr.record(h, base, tx.Now())
-		tx.Set(producerKey(a.Topic, a.Partition, h.ProducerID), pr.encode())
+		tx.SetFresh(producerKey(a.Topic, a.Partition, h.ProducerID), pr.encode())
 	}
 	p.save(tx, a.Topic, a.Partition)
 	return base, p.start, nil

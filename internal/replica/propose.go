@@ -96,7 +96,7 @@ func (r *replica) mayCut() bool {
 		return false
 	}
 	if r.leads() {
-		return r.unsynced == 0 || r.host.now.Sub(r.cutAt) >= slowLog
+		return len(r.order) == 0 && r.unsynced == 0 || r.host.now.Sub(r.cutAt) >= slowLog
 	}
 	return len(r.order) < forwardsMax
 }

@@ -55,7 +55,7 @@ func (m *Machine) endChunk() {
 		return
 	}
 	v := append(binary.AppendUvarint(make([]byte, 0, len(m.changes.buf)+4), m.changes.count), m.changes.buf...)
-	m.set(ModuleShard, changeKey(m.st.ChangeNext), v)
+	m.set(ModuleShard, changeKey(m.st.ChangeNext), v, bulk)
 	m.st.ChangeNext += m.changes.count
 	m.st.ChangeBytes += uint64(len(v))
 	m.changes.rollback(changeMark{})
@@ -83,7 +83,7 @@ func (m *Machine) trimChanges() {
 		drop = append(drop, slices.Clone(k))
 	}
 	for _, k := range drop {
-		m.delete(ModuleShard, k)
+		m.delete(ModuleShard, k, bulk)
 	}
 }
 

@@ -51,6 +51,8 @@ type Machine struct {
 	keyBuf  []byte
 	changes changeBuffer
 	wakes   []Wake
+	// wakeKeys is where the keys of wakes are; it is given away with them.
+	wakeKeys []byte
 	// err is the first disk failure; it is sticky.
 	err error
 	// skew is used by one mutant only.
@@ -362,9 +364,7 @@ func (m *Machine) Commit(out *Applied) error {
 		} else {
 			err = b.Set(m.keyBuf, r.value)
 		}
-		if m.cfg.Cache != nil && r.cacheable() {
-			m.cfg.Cache.Put(m.keyBuf, r.value, !r.deleted)
-		}
+		m.remember(m.keyBuf, r)
 		if err != nil {
 			m.err = err
 			return err

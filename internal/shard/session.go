@@ -97,7 +97,7 @@ func (m *Machine) forgetIdleSessions() {
 	for id, s := range m.sessions {
 		if m.st.Stamp-s.stamp > sessionIdle {
 			delete(m.sessions, id)
-			m.delete(ModuleShard, sessionKey(id))
+			m.delete(ModuleShard, sessionKey(id), bulk)
 		}
 	}
 }
@@ -121,7 +121,7 @@ func (m *Machine) saveSessions() {
 		for _, w := range s.bits {
 			b = binary.LittleEndian.AppendUint64(b, w)
 		}
-		m.set(ModuleShard, sessionKey(id), b)
+		m.set(ModuleShard, sessionKey(id), b, bulk)
 	}
 }
 

@@ -24,17 +24,17 @@ func (m *Machine) setTimer(id ModuleID, key []byte, at time.Time) {
 		if !at.IsZero() && was == at.UnixNano() {
 			return
 		}
-		m.delete(ModuleShard, timerKey(was, id, key))
+		m.delete(ModuleShard, timerKey(was, id, key), bulk)
 	}
 	if at.IsZero() {
 		if had {
-			m.delete(ModuleShard, dk)
+			m.delete(ModuleShard, dk, fresh)
 		}
 		return
 	}
 	due := max(at.UnixNano(), 1)
-	m.set(ModuleShard, dk, binary.BigEndian.AppendUint64(nil, uint64(due)))
-	m.set(ModuleShard, timerKey(due, id, key), nil)
+	m.set(ModuleShard, dk, binary.BigEndian.AppendUint64(nil, uint64(due)), fresh)
+	m.set(ModuleShard, timerKey(due, id, key), nil, bulk)
 	if m.nextTimer == 0 || due < m.nextTimer {
 		m.nextTimer = due
 	}
@@ -63,8 +63,8 @@ func (m *Machine) fireTimers(out *Applied) {
 		if _, ok := m.get(ModuleShard, timerKey(t.due, t.id, t.key)); !ok {
 			continue
 		}
-		m.delete(ModuleShard, timerKey(t.due, t.id, t.key))
-		m.delete(ModuleShard, dueKey(t.id, t.key))
+		m.delete(ModuleShard, timerKey(t.due, t.id, t.key), bulk)
+		m.delete(ModuleShard, dueKey(t.id, t.key), fresh)
 		base := len(m.ov.journal)
 		mod := m.modules[t.id]
 		if mod == nil {

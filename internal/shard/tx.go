@@ -46,9 +46,17 @@ func (m *Machine) get(id ModuleID, key []byte) ([]byte, bool) {
 	return v, ok
 }
 
-// cacheable says whether a row is likely to be read again by a command: chunks of changes and timers are not.
-func (r *row) cacheable() bool {
-	return r.key[0] != byte(ModuleShard) || r.key[1] != rowChange && r.key[1] != rowTimer
+// remember keeps a committed row at hand, if commands are likely to read it again.
+func (m *Machine) remember(key []byte, r *row) {
+	switch c := m.cfg.Cache; {
+	case c == nil:
+	case r.from == bulk:
+		c.Drop(key)
+	case r.from == shared:
+		c.Put(key, bytes.Clone(r.value), !r.deleted)
+	default:
+		c.Put(key, r.value, !r.deleted)
+	}
 }
 
 func (m *Machine) fail(err error) {
@@ -57,20 +65,36 @@ func (m *Machine) fail(err error) {
 	}
 }
 
-// Set stores a value. Tx keeps both slices; they must not be changed afterwards. A part of the command may be passed.
-func (tx *Tx) Set(key, value []byte) { tx.m.set(tx.module, key, value) }
+// Set stores a value. Tx keeps the value; it must not be changed afterwards. A part of the command may be passed.
+func (tx *Tx) Set(key, value []byte) { tx.m.set(tx.module, key, value, shared) }
 
-func (m *Machine) set(id ModuleID, key, value []byte) {
+// SetFresh is Set for a value that was made for this call, and is not a part of anything larger: it saves a copy.
+func (tx *Tx) SetFresh(key, value []byte) { tx.m.set(tx.module, key, value, fresh) }
+
+// SetBulk is Set for a row that commands will hardly read again: it is not kept at hand for them.
+func (tx *Tx) SetBulk(key, value []byte) { tx.m.set(tx.module, key, value, bulk) }
+
+// origin says what may be done with the value of a row beside storing it.
+type origin uint8
+
+const (
+	// shared values may be a part of an entry; whoever keeps them must copy them.
+	shared origin = iota
+	fresh
+	bulk
+)
+
+func (m *Machine) set(id ModuleID, key, value []byte, from origin) {
 	m.keyBuf = append(append(m.keyBuf[:placeSize], byte(id)), key...)
-	m.ov.put(m.keyBuf[placeSize:], value, false)
+	m.ov.put(m.keyBuf[placeSize:], value, false, from)
 }
 
 // Delete removes a key. Deleting a key that is not there counts as a write all the same: ask first.
-func (tx *Tx) Delete(key []byte) { tx.m.delete(tx.module, key) }
+func (tx *Tx) Delete(key []byte) { tx.m.delete(tx.module, key, fresh) }
 
-func (m *Machine) delete(id ModuleID, key []byte) {
+func (m *Machine) delete(id ModuleID, key []byte, from origin) {
 	m.keyBuf = append(append(m.keyBuf[:placeSize], byte(id)), key...)
-	m.ov.put(m.keyBuf[placeSize:], nil, true)
+	m.ov.put(m.keyBuf[placeSize:], nil, true, from)
 }
 
 // Scan implements View.
@@ -161,7 +185,13 @@ func (tx *Tx) Emit(op string, watched, key, value []byte, headers ...Header) {
 
 // Wake wakes the watchers of a key without storing a change.
 func (tx *Tx) Wake(watched []byte) {
-	tx.m.wakes = append(tx.m.wakes, Wake{Module: tx.module, Key: bytes.Clone(watched)})
+	m := tx.m
+	if cap(m.wakeKeys)-len(m.wakeKeys) < len(watched) {
+		m.wakeKeys = make([]byte, 0, max(4096, len(watched)))
+	}
+	n := len(m.wakeKeys)
+	m.wakeKeys = append(m.wakeKeys, watched...)
+	m.wakes = append(m.wakes, Wake{Module: tx.module, Key: m.wakeKeys[n:len(m.wakeKeys):len(m.wakeKeys)]})
 }
 
 // Changes implements View. Changes of the running batch are not in it.
@@ -211,6 +241,7 @@ type row struct {
 	key     string
 	value   []byte
 	deleted bool
+	from    origin
 }
 
 type undo struct {
@@ -234,19 +265,19 @@ func (o *overlay) reset() {
 	o.sorted = o.sorted[:0]
 }
 
-func (o *overlay) put(key, value []byte, deleted bool) {
+func (o *overlay) put(key, value []byte, deleted bool, from origin) {
 	if value == nil {
 		value = []byte{}
 	}
 	if i, ok := o.index[string(key)]; ok {
 		o.journal = append(o.journal, undo{at: i, was: o.rows[i]})
-		o.rows[i].value, o.rows[i].deleted = value, deleted
+		o.rows[i].value, o.rows[i].deleted, o.rows[i].from = value, deleted, from
 		return
 	}
 	k := string(key)
 	o.index[k] = len(o.rows)
 	o.journal = append(o.journal, undo{at: len(o.rows), fresh: true})
-	o.rows = append(o.rows, row{key: k, value: value, deleted: deleted})
+	o.rows = append(o.rows, row{key: k, value: value, deleted: deleted, from: from})
 }
 
 // rollback undoes the journal down to a length. Fresh rows were appended last, so they are cut off in turn.

@@ -55,7 +55,7 @@ type Write struct {
 type LogConfig struct {
 	// SegmentBytes is the size of a segment file; default 16 MiB. A record larger than that gets a segment of its own size.
 	SegmentBytes int64
-	// RecycleSegments is how many cut segments are kept to be written again; default 4, negative means none. It is also
+	// RecycleSegments is how many cut segments are kept to be written again; default 8, negative means none. It is also
 	// the number of live segments from which on small remainders of cold shards are copied forward.
 	RecycleSegments int
 	// ZeroBytes is the step by which a new segment is extended with zeros ahead of its records, so that a sync need not
@@ -80,7 +80,7 @@ func (c LogConfig) withDefaults() (LogConfig, error) {
 	def(&c.ZeroBytes, 1<<20)
 	def(&c.RewriteBytes, 1<<20)
 	if c.RecycleSegments == 0 {
-		c.RecycleSegments = 4
+		c.RecycleSegments = 8
 	}
 	if c.SegmentBytes < 4<<10 || c.SegmentBytes > segmentBytesMax || c.ZeroBytes < 0 || c.ZeroBytes > segmentBytesMax {
 		return c, errs.New(errs.Invalid, "raft log: segments of %d bytes extended by %d bytes: out of range",

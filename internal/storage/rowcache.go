@@ -37,25 +37,31 @@ func (c *RowCache) Get(key []byte) (value []byte, there, known bool) {
 	return r.value, r.there, true
 }
 
-// Put notes the value of a row, or that it is not there. The value is copied.
+// Put notes the value of a row, or that it is not there. The cache keeps the value; it must not be changed afterwards, and
+// should not be a part of something much larger.
 func (c *RowCache) Put(key []byte, value []byte, there bool) {
 	if len(value) > c.half/64 {
-		// Large rows would push out too many others. What is known of this one is no longer true.
-		delete(c.young, string(key))
-		delete(c.old, string(key))
+		// Large rows would push out too many others.
+		c.Drop(key)
 		return
 	}
-	r := cachedRow{there: there}
-	if there {
-		r.value = append(make([]byte, 0, len(value)), value...)
-	}
-	if _, ok := c.young[string(key)]; ok {
+	r := cachedRow{value: value, there: there}
+	if was, ok := c.young[string(key)]; ok {
 		c.young[string(key)] = r
-		c.bytes += len(value)
+		c.bytes += len(value) - len(was.value)
 		c.turn()
 		return
 	}
 	c.add(string(key), r)
+}
+
+// Drop forgets what is known of a row.
+func (c *RowCache) Drop(key []byte) {
+	if was, ok := c.young[string(key)]; ok {
+		c.bytes -= len(key) + len(was.value) + cachedOverhead
+		delete(c.young, string(key))
+	}
+	delete(c.old, string(key))
 }
 
 func (c *RowCache) add(key string, r cachedRow) {
