@@ -36,7 +36,7 @@ func newMetrics(g *Engine, reg prometheus.Registerer) *metrics {
 		m.turns, m.inputs, m.syncs,
 		gauge("quorate_storage_log_bytes", "Raft log that is still needed. Should stay below twice its bound.", func() float64 { return float64(g.dir.Log.Bytes()) }),
 		gauge("quorate_storage_state_bytes", "Size of the state store's files.", func() float64 { return float64(g.dir.Store.Stats().DiskBytes) }),
-		gauge("quorate_storage_state_l0_files", "Tables not yet merged. Near 24 writes are about to be held up.", func() float64 { return float64(g.dir.Store.Stats().L0Files) }),
+		gauge("quorate_storage_state_l0_files", "Tables not yet merged. Near 64 writes are about to be held up.", func() float64 { return float64(g.dir.Store.Stats().L0Files) }),
 		gauge("quorate_engine_watches", "Open watches and long polls.", func() float64 { return float64(g.hub.Watches()) }),
 		gauge("quorate_engine_shards_without_leader", "Shards that this node knows no leader for. Should be 0.", func() float64 {
 			n := 0

@@ -21,9 +21,12 @@ import (
 type StoreConfig struct {
 	// CacheBytes bounds the block cache; default 32 MiB.
 	CacheBytes int64
-	// MemTableBytes is the size at which a memtable is flushed to a table; default 16 MiB: an insert into a larger one misses
-	// the processor's caches, which costs more than the more frequent flushes. A restart re-applies at most about this much.
+	// MemTableBytes is the size at which a memtable is flushed to a table; default 64 MiB. A restart re-applies at most
+	// about this much log.
 	MemTableBytes uint64
+	// MemTableRows is the number of rows at which it is flushed all the same; default 100,000. With more of them an insert
+	// misses the processor's caches at almost every step, which costs more than the flushes do.
+	MemTableRows int
 	// Deterministic does all work of flushes and compactions while the caller waits, so that what a crash leaves behind
 	// depends on the calls only. The simulation sets it.
 	Deterministic bool
@@ -43,6 +46,8 @@ type Store struct {
 	cache *pebble.Cache
 	// damage is the first corruption that background work came upon.
 	damage atomic.Pointer[error]
+	// rows counts what went into the memtable; it belongs to the goroutine that commits.
+	rows, rowsMax int
 	// step is nil unless the store is deterministic.
 	step *stepwise
 }
@@ -77,7 +82,10 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		cfg.CacheBytes = 32 << 20
 	}
 	if cfg.MemTableBytes == 0 {
-		cfg.MemTableBytes = 16 << 20
+		cfg.MemTableBytes = 64 << 20
+	}
+	if cfg.MemTableRows == 0 {
+		cfg.MemTableRows = 100_000
 	}
 	cache := pebble.NewCache(cfg.CacheBytes)
 	opts := &pebble.Options{
@@ -98,7 +106,7 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	// Tables of level 0 are merged into others soon; to compress them would be work for nothing.
 	opts.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	opts.Levels[1].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
-	s := &Store{fs: at, dir: dir, opts: opts, cache: cache}
+	s := &Store{fs: at, dir: dir, opts: opts, cache: cache, rowsMax: cfg.MemTableRows}
 	if cfg.Deterministic {
 		s.step = &stepwise{}
 		s.step.adjust(opts)
@@ -214,7 +222,16 @@ func (b *Batch) Commit() error {
 			return err
 		}
 	}
-	return errors.Join(b.b.Commit(pebble.NoSync), b.b.Close())
+	s, n := b.s, int(b.b.Count())
+	if err := errors.Join(b.b.Commit(pebble.NoSync), b.b.Close()); err != nil {
+		return err
+	}
+	if s.rows += n; s.rows < s.rowsMax || s.step != nil {
+		return nil
+	}
+	s.rows = 0
+	_, err := s.db.AsyncFlush()
+	return err
 }
 
 // Discard releases a batch without committing it.
@@ -257,7 +274,7 @@ type StoreStats struct {
 	DiskBytes uint64
 	// MemTableBytes is what waits in memory for a flush.
 	MemTableBytes uint64
-	// L0Files is the number of tables that are not yet merged into a sorted level; above 24 writes stop.
+	// L0Files is the number of tables that are not yet merged into a sorted level; above 64 writes stop.
 	L0Files int64
 	// CompactionDebtBytes estimates what compaction still has to rewrite.
 	CompactionDebtBytes uint64
