@@ -1,5 +1,5 @@
-// Package engine makes shard.Client true on a cluster: it runs a replica.Host on one goroutine, its log writes on a
-// second, and moves frames between it and the transport.
+// Package engine makes shard.Client true on a cluster: it runs a replica.Host, one goroutine at a time, writes its log on
+// another, and moves frames between it and the transport.
 //
 // All decisions are the host's. The engine only waits, writes, sends and answers, so that what the simulation has tested
 // is what runs.
@@ -62,11 +62,26 @@ type Engine struct {
 	topo      atomic.Pointer[shard.Topology]
 	metrics   *metrics
 
+	// turns is held by whoever runs a turn: the loop, or the goroutine that brings a frame or the end of a log write, if
+	// the loop is not at it. That saves waking another goroutine, which costs more than most turns.
+	turns sync.Mutex
+	timer *time.Timer
+	// armed is when the timer fires. It is moved to an earlier time only: a turn too many is cheaper than to set it in each.
+	armed time.Time
+	// failed is set when the disk failed, ended when there are no more turns; reading is that of the last turn. spare is
+	// the inbox's other buffer.
+	failed     error
+	ended      bool
+	wasReading bool
+	spare      []replica.Input
+
 	// mu guards what follows; wake has room for one signal. While the log is being written, new proposals only wait, so they
-	// do not wake the loop: the end of the write does. The same goes for reads while a read-index request is under way.
+	// bring no turn: the end of the write does. The same goes for reads while a read-index request is under way.
 	mu      sync.Mutex
 	inbox   []replica.Input
 	control []func()
+	// due says that the inbox or control holds something that is worth a turn.
+	due     bool
 	closed  bool
 	writing bool
 	reading bool
@@ -87,9 +102,6 @@ type Engine struct {
 	wg   sync.WaitGroup
 	done chan struct{}
 	err  error
-	// failed is set in the loop when the disk failed; wasReading is the loop's copy of reading.
-	failed     error
-	wasReading bool
 }
 
 var _ shard.Client = (*Engine)(nil)
@@ -125,7 +137,7 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 	g := &Engine{
 		cfg: cfg, env: e, log: log, dir: dir, host: host, hub: shard.NewHub(), machines: map[shard.ID]*shard.Machine{},
 		wake: make(chan struct{}, 1), wwake: make(chan struct{}, 1), peers: map[shard.NodeID]map[string]string{},
-		ctx: ctx, stop: stop, done: make(chan struct{}),
+		ctx: ctx, stop: stop, done: make(chan struct{}), timer: time.NewTimer(0), armed: e.Now(),
 	}
 	for _, id := range rc.Shards {
 		g.machines[id] = host.Machine(id)
@@ -195,10 +207,11 @@ func (g *Engine) Err() error {
 	}
 }
 
-// give hands the host an input.
+// give hands the host an input. It may run the turn that takes it in.
 func (g *Engine) give(in replica.Input) {
+	quiet, inline := false, false
 	g.mu.Lock()
-	closed, quiet := g.closed, false
+	closed := g.closed
 	if !closed {
 		g.inbox = append(g.inbox, in)
 		switch in.(type) {
@@ -208,14 +221,28 @@ func (g *Engine) give(in replica.Input) {
 			quiet = g.reading
 		case replica.LogDone:
 			g.writing = false
+			inline = true
+		case replica.Frame:
+			inline = true
 		}
+		g.due = g.due || !quiet
 	}
 	g.mu.Unlock()
-	if closed {
+	switch {
+	case closed:
 		g.refuse(in)
-		return
-	}
-	if !quiet {
+	case quiet:
+	case inline && g.turns.TryLock():
+		g.turn()
+		g.turns.Unlock()
+		// What came meanwhile, and found the turns taken, is the loop's.
+		g.mu.Lock()
+		due := g.due
+		g.mu.Unlock()
+		if due {
+			g.signal()
+		}
+	default:
 		g.signal()
 	}
 }
@@ -242,6 +269,7 @@ func (g *Engine) inLoop(f func()) bool {
 	ran := make(chan struct{})
 	g.mu.Lock()
 	g.control = append(g.control, func() { f(); close(ran) })
+	g.due = true
 	g.mu.Unlock()
 	g.signal()
 	select {
@@ -252,53 +280,69 @@ func (g *Engine) inLoop(f func()) bool {
 	}
 }
 
-// loop is the one goroutine that touches the host.
+// loop runs the turns that no other goroutine has run.
 func (g *Engine) loop() {
 	defer g.wg.Done()
 	defer close(g.done)
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	var in []replica.Input
-	var control []func()
-	// armed is when the timer fires. It is moved to an earlier time only: a turn too many is cheaper than to set it in each.
-	armed := g.env.Now()
+	defer g.timer.Stop()
 	for {
+		fired := false
 		select {
 		case <-g.wake:
-		case <-timer.C:
-			armed = time.Time{}
+		case <-g.timer.C:
+			fired = true
 		case <-g.ctx.Done():
-			g.end(g.ctx.Err())
-			return
-		}
-		g.mu.Lock()
-		in, g.inbox = g.inbox, in[:0]
-		control, g.control = g.control, control[:0]
-		g.mu.Unlock()
-		for _, f := range control {
-			f()
-		}
-		if g.failed != nil {
-			for _, i := range in {
-				g.refuse(i)
+			g.turns.Lock()
+			defer g.turns.Unlock()
+			if !g.ended {
+				g.end(g.ctx.Err())
 			}
-			g.end(g.failed)
 			return
 		}
-		now := g.env.Now()
-		out := g.host.Turn(now, in)
-		g.metrics.turn(now, g.env.Now(), len(in))
-		if !g.handle(&out) {
-			return
+		g.turns.Lock()
+		if fired {
+			g.armed = time.Time{}
 		}
-		clear(in)
-		if cap(in) > 1<<16 {
-			in = nil
+		g.turn()
+		g.turns.Unlock()
+	}
+}
+
+// turn takes in what waits, and does what comes of it. The caller holds turns.
+func (g *Engine) turn() {
+	if g.ended {
+		return
+	}
+	g.mu.Lock()
+	in := g.inbox
+	g.inbox = g.spare[:0]
+	control := g.control
+	g.control = nil
+	g.due = false
+	g.mu.Unlock()
+	for _, f := range control {
+		f()
+	}
+	if g.failed != nil {
+		for _, i := range in {
+			g.refuse(i)
 		}
-		if armed.IsZero() || out.Wake.Before(armed) {
-			armed = out.Wake
-			timer.Reset(max(0, armed.Sub(g.env.Now())))
-		}
+		g.end(g.failed)
+		return
+	}
+	now := g.env.Now()
+	out := g.host.Turn(now, in)
+	g.metrics.turn(now, g.env.Now(), len(in))
+	if !g.handle(&out) {
+		return
+	}
+	clear(in)
+	if g.spare = in; cap(in) > 1<<16 {
+		g.spare = nil
+	}
+	if g.armed.IsZero() || out.Wake.Before(g.armed) {
+		g.armed = out.Wake
+		g.timer.Reset(max(0, out.Wake.Sub(g.env.Now())))
 	}
 }
 
@@ -369,9 +413,10 @@ func (g *Engine) handle(out *replica.Output) bool {
 	return true
 }
 
-// end stops the node because of err. What was proposed has an unknown outcome; what was not is refused.
+// end stops the node because of err. What was proposed has an unknown outcome; what was not is refused. The caller holds
+// turns.
 func (g *Engine) end(err error) {
-	g.err = err
+	g.err, g.ended = err, true
 	g.stop()
 	for _, a := range g.host.Abandon() {
 		a.Future.Complete(a.Result)
@@ -412,6 +457,7 @@ func (g *Engine) fail(err error) {
 			g.failed = err
 		}
 	})
+	g.due = true
 	g.mu.Unlock()
 	g.signal()
 }
