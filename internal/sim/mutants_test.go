@@ -34,8 +34,8 @@ var profiles = map[string]func(*Options){
 	"alone": func(o *Options) { o.Nodes, o.Crash, o.Clients, o.ThinkMax = 1, 0.3, 8, 3*time.Millisecond },
 	// lease serves reads under leases while leaders change.
 	"lease": func(o *Options) {
-		o.Crash, o.RestartMax, o.Partition, o.LeaseReads, o.NoHibernate = 0.8, 50*time.Millisecond, 1, true, true
-		o.ElectionTicks, o.DelayMax, o.Clients, o.ThinkMax = 20, 60*time.Millisecond, 8, 10*time.Millisecond
+		o.Squeeze, o.LeaseReads, o.NoHibernate = 0.2, true, true
+		o.ElectionTicks, o.Clients, o.ThinkMax = 20, 8, 20*time.Millisecond
 	},
 }
 
@@ -63,7 +63,7 @@ var mutants = []struct {
 	{env.MutantSyncErrorIgnored, "SyncErrorIgnored", "eio", 60},
 	{env.MutantRollbackForgotten, "RollbackForgotten", "calm", 40},
 	{env.MutantAmnesia, "Amnesia", "rot", 60},
-	{env.MutantLeaseForgotten, "LeaseForgotten", "lease", 120},
+	{env.MutantLeaseForgotten, "LeaseForgotten", "lease", 40},
 	{env.MutantReadBeforeTerm, "ReadBeforeTerm", "alone", 60},
 	{env.MutantWakeLost, "WakeLost", "calm", 40},
 }

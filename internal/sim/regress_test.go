@@ -26,10 +26,10 @@ var regressions = []struct {
 		func(o *Options) { o.Nodes, o.Crash, o.ThinkMax = 1, 0.3, 3*time.Millisecond },
 	},
 	{
-		"a restarted node keeps the promise not to vote that a lease counts on", 74,
+		"a restarted node keeps the promise not to vote that a lease counts on", 1,
 		func(o *Options) {
-			o.Crash, o.RestartMax, o.Partition, o.LeaseReads, o.NoHibernate = 0.5, 100*time.Millisecond, 0.6, true, true
-			o.ElectionTicks, o.Clients, o.ThinkMax = 20, 8, 3*time.Millisecond
+			o.Squeeze, o.LeaseReads, o.NoHibernate = 0.2, true, true
+			o.ElectionTicks, o.Clients, o.ThinkMax = 20, 8, 20*time.Millisecond
 		},
 	},
 	{

@@ -303,7 +303,7 @@ func (n *node) boots() {
 	n.host, err = replica.Open(replica.Config{
 		Node: n.id, Nodes: n.members(), Shards: ids, Session: n.boot*16 + 1, LogID: lg.ID(), LogEntriesMax: w.o.CutEntries,
 		ChunkBytes: w.o.ChunkBytes, LeaseReads: w.o.LeaseReads, LeaseDrift: 0.1, NoHibernate: w.o.NoHibernate,
-		QueueLenMax: w.o.QueueLenMax, BatchBytesMax: w.o.BatchBytesMax, ElectionTicks: w.o.ElectionTicks,
+		QueueLenMax: w.o.QueueLenMax, BatchBytesMax: w.o.BatchBytesMax, ElectionTicks: w.o.ElectionTicks, CacheBytes: w.o.CacheBytes,
 		Machine: shard.MachineConfig{ChangeBytesMax: w.o.ChangeBytesMax},
 	}, lg, rec, lost, st, shard.Modules(ledger{}), n.clock())
 	if errs.Is(err, errs.Corrupt) && n.unverified {
