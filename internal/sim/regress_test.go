@@ -43,6 +43,10 @@ var regressions = []struct {
 			o.Clients, o.ThinkMax, o.Chaos = 8, 5*time.Millisecond, time.Minute
 		},
 	},
+	{
+		"the checker is not sure of a read when changes that nobody saw may have come before it", 10378,
+		func(o *Options) { *o = FromSeed(10378) },
+	},
 }
 
 func TestRegressions_StayFixed(t *testing.T) {
