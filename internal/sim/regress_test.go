@@ -47,6 +47,10 @@ var regressions = []struct {
 		"the checker is not sure of a read when changes that nobody saw may have come before it", 10378,
 		func(o *Options) { *o = FromSeed(10378) },
 	},
+	{
+		"a state store whose manifest is damaged is not written to as if its tables were older", 10715,
+		func(o *Options) { *o = FromSeed(10715) },
+	},
 }
 
 func TestRegressions_StayFixed(t *testing.T) {
