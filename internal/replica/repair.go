@@ -150,7 +150,7 @@ func (r *replica) superseded(by uint64) {
 
 // promoteLearners makes a learner that has caught up a voter.
 func (r *replica) promoteLearners() {
-	cs := r.confState()
+	cs := r.confNow().state
 	if len(cs.Learners) == 0 || len(cs.VotersOutgoing) > 0 || r.host.now.Sub(r.promotedAt) < askAgain {
 		return
 	}

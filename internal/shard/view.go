@@ -136,6 +136,10 @@ func (v *view) Changes(from uint64, bytesMax int) (ChangeSet, error) {
 // chunkStart finds the key of the chunk that holds a position: the last key at or before it. The store scans forward
 // only, so it looks in windows that double.
 func (v *view) chunkStart(pos uint64, st *state) uint64 {
+	// Who follows the log goes on where a chunk ended.
+	if _, ok := v.get(ModuleShard, changeKey(pos)); ok {
+		return pos
+	}
 	for width := uint64(64); ; width *= 4 {
 		lo := st.ChangeFirst
 		if pos-lo > width {

@@ -32,6 +32,8 @@ type checker struct {
 	reads   []readSeen
 	// seen: what each boot of a node last was.
 	seen map[bootKey]bootState
+	// status is scratch space of turn.
+	status []replica.ShardStatus
 }
 
 type slot struct {
@@ -88,7 +90,8 @@ func newChecker(w *world) *checker {
 
 // turn checks what a turn did, right after it.
 func (c *checker) turn(n *node, ws []storage.Write) {
-	status := n.host.Shards()
+	c.status = n.host.AppendShards(c.status[:0])
+	status := c.status
 	c.writes(n, ws, status)
 	for i := range status {
 		if c.w.err == nil && !status[i].Awaiting {

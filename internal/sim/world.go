@@ -7,7 +7,6 @@
 package sim
 
 import (
-	"container/heap"
 	crand "crypto/rand"
 	"fmt"
 	"io"
@@ -91,32 +90,58 @@ type node struct {
 }
 
 type event struct {
-	at    time.Time
+	// at counts nanoseconds since the start; events of one moment come in the order they were made in.
+	at    time.Duration
 	order uint64
 	do    func()
 }
 
+func (e *event) before(o *event) bool { return e.at < o.at || e.at == o.at && e.order < o.order }
+
+// eventQueue is a heap: what container/heap does, without an allocation for each event.
 type eventQueue []event
 
-func (q eventQueue) Len() int { return len(q) }
-func (q eventQueue) Less(i, j int) bool {
-	if !q[i].at.Equal(q[j].at) {
-		return q[i].at.Before(q[j].at)
+func (q *eventQueue) push(e event) {
+	h := append(*q, e)
+	i := len(h) - 1
+	for i > 0 {
+		up := (i - 1) / 2
+		if !e.before(&h[up]) {
+			break
+		}
+		h[i] = h[up]
+		i = up
 	}
-	return q[i].order < q[j].order
+	h[i] = e
+	*q = h
 }
-func (q eventQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
 
-// Push implements heap.Interface.
-func (q *eventQueue) Push(x any) { *q = append(*q, x.(event)) }
-
-// Pop implements heap.Interface.
-func (q *eventQueue) Pop() any {
-	old := *q
-	x := old[len(old)-1]
-	old[len(old)-1] = event{}
-	*q = old[:len(old)-1]
-	return x
+func (q *eventQueue) pop() event {
+	h := *q
+	first, e := h[0], h[len(h)-1]
+	h[len(h)-1] = event{}
+	h = h[:len(h)-1]
+	*q = h
+	if len(h) == 0 {
+		return first
+	}
+	i := 0
+	for {
+		down := 2*i + 1
+		if down >= len(h) {
+			break
+		}
+		if r := down + 1; r < len(h) && h[r].before(&h[down]) {
+			down = r
+		}
+		if !h[down].before(&e) {
+			break
+		}
+		h[i] = h[down]
+		i = down
+	}
+	h[i] = e
+	return first
 }
 
 type seededReader struct{ r *rand.Rand }
@@ -183,10 +208,10 @@ func (w *world) run() {
 
 // runUntil handles events up to a moment, or until done says so.
 func (w *world) runUntil(end time.Time, done func() bool) {
-	for w.err == nil && len(w.queue) > 0 && !w.queue[0].at.After(end) {
-		e := heap.Pop(&w.queue).(event)
-		if e.at.After(w.now) {
-			w.now = e.at
+	for w.err == nil && len(w.queue) > 0 && w.queue[0].at <= end.Sub(w.start) {
+		e := w.queue.pop()
+		if at := w.start.Add(e.at); at.After(w.now) {
+			w.now = at
 		}
 		e.do()
 		if done != nil && w.stats.Steps%64 == 0 && done() {
@@ -200,7 +225,7 @@ func (w *world) runUntil(end time.Time, done func() bool) {
 
 func (w *world) after(d time.Duration, f func()) {
 	w.order++
-	heap.Push(&w.queue, event{at: w.now.Add(d), order: w.order, do: f})
+	w.queue.push(event{at: w.now.Sub(w.start) + d, order: w.order, do: f})
 }
 
 func (w *world) note(format string, args ...any) {
@@ -600,8 +625,7 @@ func (w *world) send(from *node, f replica.Outgoing) {
 		if w.chaos && w.rng.IntN(500) == 0 {
 			d *= 50
 		}
-		data := append([]byte(nil), f.Data...)
-		in := replica.Frame{From: from.id, Data: data}
+		in := replica.Frame{From: from.id, Data: f.Data}
 		w.after(d, func() { w.nodes[to].give(in) })
 	}
 }
