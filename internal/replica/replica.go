@@ -91,6 +91,7 @@ func (r *replica) open(suspect bool) error {
 	if suspect || stored&awaitingBit != 0 {
 		return r.await(stored, suspect)
 	}
+	defer r.noteRebuilding()
 	r.rid = stored
 	if stored == 0 {
 		r.rid = replicaID(h.cfg.Node, 1)
@@ -394,6 +395,7 @@ func (r *replica) handleApply(m *raftpb.Message) {
 		h.fatal(err)
 		return
 	}
+	r.noteRebuilding()
 	h.out.Counts.Commands += out.Commands
 	h.out.Counts.Duplicates += out.Duplicates
 	r.answerApplied(&out)
@@ -474,6 +476,7 @@ func (r *replica) tick() {
 	h := r.host
 	if r.rn == nil {
 		r.expire()
+		r.reads.tick(r)
 		r.askReplacement()
 		return
 	}

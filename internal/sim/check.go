@@ -249,6 +249,8 @@ func (c *checker) refused(op *operation, err error) {
 // read checks that a read is no older than what had been answered before it began, or than its token.
 func (c *checker) read(op *operation, rev shard.Revision, id uint64) {
 	switch {
+	case op.stale && rev < op.node.floor[op.shard]:
+		c.w.fail("rebuilding read: shard %d at revision %d on node %d, which lost its state at %d", op.shard, rev, op.node.id, op.node.floor[op.shard])
 	case op.stale && rev < op.token:
 		c.w.fail("token read: shard %d at revision %d on node %d, but %d was asked for", op.shard, rev, op.node.id, op.token)
 	case !op.stale && rev < op.floor:

@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -150,6 +151,7 @@ func (w *world) wipe(n *node) {
 	w.broken[int(n.id)] = true
 	n.disk = newDisk()
 	n.logID++
+	maps.Copy(n.floor, n.had)
 	w.note("node %d: disk replaced", n.id)
 	w.after(time.Duration(w.rng.IntN(2000))*time.Millisecond, n.boots)
 }

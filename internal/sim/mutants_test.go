@@ -30,6 +30,8 @@ var profiles = map[string]func(*Options){
 	"eio": func(o *Options) { o.Crash, o.PowerCut, o.SyncError = 0.08, 0.03, 0.15 },
 	// rot flips bits, and replaces disks.
 	"rot": func(o *Options) { o.Crash, o.BitFlip, o.Wipe, o.Partition = 0.05, 0.08, 0.04, 0.1 },
+	// local is rot with stale reads that the host is not asked for.
+	"local": func(o *Options) { o.Crash, o.BitFlip, o.Wipe, o.LocalReads = 0.05, 0.08, 0.08, true },
 	// alone is a cluster of one node.
 	"alone": func(o *Options) { o.Nodes, o.Crash, o.Clients, o.ThinkMax = 1, 0.3, 8, 3*time.Millisecond },
 	// lease serves reads under leases while leaders change.
@@ -66,6 +68,7 @@ var mutants = []struct {
 	{env.MutantLeaseForgotten, "LeaseForgotten", "lease", 40},
 	{env.MutantReadBeforeTerm, "ReadBeforeTerm", "alone", 60},
 	{env.MutantWakeLost, "WakeLost", "calm", 40},
+	{env.MutantRebuildingRead, "RebuildingRead", "local", 60},
 }
 
 func mutantOptions(profile string, seed uint64) Options {

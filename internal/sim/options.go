@@ -41,6 +41,8 @@ type Options struct {
 	ChunkBytes     int
 	// CacheBytes bounds the row cache; 0 means the default, -1 none.
 	CacheBytes int
+	// LocalReads runs stale reads that ask for no revision on what the node has, without asking the host, as the engine does.
+	LocalReads bool
 	// FlushMax is how long a flush may take.
 	FlushMax time.Duration
 }
@@ -81,6 +83,7 @@ func FromSeed(seed uint64) Options {
 	}
 	o.Squeeze = maybe(0.3, 0.05)
 	o.CacheBytes = []int{0, -1, 1000}[r.IntN(3)]
+	o.LocalReads = r.IntN(3) > 0
 	if o.Nodes == 1 {
 		// A single node has nobody to repair it, and nobody to lose contact with.
 		o.BitFlip, o.Wipe, o.Partition, o.Squeeze = 0, 0, 0, 0

@@ -45,11 +45,11 @@ var regressions = []struct {
 	},
 	{
 		"the checker is not sure of a read when changes that nobody saw may have come before it", 10378,
-		func(o *Options) { *o = FromSeed(10378) },
+		func(o *Options) { *o = FromSeed(10378); o.LocalReads = false },
 	},
 	{
 		"a state store whose manifest is damaged is not written to as if its tables were older", 10715,
-		func(o *Options) { *o = FromSeed(10715) },
+		func(o *Options) { *o = FromSeed(10715); o.LocalReads = false },
 	},
 }
 

@@ -19,6 +19,8 @@ type Stats struct {
 	SnapshotsSent, SnapshotsInstalled, SnapshotsCut int
 	// Replacements are replicas that lost their data and got a new id; Promotions those that were made voters again.
 	Replacements, Promotions int
+	// Rebuilding are reads that a replica refused because it lost its data and was not restored yet.
+	Rebuilding int
 	// Duplicates are batches that came twice and were applied once.
 	Duplicates int
 	// Asleep and Woken are shards that hibernated and came back.

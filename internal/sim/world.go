@@ -87,6 +87,9 @@ type node struct {
 	unverified bool
 	hub        *shard.Hub
 	followers  []*follower
+	// had is the highest revision of each shard that the node's state was seen at when it died; floor is what it had when
+	// it lost that state. A read that it answers must not be older.
+	had, floor map[shard.ID]shard.Revision
 }
 
 type event struct {
@@ -181,6 +184,7 @@ func (w *world) run() {
 		n := &node{
 			w: w, id: shard.NodeID(i + 1), disk: newDisk(), rate: 1 + w.o.Drift*(2*w.rng.Float64()-1),
 			offset: time.Duration((2*w.rng.Float64() - 1) * float64(w.o.Skew)), logID: uint64(i+1) * 1000,
+			had: map[shard.ID]shard.Revision{}, floor: map[shard.ID]shard.Revision{},
 		}
 		w.nodes = append(w.nodes, n)
 		w.after(time.Duration(w.rng.IntN(50))*time.Millisecond, n.boots)
@@ -352,8 +356,11 @@ func (n *node) boots() {
 			return
 		}
 	}
-	for _, id := range ids {
-		n.host.Machine(id).SetSkew(n.clock)
+	for _, s := range n.host.Shards() {
+		n.host.Machine(s.ID).SetSkew(n.clock)
+		if s.Awaiting {
+			n.floor[s.ID] = n.had[s.ID]
+		}
 	}
 	w.note("node %d starts (boot %d)", n.id, n.boot)
 	n.follow()
@@ -409,6 +416,7 @@ func (n *node) die(why string) {
 	}
 	n.w.note("node %d dies: %s", n.id, why)
 	for _, s := range n.host.Shards() {
+		n.had[s.ID] = max(n.had[s.ID], s.Revision)
 		if s.Snapshotting {
 			n.w.stats.SnapshotsCut++
 		}
