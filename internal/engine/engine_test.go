@@ -185,6 +185,21 @@ func TestEngine_WithoutQuorumNothingIsAcknowledged(t *testing.T) {
 	}
 }
 
+func TestEngine_RebuildingReplicaAnswersNoReads(t *testing.T) {
+	n := startNodes(t, 3)[0]
+	write(t, n, 1, "a")
+	for _, at := range []shard.Consistency{{Stale: true}, {Stale: true, AtLeast: 1}} {
+		if got, err := n.Query(context.Background(), shard.Route{Shard: 1}, at, command("")); err != nil || string(got) != "a" {
+			t.Fatalf("%+v: got %q, %v", at, got, err)
+		}
+		n.machines[1].SetRebuilding(true)
+		if got, err := n.Query(context.Background(), shard.Route{Shard: 1}, at, command("")); !errs.Is(err, errs.Unavailable) {
+			t.Errorf("%+v: got %q, %v", at, got, err)
+		}
+		n.machines[1].SetRebuilding(false)
+	}
+}
+
 func TestEngine_WatchWakes(t *testing.T) {
 	nodes := startNodes(t, 3)
 	write(t, nodes[0], 1, "a")

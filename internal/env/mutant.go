@@ -48,6 +48,8 @@ const (
 	MutantReadBeforeTerm
 	// MutantWakeLost wakes only the watchers on the node that a write came from.
 	MutantWakeLost
+	// MutantRebuildingRead answers reads from a replica that lost its data and is not restored yet.
+	MutantRebuildingRead
 	mutationEnd
 )
 

@@ -593,9 +593,9 @@ type ShardStatus struct {
 	// Leads says that this node leads the shard.
 	Leads   bool
 	Replica uint64
-	// Members are the nodes that hold the shard.
+	// Members are the nodes that hold the shard; the slice must not be changed.
 	Members []shard.NodeID
-	// Voters are the replica ids that vote.
+	// Voters are the replica ids that vote; the slice must not be changed.
 	Voters []uint64
 	// Queued is the number of commands that wait to be proposed.
 	Queued int
@@ -605,8 +605,10 @@ type ShardStatus struct {
 func (s ShardStatus) Voter(id uint64) bool { return slices.Contains(s.Voters, id) }
 
 // Shards returns the status of all shards, by id.
-func (h *Host) Shards() []ShardStatus {
-	out := make([]ShardStatus, 0, len(h.order))
+func (h *Host) Shards() []ShardStatus { return h.AppendShards(make([]ShardStatus, 0, len(h.order))) }
+
+// AppendShards appends what Shards returns.
+func (h *Host) AppendShards(out []ShardStatus) []ShardStatus {
 	for _, r := range h.order {
 		out = append(out, r.status())
 	}

@@ -36,7 +36,7 @@ func (v *logView) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
 	applied := v.r.machine.Applied()
 	// What is applied was committed, even if the hard state that says so was not written yet.
 	hs := &raftpb.HardState{Term: new(st.Term), Vote: new(st.Vote), Commit: new(max(st.Commit, applied.Index))}
-	return hs, v.r.confState(), nil
+	return hs, decodeConf(v.r.machine.Conf()), nil
 }
 
 // Entries implements raft.Storage.

@@ -40,7 +40,11 @@ const readRetryTicks = 3
 func (r *replica) enqueueRead(rd Read) {
 	h, q := r.host, &r.reads
 	if rd.Stale {
-		if r.rn != nil && r.machine.Revision() >= rd.AtLeast {
+		if err := r.machine.Readable(); err != nil {
+			h.answer(rd.Future, shard.Result{Err: err})
+			return
+		}
+		if r.machine.Revision() >= rd.AtLeast {
 			h.out.Reads = append(h.out.Reads, ReadyRead{rd.Future, r.machine})
 			return
 		}
@@ -124,9 +128,13 @@ func (r *replica) readConfirmed(rs raft.ReadState) {
 	q.ask(r)
 }
 
-// serveReads releases the reads whose index is applied.
+// serveReads releases the reads whose index is applied. A replica that is being rebuilt keeps them, since the machine
+// would refuse them.
 func (r *replica) serveReads() {
 	h, q := r.host, &r.reads
+	if len(q.confirmed)+len(q.byRevision) == 0 || r.machine.Readable() != nil {
+		return
+	}
 	if len(q.confirmed) > 0 {
 		applied := r.machine.Applied().Index
 		q.confirmed = slices.DeleteFunc(q.confirmed, func(c confirmedRead) bool {
@@ -163,7 +171,11 @@ func (q *readQueue) tick(r *replica) {
 		if rd.Deadline.IsZero() || !h.now.After(rd.Deadline) {
 			return false
 		}
-		h.answer(rd.Future, shard.Result{Err: errs.New(errs.Unavailable, "no quorum confirmed the read before its deadline")})
+		err := r.machine.Readable()
+		if err == nil {
+			err = errs.New(errs.Unavailable, "no quorum confirmed the read before its deadline")
+		}
+		h.answer(rd.Future, shard.Result{Err: err})
 		q.count--
 		return true
 	}

@@ -31,6 +31,7 @@ func (r *replica) await(stored uint64, damaged bool) error {
 		last = lastIDUnknown
 	}
 	r.rid, r.refuseUpTo = 0, last
+	r.noteRebuilding()
 	h.awaits++
 	r.request = h.cfg.Session + h.awaits
 	h.out.Writes = append(h.out.Writes, storage.Write{Shard: r.id, Replica: awaitingBit | last})
@@ -40,6 +41,16 @@ func (r *replica) await(stored uint64, damaged bool) error {
 	r.view = logView{r: r}
 	r.wake()
 	return nil
+}
+
+// noteRebuilding tells the machine whether its state may be shown. After damage it is empty, then a snapshot or the start of
+// the log, older than what this node has answered before. It has caught up when the group made it a voter again, which the
+// state itself says. A state without any entry may be that of a node whose disk was replaced, and that was not yet told.
+func (r *replica) noteRebuilding() {
+	yes := r.rid == 0 || r.machine.Applied().Index == 0 || !slices.Contains(r.confNow().state.Voters, r.rid)
+	if yes != (r.machine.Readable() != nil) {
+		r.machine.SetRebuilding(yes && !env.Mutant(env.MutantRebuildingRead))
+	}
 }
 
 // askReplacement asks all peers; the one that leads acts.
@@ -150,7 +161,7 @@ func (r *replica) superseded(by uint64) {
 
 // promoteLearners makes a learner that has caught up a voter.
 func (r *replica) promoteLearners() {
-	cs := r.confState()
+	cs := r.confNow().state
 	if len(cs.Learners) == 0 || len(cs.VotersOutgoing) > 0 || r.host.now.Sub(r.promotedAt) < askAgain {
 		return
 	}

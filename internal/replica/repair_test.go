@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
 )
@@ -182,5 +183,60 @@ func TestConf_RoundTrip(t *testing.T) {
 	}
 	for i := range encodeConf(cs) {
 		_ = decodeConf(encodeConf(cs)[:i])
+	}
+}
+
+// TestRepair_NothingIsReadMeanwhile looks at a node that lost its data after each step until it is whole again: it may
+// show what it had or nothing at all, but no earlier state.
+func TestRepair_NothingIsReadMeanwhile(t *testing.T) {
+	for name, lose := range map[string]func(*rigNode) error{
+		"damaged log":   func(n *rigNode) error { return n.open(func(rec *storage.Recovery) { rec.AllSuspect = true }, false) },
+		"damaged state": func(n *rigNode) error { return n.open(nil, true) },
+		"new disk":      func(n *rigNode) error { n.newDisk(); return n.open(nil, false) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 3, nil)
+			lead, other := r.elect()
+			for i := range 200 {
+				lead.do(fmt.Sprintf("k=%d", i))
+			}
+			r.same("k", "199")
+			old := other.host.Shards()[0].Replica
+			other.stop()
+			r.isolate(other)
+			if err := lose(other); err != nil {
+				t.Fatal(err)
+			}
+			stale := func(n *rigNode, at shard.Revision) *shard.Future {
+				f := shard.NewFuture()
+				n.turn(Read{Shard: 1, Future: f, Stale: true, AtLeast: at, Deadline: r.now.Add(time.Second)})
+				return f
+			}
+			for _, at := range []shard.Revision{0, 1} {
+				if f := stale(other, at); !errs.Is(other.results[f].Err, errs.Unavailable) || other.reads[f] != nil {
+					t.Errorf("a stale read at %d: got %+v", at, other.results[f])
+				}
+			}
+			if _, err := other.host.Machine(1).Query(shard.Command{Module: 9, Data: []byte("k")}); !errs.Is(err, errs.Unavailable) {
+				t.Errorf("a query beside the host: got %v", err)
+			}
+			f := other.read(time.Second)
+			r.run(2 * time.Second)
+			if res, ok := other.results[f]; !ok || !errs.Is(res.Err, errs.Unavailable) {
+				t.Errorf("a linearizable read is kept waiting past its deadline: %+v", res)
+			}
+			r.heal()
+			g := other.read(0)
+			r.until("rebuilt replica", func() bool {
+				if got := other.get("k"); got != "" && got != "199" {
+					t.Errorf("a replica that is being rebuilt shows %q", got)
+				}
+				s := other.host.Shards()[0]
+				return s.Voter(s.Replica) && s.Replica != old && other.reads[g] != nil
+			})
+			if f := stale(other, 1); other.reads[f] == nil || other.get("k") != "199" {
+				t.Errorf("the rebuilt replica answers %+v, and has %q", other.results[f], other.get("k"))
+			}
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math"
 	"slices"
@@ -25,6 +26,8 @@ type replica struct {
 	view    logView
 	// rn is nil while the replica awaits a new id.
 	rn *raft.RawNode
+
+	conf confCache
 
 	dirty bool
 	// awake says that raft's timers run; listed that the replica is in Host.awake.
@@ -90,6 +93,7 @@ func (r *replica) open(suspect bool) error {
 	if suspect || stored&awaitingBit != 0 {
 		return r.await(stored, suspect)
 	}
+	defer r.noteRebuilding()
 	r.rid = stored
 	if stored == 0 {
 		r.rid = replicaID(h.cfg.Node, 1)
@@ -154,7 +158,33 @@ func decodeConf(b []byte) *raftpb.ConfState {
 	return cs
 }
 
-func (r *replica) confState() *raftpb.ConfState { return decodeConf(r.machine.Conf()) }
+// confCache is the machine's raft configuration, decoded: it is looked at all the time and changes hardly ever.
+type confCache struct {
+	of    []byte
+	state *raftpb.ConfState
+	// members and voters are as in ShardStatus.
+	members []shard.NodeID
+	voters  []uint64
+}
+
+// confNow returns the present configuration. What it holds must not be changed: it is handed out.
+func (r *replica) confNow() *confCache {
+	b := r.machine.Conf()
+	if r.conf.state != nil && bytes.Equal(b, r.conf.of) {
+		return &r.conf
+	}
+	c := confCache{of: slices.Clone(b), state: decodeConf(b)}
+	for _, id := range slices.Concat(c.state.Voters, c.state.Learners) {
+		c.members = append(c.members, replicaNode(id))
+	}
+	slices.Sort(c.members)
+	c.members = slices.Compact(c.members)
+	if len(c.state.VotersOutgoing) == 0 {
+		c.voters = c.state.Voters
+	}
+	r.conf = c
+	return &r.conf
+}
 
 // start makes the raft member from log and state.
 func (r *replica) start() error {
@@ -373,6 +403,7 @@ func (r *replica) handleApply(m *raftpb.Message) {
 		h.fatal(err)
 		return
 	}
+	r.noteRebuilding()
 	h.out.Counts.Commands += out.Commands
 	h.out.Counts.Duplicates += out.Duplicates
 	r.answerApplied(&out)
@@ -456,6 +487,7 @@ func (r *replica) tick() {
 	h := r.host
 	if r.rn == nil {
 		r.expire()
+		r.reads.tick(r)
 		r.askReplacement()
 		return
 	}
@@ -504,14 +536,7 @@ func (r *replica) status() ShardStatus {
 		s.Leader, s.Term, s.Leads = replicaNode(r.lead), r.term, r.leads()
 		s.Commit = r.rn.BasicStatus().GetCommit()
 	}
-	cs := r.confState()
-	for _, id := range slices.Concat(cs.Voters, cs.Learners) {
-		s.Members = append(s.Members, replicaNode(id))
-	}
-	if len(cs.VotersOutgoing) == 0 {
-		s.Voters = cs.Voters
-	}
-	slices.Sort(s.Members)
-	s.Members = slices.Compact(s.Members)
+	conf := r.confNow()
+	s.Members, s.Voters = conf.members, conf.voters
 	return s
 }

@@ -332,6 +332,7 @@ func (r *replica) installSnapshot(s *raftpb.Snapshot) bool {
 		h.fatal(err)
 		return false
 	}
+	r.noteRebuilding()
 	r.settleAfterSnapshot()
 	clear(r.digests)
 	h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, All: true})

@@ -235,3 +235,17 @@ func TestQuery_DuringInstallsSeesOneState(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestQuery_RefusedWhileRebuilding(t *testing.T) {
+	a := newBench(t, MachineConfig{})
+	fill(a, 3)
+	q := Command{Module: 9, Data: []byte("key1")}
+	a.m.SetRebuilding(true)
+	if _, err := a.m.Query(q); !errs.Is(err, errs.Unavailable) {
+		t.Errorf("got %v", err)
+	}
+	a.m.SetRebuilding(false)
+	if got, err := a.m.Query(q); err != nil || string(got) != "value1" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}

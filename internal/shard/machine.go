@@ -40,6 +40,8 @@ type Machine struct {
 	place    atomic.Pointer[[]byte]
 	gen      uint32
 	installs atomic.Uint64
+	// rebuilding says that queries are refused; see SetRebuilding.
+	rebuilding atomic.Bool
 
 	st       state
 	sessions map[uint64]*session
@@ -217,6 +219,19 @@ func (s *state) decode(b []byte) error {
 		ChangeBytes: v[6], Digest: v[7], Level: uint32(v[8]), Conf: slices.Clone(b[1+8*n:]),
 	}
 	return nil
+}
+
+// SetRebuilding says whether the state is that of a replica which lost its data and is not yet restored from its peers: it
+// is empty, or older than what this node has shown before. Queries are refused meanwhile. It must be called before the
+// state is wiped, and after what restores it is committed.
+func (m *Machine) SetRebuilding(yes bool) { m.rebuilding.Store(yes) }
+
+// Readable returns nil, or the error of queries while the replica is being rebuilt.
+func (m *Machine) Readable() error {
+	if !m.rebuilding.Load() {
+		return nil
+	}
+	return errs.New(errs.Unavailable, "this node's replica of shard %d is being rebuilt and cannot answer yet; ask another node", m.id)
 }
 
 // ID returns the shard's id.

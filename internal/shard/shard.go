@@ -115,7 +115,8 @@ type Route struct {
 
 // Consistency says how fresh a read must be.
 type Consistency struct {
-	// Stale allows any state this node has. The zero value means linearizable.
+	// Stale allows any state this node has. The zero value means linearizable. A node that lost its data and is not yet
+	// restored from its peers has none: it answers errs.Unavailable.
 	Stale bool
 	// AtLeast, with Stale, waits until this revision is applied here: a session token.
 	AtLeast Revision

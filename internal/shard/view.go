@@ -21,14 +21,18 @@ type view struct {
 	err    error
 }
 
-// Query runs a module's query on a consistent view of what is committed. It may be called from any goroutine.
+// Query runs a module's query on a consistent view of what is committed. It may be called from any goroutine. It fails
+// with errs.Unavailable while the replica is being rebuilt.
 func (m *Machine) Query(c Command) ([]byte, error) {
 	mod := m.modules[c.Module]
 	if mod == nil {
 		return nil, errs.New(errs.Unsupported, "no module %d in this build", c.Module)
 	}
-	snap, place := m.consistent()
+	snap, place, err := m.consistent()
 	defer snap.Close() //nolint:errcheck // closing a read view cannot fail in a way that matters
+	if err != nil {
+		return nil, err
+	}
 	v := &view{r: snap, m: m, place: place, module: c.Module}
 	out, err := mod.Query(v, c.Data)
 	if v.err != nil {
@@ -37,13 +41,16 @@ func (m *Machine) Query(c Command) ([]byte, error) {
 	return out, err
 }
 
-// consistent takes a snapshot of the store together with the place of the shard's rows in it.
-func (m *Machine) consistent() (*storage.Snapshot, []byte) {
+// consistent takes a snapshot of the store together with the place of the shard's rows in it. Its error is Readable's; who
+// may look at any state ignores it. If the state is good when that is asked, so is the snapshot: it can only become bad by
+// a wipe, which shows in installs.
+func (m *Machine) consistent() (snap *storage.Snapshot, place []byte, err error) {
 	for {
 		before := m.installs.Load()
-		snap, place := m.store.Snapshot(), *m.place.Load()
+		err = m.Readable()
+		snap, place = m.store.Snapshot(), *m.place.Load()
 		if before%2 == 0 && m.installs.Load() == before {
-			return snap, place
+			return snap, place, err
 		}
 		// An install was under way; it is a moment's work, and there is nothing to wait on but itself.
 		_ = snap.Close()
@@ -136,6 +143,10 @@ func (v *view) Changes(from uint64, bytesMax int) (ChangeSet, error) {
 // chunkStart finds the key of the chunk that holds a position: the last key at or before it. The store scans forward
 // only, so it looks in windows that double.
 func (v *view) chunkStart(pos uint64, st *state) uint64 {
+	// Who follows the log goes on where a chunk ended.
+	if _, ok := v.get(ModuleShard, changeKey(pos)); ok {
+		return pos
+	}
 	for width := uint64(64); ; width *= 4 {
 		lo := st.ChangeFirst
 		if pos-lo > width {
@@ -166,7 +177,7 @@ type SnapshotReader struct {
 
 // Snapshot opens a reader of what is committed now.
 func (m *Machine) Snapshot() (*SnapshotReader, error) {
-	snap, place := m.consistent()
+	snap, place, _ := m.consistent()
 	v := &view{r: snap, m: m, place: place}
 	st := v.state()
 	if v.err != nil {
@@ -206,7 +217,7 @@ func (r *SnapshotReader) Close() error { return r.snap.Close() }
 
 // Changes reads the shard's change log as of what is committed. See View.Changes.
 func (m *Machine) Changes(from uint64, bytesMax int) (ChangeSet, error) {
-	snap, place := m.consistent()
+	snap, place, _ := m.consistent()
 	defer snap.Close() //nolint:errcheck // closing a read view cannot fail in a way that matters
 	v := &view{r: snap, m: m, place: place}
 	cs, err := v.Changes(from, bytesMax)

@@ -32,6 +32,8 @@ type checker struct {
 	reads   []readSeen
 	// seen: what each boot of a node last was.
 	seen map[bootKey]bootState
+	// status is scratch space of turn.
+	status []replica.ShardStatus
 }
 
 type slot struct {
@@ -88,7 +90,8 @@ func newChecker(w *world) *checker {
 
 // turn checks what a turn did, right after it.
 func (c *checker) turn(n *node, ws []storage.Write) {
-	status := n.host.Shards()
+	c.status = n.host.AppendShards(c.status[:0])
+	status := c.status
 	c.writes(n, ws, status)
 	for i := range status {
 		if c.w.err == nil && !status[i].Awaiting {
@@ -246,6 +249,8 @@ func (c *checker) refused(op *operation, err error) {
 // read checks that a read is no older than what had been answered before it began, or than its token.
 func (c *checker) read(op *operation, rev shard.Revision, id uint64) {
 	switch {
+	case op.stale && rev < op.node.floor[op.shard]:
+		c.w.fail("rebuilding read: shard %d at revision %d on node %d, which lost its state at %d", op.shard, rev, op.node.id, op.node.floor[op.shard])
 	case op.stale && rev < op.token:
 		c.w.fail("token read: shard %d at revision %d on node %d, but %d was asked for", op.shard, rev, op.node.id, op.token)
 	case !op.stale && rev < op.floor:

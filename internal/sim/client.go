@@ -75,6 +75,12 @@ func (c *client) next() {
 	n.futures[op.future] = op
 	deadline := n.clock().Add(time.Duration(500+w.rng.IntN(4000)) * time.Millisecond)
 	w.check.issued(op)
+	if w.o.LocalReads && op.stale && op.token == 0 {
+		delete(n.futures, op.future)
+		boot, m := n.boot, n.host.Machine(id)
+		w.after(time.Duration(w.rng.IntN(2000))*time.Microsecond, func() { c.runRead(op, n, boot, m) })
+		return
+	}
 	if op.read {
 		n.give(replica.Read{Shard: id, Future: op.future, Deadline: deadline, Stale: op.stale, AtLeast: op.token})
 	} else {
@@ -129,6 +135,11 @@ func (c *client) runRead(op *operation, n *node, boot uint64, m *shard.Machine) 
 	b, err := m.Query(shard.Command{Module: ledgerID, Data: op.cmd.encode()})
 	if errs.Is(err, errs.Corrupt) && c.w.broken[int(n.id)] {
 		n.due()
+		c.finish(shard.Result{Err: err})
+		return
+	}
+	if errs.Is(err, errs.Unavailable) && m.Readable() != nil {
+		c.w.stats.Rebuilding++
 		c.finish(shard.Result{Err: err})
 		return
 	}

@@ -91,8 +91,12 @@ func contents(fs vfs.FS, name string) []byte {
 		return nil
 	}
 	defer f.Close() //nolint:errcheck // a file in memory
-	b, err := io.ReadAll(f)
+	st, err := f.Stat()
 	if err != nil {
+		return nil
+	}
+	b := make([]byte, st.Size())
+	if _, err := f.ReadAt(b, 0); err != nil && len(b) > 0 {
 		return nil
 	}
 	return b

@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -24,6 +25,7 @@ func (w *world) scheduleFaults() {
 		w.repeat(w.o.Flush, func() { w.flush(n) })
 	}
 	w.repeat(w.o.Partition, w.partition)
+	w.repeat(w.o.Squeeze, w.squeeze)
 	w.repeat(w.o.PowerCut, func() {
 		w.note("power cut: all nodes")
 		w.stats.PowerCuts++
@@ -149,6 +151,7 @@ func (w *world) wipe(n *node) {
 	w.broken[int(n.id)] = true
 	n.disk = newDisk()
 	n.logID++
+	maps.Copy(n.floor, n.had)
 	w.note("node %d: disk replaced", n.id)
 	w.after(time.Duration(w.rng.IntN(2000))*time.Millisecond, n.boots)
 }
@@ -194,6 +197,58 @@ func (w *world) partition() {
 	w.after(time.Duration(500+w.rng.IntN(8000))*time.Millisecond, func() {
 		for l := range links {
 			delete(w.cut, l)
+		}
+	})
+}
+
+// squeeze takes a leader's followers away in two steps. Half of them lose it first, for long enough to want another; then
+// it loses the rest, and one of these is restarted at once. That one has just confirmed the leader, and is now asked for
+// its vote: a promise that does not outlive the restart shows.
+func (w *world) squeeze() {
+	var lead *node
+	for _, n := range w.nodes {
+		if n.boot == 0 {
+			return
+		}
+		for _, s := range n.host.Shards() {
+			if s.Leads && (lead == nil || w.rng.IntN(2) == 0) {
+				lead = n
+			}
+		}
+	}
+	if lead == nil {
+		return
+	}
+	w.stats.Squeezes++
+	others := make([]int, 0, len(w.nodes))
+	for _, i := range w.rng.Perm(len(w.nodes)) {
+		if w.nodes[i] != lead {
+			others = append(others, i)
+		}
+	}
+	half := len(others) / 2
+	cut := func(list []int) {
+		for _, i := range list {
+			w.cut[[2]int{int(lead.id) - 1, i}], w.cut[[2]int{i, int(lead.id) - 1}] = true, true
+		}
+	}
+	w.note("node %d loses %d followers, and then the others", lead.id, half)
+	cut(others[:half])
+	timeout := 100 * time.Millisecond * time.Duration(w.o.ElectionTicks)
+	w.after(timeout+time.Duration(w.rng.Int64N(int64(2*timeout))), func() {
+		if !w.chaos {
+			return
+		}
+		cut(others[half:])
+		if n := w.nodes[others[half]]; n.boot != 0 {
+			n.die("squeezed")
+			w.after(time.Duration(w.rng.IntN(50))*time.Millisecond, n.boots)
+		}
+	})
+	w.after(5*timeout, func() {
+		for _, i := range others {
+			delete(w.cut, [2]int{int(lead.id) - 1, i})
+			delete(w.cut, [2]int{i, int(lead.id) - 1})
 		}
 	})
 }

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/binary"
+	"math"
 	"sort"
 
 	"github.com/quorate/quorate/internal/shard"
@@ -11,7 +12,12 @@ import (
 func (c *checker) final() {
 	for i := range c.w.o.Shards {
 		id := shard.ID(i + 1)
-		h := c.changes(id)
+		cs, err := c.w.nodes[0].host.Machine(id).Changes(math.MaxUint64, 1)
+		if err != nil {
+			c.w.fail("shard %d: end of the change log: %v", id, err)
+			return
+		}
+		h := c.changes(id, cs.End)
 		for _, n := range c.w.nodes {
 			c.finalShard(n, id, h)
 			if c.w.err != nil {
@@ -19,10 +25,10 @@ func (c *checker) final() {
 			}
 		}
 		for _, r := range c.reads {
-			if r.shard != id || r.rev <= h.gap {
+			if r.shard != id {
 				continue
 			}
-			if want := h.at(r.key, r.rev); want != r.id {
+			if want, sure := h.at(r.key, r.rev); sure && want != r.id {
 				c.w.fail("a read of shard %d key %d at revision %d returned write %d, but %d was the last", id, r.key, r.rev, r.id, want)
 				return
 			}
@@ -60,7 +66,7 @@ func (c *checker) finalShard(n *node, id shard.ID, h *changeHistory) {
 		case f.cmd.op == opTimer && fired != applied:
 			w.fail("timer of operation %d, applied %d times, fired %d times (1000 means too early) on node %d", opID, applied, fired, n.id)
 		}
-		if ch, ok := h.byRev[f.rev]; f.acked && f.cmd.op == opPut && f.rev > h.gap && (!ok || ch != opID) {
+		if ch, ok := h.byRev[f.rev]; f.acked && f.cmd.op == opPut && ch != opID && (ok || h.complete(f.rev-1, f.rev)) {
 			w.fail("the change log of shard %d has %d at revision %d, want write %d", id, ch, f.rev, opID)
 		}
 		if w.err != nil {
@@ -90,37 +96,56 @@ type countOf struct {
 
 // changeHistory is the order of writes as a shard's change log told it.
 type changeHistory struct {
-	// gap is the revision up to which some changes were trimmed before anyone read them.
-	gap   shard.Revision
+	// holes are what was trimmed before anyone read it.
+	holes []hole
 	byRev map[shard.Revision]uint64
 	revs  map[byte][]shard.Revision
 	ids   map[byte][]uint64
 }
 
-// at returns the last write of a key at a revision.
-func (h *changeHistory) at(key byte, rev shard.Revision) uint64 {
+// hole stands for changes with revisions between those of the changes around it.
+type hole struct{ after, before shard.Revision }
+
+// complete says that no change with after < revision <= upTo is missing.
+func (h *changeHistory) complete(after, upTo shard.Revision) bool {
+	for _, x := range h.holes {
+		if after+1 < x.before && upTo > x.after {
+			return false
+		}
+	}
+	return true
+}
+
+// at returns the last write of a key at a revision. It is not sure of one that a missing change may have overwritten.
+func (h *changeHistory) at(key byte, rev shard.Revision) (id uint64, sure bool) {
 	revs := h.revs[key]
 	i := sort.Search(len(revs), func(i int) bool { return revs[i] > rev })
 	if i == 0 {
-		return 0
+		return 0, h.complete(0, rev)
 	}
-	return h.ids[key][i-1]
+	return h.ids[key][i-1], h.complete(revs[i-1], rev)
 }
 
-func (c *checker) changes(id shard.ID) *changeHistory {
+// changes collects what was seen of a shard's change log, which ends at end.
+func (c *checker) changes(id shard.ID, end uint64) *changeHistory {
 	h := &changeHistory{byRev: map[shard.Revision]uint64{}, revs: map[byte][]shard.Revision{}, ids: map[byte][]uint64{}}
-	missed := false
+	missed, last := false, shard.Revision(0)
 	for _, ch := range c.history[id] {
 		if ch.rev == 0 {
 			missed = true
 			continue
 		}
 		if missed {
-			missed, h.gap = false, ch.rev
+			missed = false
+			h.holes = append(h.holes, hole{last, ch.rev})
 		}
+		last = ch.rev
 		h.byRev[ch.rev] = ch.op
 		h.revs[ch.key] = append(h.revs[ch.key], ch.rev)
 		h.ids[ch.key] = append(h.ids[ch.key], ch.op)
+	}
+	if missed || uint64(len(c.history[id])) < end {
+		h.holes = append(h.holes, hole{last, math.MaxUint64})
 	}
 	return h
 }

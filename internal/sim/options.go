@@ -16,7 +16,7 @@ type Options struct {
 	Chaos, Settle time.Duration
 	Clients       int
 	// Faults are rates per virtual second and node.
-	Crash, PowerCut, Pause, Partition, DiskStall, SyncError, BitFlip, Wipe float64
+	Crash, PowerCut, Pause, Partition, Squeeze, DiskStall, SyncError, BitFlip, Wipe float64
 	// RestartMax is how long a crashed node stays away.
 	RestartMax time.Duration
 	// Network.
@@ -39,6 +39,10 @@ type Options struct {
 	BatchBytesMax  int
 	ElectionTicks  int
 	ChunkBytes     int
+	// CacheBytes bounds the row cache; 0 means the default, -1 none.
+	CacheBytes int
+	// LocalReads runs stale reads that ask for no revision on what the node has, without asking the host, as the engine does.
+	LocalReads bool
 	// FlushMax is how long a flush may take.
 	FlushMax time.Duration
 }
@@ -77,9 +81,12 @@ func FromSeed(seed uint64) Options {
 		// Few requests, so that shards go to sleep between them.
 		o.ThinkMax = time.Duration(3+r.IntN(15)) * time.Second
 	}
+	o.Squeeze = maybe(0.3, 0.05)
+	o.CacheBytes = []int{0, -1, 1000}[r.IntN(3)]
+	o.LocalReads = r.IntN(3) > 0
 	if o.Nodes == 1 {
 		// A single node has nobody to repair it, and nobody to lose contact with.
-		o.BitFlip, o.Wipe, o.Partition = 0, 0, 0
+		o.BitFlip, o.Wipe, o.Partition, o.Squeeze = 0, 0, 0, 0
 	}
 	return o
 }

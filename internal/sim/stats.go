@@ -12,13 +12,15 @@ type Stats struct {
 	// Work.
 	Steps, Frames, Acked, Failed, Unknown, Overloaded, Reads, TokenReads, Timers int
 	// Faults.
-	Crashes, PowerCuts, Pauses, Partitions, Stalls, SyncErrors, Flips, Wipes, Refusals, Flushes int
+	Crashes, PowerCuts, Pauses, Partitions, Squeezes, Stalls, SyncErrors, Flips, Wipes, Refusals, Flushes int
 	// Elections are changes of leader.
 	Elections int
 	// SnapshotsSent and SnapshotsInstalled are whole states that moved; SnapshotsCut are those whose node died meanwhile.
 	SnapshotsSent, SnapshotsInstalled, SnapshotsCut int
 	// Replacements are replicas that lost their data and got a new id; Promotions those that were made voters again.
 	Replacements, Promotions int
+	// Rebuilding are reads that a replica refused because it lost its data and was not restored yet.
+	Rebuilding int
 	// Duplicates are batches that came twice and were applied once.
 	Duplicates int
 	// Asleep and Woken are shards that hibernated and came back.

@@ -90,6 +90,9 @@ func (f *follower) read() {
 			w.check.change(f.n, f.id, f.pos, ch)
 			f.pos++
 		}
+		if f.pos == cs.End {
+			return
+		}
 	}
 }
 

@@ -7,7 +7,6 @@
 package sim
 
 import (
-	"container/heap"
 	crand "crypto/rand"
 	"fmt"
 	"io"
@@ -88,35 +87,64 @@ type node struct {
 	unverified bool
 	hub        *shard.Hub
 	followers  []*follower
+	// had is the highest revision of each shard that the node's state was seen at when it died; floor is what it had when
+	// it lost that state. A read that it answers must not be older.
+	had, floor map[shard.ID]shard.Revision
 }
 
 type event struct {
-	at    time.Time
+	// at counts nanoseconds since the start; events of one moment come in the order they were made in.
+	at    time.Duration
 	order uint64
 	do    func()
 }
 
+func (e *event) before(o *event) bool { return e.at < o.at || e.at == o.at && e.order < o.order }
+
+// eventQueue is a heap: what container/heap does, without an allocation for each event.
 type eventQueue []event
 
-func (q eventQueue) Len() int { return len(q) }
-func (q eventQueue) Less(i, j int) bool {
-	if !q[i].at.Equal(q[j].at) {
-		return q[i].at.Before(q[j].at)
+func (q *eventQueue) push(e event) {
+	h := append(*q, e)
+	i := len(h) - 1
+	for i > 0 {
+		up := (i - 1) / 2
+		if !e.before(&h[up]) {
+			break
+		}
+		h[i] = h[up]
+		i = up
 	}
-	return q[i].order < q[j].order
+	h[i] = e
+	*q = h
 }
-func (q eventQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
 
-// Push implements heap.Interface.
-func (q *eventQueue) Push(x any) { *q = append(*q, x.(event)) }
-
-// Pop implements heap.Interface.
-func (q *eventQueue) Pop() any {
-	old := *q
-	x := old[len(old)-1]
-	old[len(old)-1] = event{}
-	*q = old[:len(old)-1]
-	return x
+func (q *eventQueue) pop() event {
+	h := *q
+	first, e := h[0], h[len(h)-1]
+	h[len(h)-1] = event{}
+	h = h[:len(h)-1]
+	*q = h
+	if len(h) == 0 {
+		return first
+	}
+	i := 0
+	for {
+		down := 2*i + 1
+		if down >= len(h) {
+			break
+		}
+		if r := down + 1; r < len(h) && h[r].before(&h[down]) {
+			down = r
+		}
+		if !h[down].before(&e) {
+			break
+		}
+		h[i] = h[down]
+		i = down
+	}
+	h[i] = e
+	return first
 }
 
 type seededReader struct{ r *rand.Rand }
@@ -156,6 +184,7 @@ func (w *world) run() {
 		n := &node{
 			w: w, id: shard.NodeID(i + 1), disk: newDisk(), rate: 1 + w.o.Drift*(2*w.rng.Float64()-1),
 			offset: time.Duration((2*w.rng.Float64() - 1) * float64(w.o.Skew)), logID: uint64(i+1) * 1000,
+			had: map[shard.ID]shard.Revision{}, floor: map[shard.ID]shard.Revision{},
 		}
 		w.nodes = append(w.nodes, n)
 		w.after(time.Duration(w.rng.IntN(50))*time.Millisecond, n.boots)
@@ -183,10 +212,10 @@ func (w *world) run() {
 
 // runUntil handles events up to a moment, or until done says so.
 func (w *world) runUntil(end time.Time, done func() bool) {
-	for w.err == nil && len(w.queue) > 0 && !w.queue[0].at.After(end) {
-		e := heap.Pop(&w.queue).(event)
-		if e.at.After(w.now) {
-			w.now = e.at
+	for w.err == nil && len(w.queue) > 0 && w.queue[0].at <= end.Sub(w.start) {
+		e := w.queue.pop()
+		if at := w.start.Add(e.at); at.After(w.now) {
+			w.now = at
 		}
 		e.do()
 		if done != nil && w.stats.Steps%64 == 0 && done() {
@@ -200,7 +229,7 @@ func (w *world) runUntil(end time.Time, done func() bool) {
 
 func (w *world) after(d time.Duration, f func()) {
 	w.order++
-	heap.Push(&w.queue, event{at: w.now.Add(d), order: w.order, do: f})
+	w.queue.push(event{at: w.now.Sub(w.start) + d, order: w.order, do: f})
 }
 
 func (w *world) note(format string, args ...any) {
@@ -261,7 +290,7 @@ func (n *node) boots() {
 		}
 		w.note("node %d: log damaged: %v, suspect %v all %v", n.id, rec.Damaged, rec.Suspect, rec.AllSuspect)
 	}
-	cfg := storage.StoreConfig{MemTableBytes: 4 << 20, CacheBytes: 1 << 20, Deterministic: true}
+	cfg := storage.StoreConfig{MemTableBytes: 4 << 20, CacheBytes: 8 << 20, Deterministic: true}
 	// Damage is found at the start or later: the real node reads the whole store now and then.
 	verify := w.rng.IntN(4) == 0
 	st, err := openStore(n.disk.state, cfg, verify)
@@ -303,7 +332,7 @@ func (n *node) boots() {
 	n.host, err = replica.Open(replica.Config{
 		Node: n.id, Nodes: n.members(), Shards: ids, Session: n.boot*16 + 1, LogID: lg.ID(), LogEntriesMax: w.o.CutEntries,
 		ChunkBytes: w.o.ChunkBytes, LeaseReads: w.o.LeaseReads, LeaseDrift: 0.1, NoHibernate: w.o.NoHibernate,
-		QueueLenMax: w.o.QueueLenMax, BatchBytesMax: w.o.BatchBytesMax, ElectionTicks: w.o.ElectionTicks,
+		QueueLenMax: w.o.QueueLenMax, BatchBytesMax: w.o.BatchBytesMax, ElectionTicks: w.o.ElectionTicks, CacheBytes: w.o.CacheBytes,
 		Machine: shard.MachineConfig{ChangeBytesMax: w.o.ChangeBytesMax},
 	}, lg, rec, lost, st, shard.Modules(ledger{}), n.clock())
 	if errs.Is(err, errs.Corrupt) && n.unverified {
@@ -327,8 +356,11 @@ func (n *node) boots() {
 			return
 		}
 	}
-	for _, id := range ids {
-		n.host.Machine(id).SetSkew(n.clock)
+	for _, s := range n.host.Shards() {
+		n.host.Machine(s.ID).SetSkew(n.clock)
+		if s.Awaiting {
+			n.floor[s.ID] = n.had[s.ID]
+		}
 	}
 	w.note("node %d starts (boot %d)", n.id, n.boot)
 	n.follow()
@@ -384,6 +416,7 @@ func (n *node) die(why string) {
 	}
 	n.w.note("node %d dies: %s", n.id, why)
 	for _, s := range n.host.Shards() {
+		n.had[s.ID] = max(n.had[s.ID], s.Revision)
 		if s.Snapshotting {
 			n.w.stats.SnapshotsCut++
 		}
@@ -600,8 +633,7 @@ func (w *world) send(from *node, f replica.Outgoing) {
 		if w.chaos && w.rng.IntN(500) == 0 {
 			d *= 50
 		}
-		data := append([]byte(nil), f.Data...)
-		in := replica.Frame{From: from.id, Data: data}
+		in := replica.Frame{From: from.id, Data: f.Data}
 		w.after(d, func() { w.nodes[to].give(in) })
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/sstable"
 
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -30,6 +31,10 @@ func (st *stepwise) adjust(o *pebble.Options) {
 	o.DisableAutomaticCompactions = true
 	// Statistics are gathered by a goroutine that reads the tables.
 	o.DisableTableStats = true
+	// The files are in memory.
+	for i := range o.Levels {
+		o.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
+	}
 	o.MaxOpenFiles = 64
 	o.L0StopWritesThreshold = 1 << 20
 }
