@@ -63,7 +63,7 @@ func startNodes(t *testing.T, n int) []*testNode {
 				peers[shard.NodeID(j+1)] = lns[j].Addr().String()
 			}
 		}
-		dir, err := storage.OpenDir(storage.VolatileFS(), "data", storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 1 << 20})
+		dir, err := storage.OpenDir(storage.VolatileFS(), "data", storage.Owner{Cluster: "t", Node: uint32(i + 1), Shards: 2}, storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 1 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}

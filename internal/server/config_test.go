@@ -85,3 +85,45 @@ func TestRun_ReadyThenStops(t *testing.T) {
 		}
 	}
 }
+
+func TestStart_RefusesDataOfAnotherNode(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	start := func(c Config) error {
+		c.Data = dir
+		s, err := Start(c, "test", env.Real(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		return s.Close()
+	}
+	if err := start(Config{Shards: 2}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []Config{{Shards: 3}, {}, {Shards: 2, Node: 2}, {Shards: 2, Cluster: "other"}} {
+		if err := start(c); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), `node 1 of cluster "quorate" with 2 shards`) {
+			t.Errorf("%+v: got %v", c, err)
+		}
+	}
+	if err := start(Config{Shards: 2}); err != nil {
+		t.Errorf("as before: %v", err)
+	}
+}
+
+// TestRun_DamagedOwnerIsNotTriedAgain: what a rebuild cannot mend ends the node at once, also in a cluster.
+func TestRun_DamagedOwnerIsNotTriedAgain(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "OWNER"), []byte("rubbish"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var log strings.Builder
+	err := Run(ctx, Config{Data: dir, Listen: Listen{Peer: "127.0.0.1:0"}, Peers: map[uint32]string{1: "127.0.0.1:1", 2: "127.0.0.1:2", 3: "127.0.0.1:3"}},
+		"test", env.Real(), slog.New(slog.NewTextHandler(&log, nil)), nil)
+	if !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), "remove the file") {
+		t.Errorf("got %v", err)
+	}
+	if n := strings.Count(log.String(), "msg=starting"); n != 1 {
+		t.Errorf("the node was started %d times", n)
+	}
+}
