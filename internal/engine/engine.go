@@ -148,7 +148,7 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 		tp[transport.NodeID(id)] = addr
 	}
 	g.transport = transport.New(transport.Config{
-		Cluster: cfg.Cluster, Self: transport.NodeID(cfg.Node), Peers: tp, Hello: shown,
+		Cluster: cfg.Cluster, Shards: uint32(len(rc.Shards)), Self: transport.NodeID(cfg.Node), Peers: tp, Hello: shown,
 		OnFrame: func(from transport.NodeID, f []byte) { g.give(replica.Frame{From: shard.NodeID(from), Data: f}) },
 		OnLink: func(to transport.NodeID, up, refused bool) {
 			g.give(replica.Link{Node: shard.NodeID(to), Up: up, Refused: refused})
@@ -567,6 +567,8 @@ type NodeStatus struct {
 	ID   shard.NodeID      `json:"id"`
 	Up   bool              `json:"up"`
 	Addr map[string]string `json:"addr,omitempty"`
+	// Refused says why the link with the node is refused, by either side; empty if it is not.
+	Refused string `json:"refused,omitempty"`
 }
 
 // ShardStatus describes a shard as the answering node sees it.
@@ -594,7 +596,7 @@ func (g *Engine) Status() (Status, error) {
 		StoreBytes: g.dir.Store.Stats().DiskBytes,
 	}
 	for _, n := range g.Topology().Nodes {
-		s.Nodes = append(s.Nodes, NodeStatus{ID: n.ID, Up: n.Up, Addr: n.Addr})
+		s.Nodes = append(s.Nodes, NodeStatus{ID: n.ID, Up: n.Up, Addr: n.Addr, Refused: g.transport.Refused(transport.NodeID(n.ID))})
 	}
 	if !g.inLoop(func() {
 		for _, h := range g.host.Shards() {

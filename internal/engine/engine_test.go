@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,7 +46,7 @@ type testNode struct {
 }
 
 // startNodes starts a cluster of engines in this process, on disks in memory and loopback links.
-func startNodes(t *testing.T, n int) []*testNode {
+func startNodes(t *testing.T, n int, change ...func(*Config)) []*testNode {
 	t.Helper()
 	var lns []net.Listener
 	for range n {
@@ -67,10 +68,14 @@ func startNodes(t *testing.T, n int) []*testNode {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := Start(Config{
+		cfg := Config{
 			Cluster: "t", Node: shard.NodeID(i + 1), Peers: peers, Addr: map[string]string{"redis": fmt.Sprintf("r%d", i+1)},
 			Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1, 2}}},
-		}, dir, []shard.Module{register{}}, lns[i], env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		}
+		for _, f := range change {
+			f(&cfg)
+		}
+		e, err := Start(cfg, dir, []shard.Module{register{}}, lns[i], env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,6 +140,32 @@ func TestEngine_WritesAreReadThroughAnyNode(t *testing.T) {
 	st, err := nodes[0].Status()
 	if err != nil || len(st.Shards) != 2 || st.Shards[0].Rebuilding {
 		t.Errorf("status is %+v, %v", st, err)
+	}
+}
+
+func TestStatus_SaysWhyALinkIsRefused(t *testing.T) {
+	nodes := startNodes(t, 3, func(c *Config) {
+		if c.Node == 3 {
+			c.Spaces = []shard.Space{{Name: "default", Shards: []shard.ID{1, 2, 3}}}
+		}
+	})
+	write(t, nodes[0], 1, "the two that agree go on")
+	for i, other := range []int{3, 3, 1} {
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			st, err := nodes[i].Status()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(st.Nodes[other-1].Refused, "shards must be the same") {
+				if st.Nodes[i].Refused != "" || i < 2 && st.Nodes[1-i].Refused != "" {
+					t.Errorf("node %d: %+v", i+1, st.Nodes)
+				}
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("node %d shows %+v", i+1, st.Nodes)
+			}
+		}
 	}
 }
 
