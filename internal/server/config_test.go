@@ -31,6 +31,9 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("peers: {1: a:1, 2: b:1}", "must have 1, 3 or 5")
 	f("node: 4\npeers: {1: a:1, 2: b:1, 3: c:1}", "does not list this node")
 	f("node: 1\npeers: {1: '127.0.0.1:1', 2: '127.0.0.1:2', 3: '127.0.0.1:3'}", "needs data")
+	f("node: 65536", "between 1 and 65535")
+	f("node: 1\ndata: d\npeers: {0: '127.0.0.1:1', 1: '127.0.0.1:2', 2: '127.0.0.1:3'}", "peers lists node 0; node numbers are between 1 and 65535")
+	f("node: 1\ndata: d\npeers: {1: '127.0.0.1:1', 2: '127.0.0.1:2', 65536: '127.0.0.1:3'}", "peers lists node 65536")
 	f("listen: {redis: '0.0.0.0:1'}", "advertise.redis")
 	f("listen: {redis: '10.0.0.1:1'}", "insecure")
 	f("listen: {redis: '127.0.0.1'}", "host:port")
@@ -49,6 +52,13 @@ func TestReadConfig_Good(t *testing.T) {
 	}
 	if c.Listen.Peer != "127.0.0.1:2" || c.Shards != 1 || c.Cluster != "quorate" {
 		t.Errorf("got %+v", c)
+	}
+}
+
+func TestReadConfig_LargestNodeNumber(t *testing.T) {
+	c := Config{Node: 65535, Data: "d", Peers: map[uint32]string{1: "127.0.0.1:1", 2: "127.0.0.1:2", 65535: "127.0.0.1:3"}}
+	if err := c.fill(); err != nil {
+		t.Error(err)
 	}
 }
 
