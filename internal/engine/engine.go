@@ -513,8 +513,8 @@ func (g *Engine) stopped() error {
 
 // Submit implements shard.Client.
 func (g *Engine) Submit(ctx context.Context, r shard.Route, c shard.Command) *shard.Future {
-	if err := ctx.Err(); err != nil {
-		return shard.Failed(errs.Wrap(errs.Unavailable, err, "not proposed"))
+	if ctx.Err() != nil {
+		return shard.Failed(errs.New(errs.Unavailable, "the time limit passed before the command could be proposed; it was not applied, try again"))
 	}
 	if g.ctx.Err() != nil {
 		return shard.Failed(g.stopped())
@@ -535,14 +535,17 @@ func (g *Engine) Query(ctx context.Context, r shard.Route, at shard.Consistency,
 	}
 	if (!at.Stale || at.AtLeast > 0) && !g.cfg.StaleReads {
 		f := shard.NewFuture()
-		g.give(replica.Read{Shard: r.Shard, Future: f, Deadline: g.deadline(ctx), Stale: at.Stale, AtLeast: at.AtLeast})
+		rd := replica.Read{Shard: r.Shard, Future: f, Deadline: g.deadline(ctx), Stale: at.Stale, AtLeast: at.AtLeast}
+		g.give(rd)
 		select {
 		case <-f.Done():
 			if res := f.Wait(ctx); res.Err != nil {
 				return nil, res.Err
 			}
 		case <-ctx.Done():
-			return nil, errs.Wrap(errs.Unavailable, ctx.Err(), "gave up waiting for the read")
+			// Which of the two notices first is chance; the client gets the same answer. How the caller measures its time
+			// (context.Canceled) is nothing that a client could act on.
+			return nil, rd.TooLate()
 		case <-g.done:
 			return nil, g.stopped()
 		}

@@ -194,6 +194,44 @@ func TestEngine_ErrorsAreTyped(t *testing.T) {
 	}
 }
 
+// TestEngine_TimeLimitsAreExplained: what ends a wait is the caller's business; its client must learn what happened and what
+// to do, in the same words whoever notices first.
+func TestEngine_TimeLimitsAreExplained(t *testing.T) {
+	nodes := startNodes(t, 3)
+	write(t, nodes[0], 1, "before")
+	for _, n := range nodes[1:] {
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ended := func(d time.Duration, cancelled bool) context.Context {
+		ctx, cancel := context.WithTimeout(context.Background(), d)
+		if !cancelled {
+			t.Cleanup(cancel)
+			return ctx
+		}
+		plain, stop := context.WithCancel(context.Background())
+		go func() { <-ctx.Done(); cancel(); stop() }()
+		return plain
+	}
+	for _, cancelled := range []bool{false, true} {
+		f := func(name string, err error, kind errs.Kind, want string) {
+			t.Helper()
+			if !errs.Is(err, kind) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "context") {
+				t.Errorf("%s, cancelled %v: got %v, want %v with %q", name, cancelled, err, kind, want)
+			}
+		}
+		_, err := nodes[0].Query(ended(50*time.Millisecond, cancelled), shard.Route{Shard: 1}, shard.Linearizable, command(""))
+		f("read", err, errs.Unavailable, "try again, or read through another node")
+		_, err = nodes[0].Query(ended(50*time.Millisecond, cancelled), shard.Route{Shard: 1}, shard.Consistency{Stale: true, AtLeast: 1000}, command(""))
+		f("read with a token", err, errs.Unavailable, "did not reach revision 1000 of shard 1 within the time limit; try again")
+		ctx := ended(50*time.Millisecond, cancelled)
+		<-ctx.Done()
+		f("write", nodes[0].Submit(ctx, shard.Route{Shard: 1}, command("x")).Wait(context.Background()).Err, errs.Unavailable, "not applied, try again")
+		f("wait", shard.NewFuture().Wait(ctx).Err, errs.OutcomeUnknown, "look before you repeat it")
+	}
+}
+
 func TestEngine_WithoutQuorumNothingIsAcknowledged(t *testing.T) {
 	nodes := startNodes(t, 3)
 	write(t, nodes[0], 1, "before")

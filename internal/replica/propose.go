@@ -160,7 +160,7 @@ func (r *replica) cut() {
 }
 
 func tooLate() shard.Result {
-	return shard.Result{Err: errs.New(errs.Unavailable, "the deadline passed before the command could be proposed; it was not applied")}
+	return shard.Result{Err: errs.New(errs.Unavailable, "the time limit passed before the command could be proposed; it was not applied, try again")}
 }
 
 // low returns the lowest batch number that may still be sent.
@@ -338,7 +338,7 @@ func (r *replica) expire() {
 				continue
 			}
 			if w.future != nil {
-				res := unknown("no answer before the deadline; the command may have been or may still be applied")
+				res := unknown("no answer within the time limit; the command may have been or may still be applied: look before you repeat it")
 				if env.Mutant(env.MutantUnknownIsFailed) {
 					res = tooLate()
 				}

@@ -34,6 +34,14 @@ type confirmedRead struct {
 	reads []Read
 }
 
+// TooLate returns the error for a read that could not run within its time. Reading again is always safe.
+func (rd Read) TooLate() error {
+	if rd.Stale {
+		return errs.New(errs.Unavailable, "this node did not reach revision %d of shard %d within the time limit; try again, or read through another node", rd.AtLeast, rd.Shard)
+	}
+	return errs.New(errs.Unavailable, "no majority of shard %d confirmed the read within the time limit; try again, or read through another node", rd.Shard)
+}
+
 // readRetryTicks is after how many ticks an unanswered read-index request is made again.
 const readRetryTicks = 3
 
@@ -163,7 +171,7 @@ func (q *readQueue) tick(r *replica) {
 		if rd.Deadline.IsZero() || !h.now.After(rd.Deadline) {
 			return false
 		}
-		h.answer(rd.Future, shard.Result{Err: errs.New(errs.Unavailable, "no quorum confirmed the read before its deadline")})
+		h.answer(rd.Future, shard.Result{Err: rd.TooLate()})
 		q.count--
 		return true
 	}
