@@ -111,6 +111,9 @@ type Input interface{ input() }
 type Frame struct {
 	From shard.NodeID
 	Data []byte
+	// At is when it arrived here: what it asks for in a limited time is too late if it had to wait here for longer. Zero is
+	// now.
+	At time.Time
 }
 
 // Propose hands in a command. Future is completed by the caller with the Answer of that future.

@@ -246,7 +246,7 @@ func (r *rig) deliver(from shard.NodeID, f Outgoing) {
 		body = rest
 	}
 	if to.host != nil {
-		to.inbox = append(to.inbox, Frame{From: from, Data: data})
+		to.inbox = append(to.inbox, Frame{From: from, Data: data, At: r.now})
 	}
 }
 

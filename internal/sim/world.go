@@ -602,6 +602,9 @@ func (w *world) send(from *node, f replica.Outgoing) {
 		}
 		data := append([]byte(nil), f.Data...)
 		in := replica.Frame{From: from.id, Data: data}
-		w.after(d, func() { w.nodes[to].give(in) })
+		w.after(d, func() {
+			in.At = w.nodes[to].clock()
+			w.nodes[to].give(in)
+		})
 	}
 }
