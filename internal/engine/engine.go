@@ -149,6 +149,7 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 	}
 	g.transport = transport.New(transport.Config{
 		Cluster: cfg.Cluster, Shards: uint32(len(rc.Shards)), Self: transport.NodeID(cfg.Node), Peers: tp, Hello: shown,
+		FrameBytesMax: replica.FrameBytesMax,
 		OnFrame: func(from transport.NodeID, f []byte) {
 			g.give(replica.Frame{From: shard.NodeID(from), Data: f, At: e.Now()})
 		},
