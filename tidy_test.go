@@ -308,7 +308,7 @@ var numbers = []struct{ dir, pattern string }{
 	{"internal/errs", `^[A-Z]\w*$`},
 	{"internal/shard", `^Module[A-Z]\w*|row\w+|entry\w+|place(Node|Shard)|Level|SlotCount$`},
 	{"internal/replica", `^msg\w+|frameVersion|incarnationBits|flag\w+$`},
-	{"internal/storage", `^kind\w+|flag\w+|logVersion|formatVersion$`},
+	{"internal/storage", `^kind\w+|flag\w+|logVersion|formatVersion|ownerVersion$`},
 	{"internal/datatypes", `^op[A-Z]\w*|row\w+|type[A-Z]\w*|cmdVersion|version$`},
 	{"internal/eventlog", `^op[A-Z]\w*|cmd[A-Z]\w*|query[A-Z]\w*|row\w+|version\w*$`},
 }

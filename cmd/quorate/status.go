@@ -69,6 +69,11 @@ func printStatus(w io.Writer, st engine.Status) error {
 	for _, n := range st.Nodes {
 		fmt.Fprintf(t, "%d\t%v\t%s\t%s\t%s\n", n.ID, n.Up, n.Addr["redis"], n.Addr["kafka"], n.Addr["http"])
 	}
+	for _, n := range st.Nodes {
+		if n.Refused != "" {
+			fmt.Fprintf(t, "\nnode %d: link REFUSED: %s\n", n.ID, n.Refused)
+		}
+	}
 	fmt.Fprintln(t, "\nSHARD\tLEADER\tTERM\tREVISION\tAPPLIED\tCOMMIT\tLOG\tSTATE")
 	for _, s := range st.Shards {
 		state := "idle"

@@ -43,6 +43,26 @@ func TestCommands_OneAfterTheOther(t *testing.T) {
 	}
 }
 
+// TestExpire_HugeTimes: as Redis 7.0.15 answers. Moments past the year 2262, which a timer cannot hold, are kept all the same.
+func TestExpire_HugeTimes(t *testing.T) {
+	r := newRig(t)
+	invalid := func(name string) string { return "-ERR invalid expire time in '" + name + "' command" }
+	for _, tc := range [][3]string{
+		{"expire k 9223372036854775807", invalid("expire"), ":-1"}, {"expire k 9223372036854775", invalid("expire"), ":-1"},
+		{"expire k -9223372036854775808", invalid("expire"), ":-1"}, {"expire k -9223372036854775", ":1", ":-2"},
+		{"pexpire k 9223372036854775807", invalid("pexpire"), ":-1"}, {"pexpire k -9223372036854775808", ":1", ":-2"},
+		{"expireat k 9223372036854775807", invalid("expireat"), ":-1"}, {"expireat k 9223372036854775", ":1", ":9223372036854775000"},
+		{"pexpireat k 9223372036854775807", ":1", ":9223372036854775807"}, {"pexpireat k 9223372036854", ":1", ":9223372036854"},
+		{"pexpireat k 9223372036855", ":1", ":9223372036855"}, {"pexpireat k 9223372036854775808", "-ERR value is not an integer or out of range", ":-1"},
+		{"set k v px 9223372036854775807", invalid("set"), ":-1"}, {"set k v pxat 9223372036854775807", "+OK", ":9223372036854775807"},
+		{"setex k 9223372036854775 v", invalid("setex"), ":-1"}, {"getex k exat 9223372036854775", "$1 v", ":9223372036854775000"},
+	} {
+		r.want("set k v", "+OK")
+		r.want(tc[0], tc[1])
+		r.want("pexpiretime k", tc[2])
+	}
+}
+
 func TestInternalQueries(t *testing.T) {
 	r := newRig(t)
 	r.do("mset foo 1 {foo}2 2 bar 3")

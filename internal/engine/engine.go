@@ -160,8 +160,11 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 		tp[transport.NodeID(id)] = addr
 	}
 	g.transport = transport.New(transport.Config{
-		Cluster: cfg.Cluster, Self: transport.NodeID(cfg.Node), Peers: tp, Hello: shown,
-		OnFrame: func(from transport.NodeID, f []byte) { g.give(replica.Frame{From: shard.NodeID(from), Data: f}) },
+		Cluster: cfg.Cluster, Shards: uint32(len(rc.Shards)), Self: transport.NodeID(cfg.Node), Peers: tp, Hello: shown,
+		FrameBytesMax: replica.FrameBytesMax,
+		OnFrame: func(from transport.NodeID, f []byte) {
+			g.give(replica.Frame{From: shard.NodeID(from), Data: f, At: e.Now()})
+		},
 		OnLink: func(to transport.NodeID, up, refused bool) {
 			g.give(replica.Link{Node: shard.NodeID(to), Up: up, Refused: refused})
 		},
@@ -565,8 +568,8 @@ func (g *Engine) stopped() error {
 
 // Submit implements shard.Client.
 func (g *Engine) Submit(ctx context.Context, r shard.Route, c shard.Command) *shard.Future {
-	if err := ctx.Err(); err != nil {
-		return shard.Failed(errs.Wrap(errs.Unavailable, err, "not proposed"))
+	if ctx.Err() != nil {
+		return shard.Failed(errs.New(errs.Unavailable, "the time limit passed before the command could be proposed; it was not applied, try again"))
 	}
 	if g.ctx.Err() != nil {
 		return shard.Failed(g.stopped())
@@ -587,14 +590,17 @@ func (g *Engine) Query(ctx context.Context, r shard.Route, at shard.Consistency,
 	}
 	if (!at.Stale || at.AtLeast > 0) && !g.cfg.StaleReads {
 		f := shard.NewFuture()
-		g.give(replica.Read{Shard: r.Shard, Future: f, Deadline: g.deadline(ctx), Stale: at.Stale, AtLeast: at.AtLeast})
+		rd := replica.Read{Shard: r.Shard, Future: f, Deadline: g.deadline(ctx), Stale: at.Stale, AtLeast: at.AtLeast}
+		g.give(rd)
 		select {
 		case <-f.Done():
 			if res := f.Wait(ctx); res.Err != nil {
 				return nil, res.Err
 			}
 		case <-ctx.Done():
-			return nil, errs.Wrap(errs.Unavailable, ctx.Err(), "gave up waiting for the read")
+			// Which of the two notices first is chance; the client gets the same answer. How the caller measures its time
+			// (context.Canceled) is nothing that a client could act on.
+			return nil, rd.TooLate()
 		case <-g.done:
 			return nil, g.stopped()
 		}
@@ -619,6 +625,8 @@ type NodeStatus struct {
 	ID   shard.NodeID      `json:"id"`
 	Up   bool              `json:"up"`
 	Addr map[string]string `json:"addr,omitempty"`
+	// Refused says why the link with the node is refused, by either side; empty if it is not.
+	Refused string `json:"refused,omitempty"`
 }
 
 // ShardStatus describes a shard as the answering node sees it.
@@ -646,7 +654,7 @@ func (g *Engine) Status() (Status, error) {
 		StoreBytes: g.dir.Store.Stats().DiskBytes,
 	}
 	for _, n := range g.Topology().Nodes {
-		s.Nodes = append(s.Nodes, NodeStatus{ID: n.ID, Up: n.Up, Addr: n.Addr})
+		s.Nodes = append(s.Nodes, NodeStatus{ID: n.ID, Up: n.Up, Addr: n.Addr, Refused: g.transport.Refused(transport.NodeID(n.ID))})
 	}
 	if !g.inLoop(func() {
 		for _, h := range g.host.Shards() {

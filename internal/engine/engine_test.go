@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,7 +46,7 @@ type testNode struct {
 }
 
 // startNodes starts a cluster of engines in this process, on disks in memory and loopback links.
-func startNodes(t *testing.T, n int) []*testNode {
+func startNodes(t *testing.T, n int, change ...func(*Config)) []*testNode {
 	t.Helper()
 	var lns []net.Listener
 	for range n {
@@ -63,14 +64,18 @@ func startNodes(t *testing.T, n int) []*testNode {
 				peers[shard.NodeID(j+1)] = lns[j].Addr().String()
 			}
 		}
-		dir, err := storage.OpenDir(storage.VolatileFS(), "data", storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 1 << 20})
+		dir, err := storage.OpenDir(storage.VolatileFS(), "data", storage.Owner{Cluster: "t", Node: uint32(i + 1), Shards: 2}, storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 1 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := Start(Config{
+		cfg := Config{
 			Cluster: "t", Node: shard.NodeID(i + 1), Peers: peers, Addr: map[string]string{"redis": fmt.Sprintf("r%d", i+1)},
 			Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1, 2}}},
-		}, dir, []shard.Module{register{}}, lns[i], env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		}
+		for _, f := range change {
+			f(&cfg)
+		}
+		e, err := Start(cfg, dir, []shard.Module{register{}}, lns[i], env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -138,6 +143,32 @@ func TestEngine_WritesAreReadThroughAnyNode(t *testing.T) {
 	}
 }
 
+func TestStatus_SaysWhyALinkIsRefused(t *testing.T) {
+	nodes := startNodes(t, 3, func(c *Config) {
+		if c.Node == 3 {
+			c.Spaces = []shard.Space{{Name: "default", Shards: []shard.ID{1, 2, 3}}}
+		}
+	})
+	write(t, nodes[0], 1, "the two that agree go on")
+	for i, other := range []int{3, 3, 1} {
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			st, err := nodes[i].Status()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(st.Nodes[other-1].Refused, "shards must be the same") {
+				if st.Nodes[i].Refused != "" || i < 2 && st.Nodes[1-i].Refused != "" {
+					t.Errorf("node %d: %+v", i+1, st.Nodes)
+				}
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("node %d shows %+v", i+1, st.Nodes)
+			}
+		}
+	}
+}
+
 func TestEngine_ErrorsAreTyped(t *testing.T) {
 	nodes := startNodes(t, 1)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -160,6 +191,44 @@ func TestEngine_ErrorsAreTyped(t *testing.T) {
 	f("cancelled before", nodes[0].Submit(gone, shard.Route{Shard: 1}, command("x")).Wait(ctx).Err, errs.Unavailable)
 	if got, err := nodes[0].Query(ctx, shard.Route{Shard: 1}, shard.Linearizable, command("")); err != nil || string(got) != "x" {
 		t.Errorf("register holds %q, %v; want x", got, err)
+	}
+}
+
+// TestEngine_TimeLimitsAreExplained: what ends a wait is the caller's business; its client must learn what happened and what
+// to do, in the same words whoever notices first.
+func TestEngine_TimeLimitsAreExplained(t *testing.T) {
+	nodes := startNodes(t, 3)
+	write(t, nodes[0], 1, "before")
+	for _, n := range nodes[1:] {
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ended := func(d time.Duration, cancelled bool) context.Context {
+		ctx, cancel := context.WithTimeout(context.Background(), d)
+		if !cancelled {
+			t.Cleanup(cancel)
+			return ctx
+		}
+		plain, stop := context.WithCancel(context.Background())
+		go func() { <-ctx.Done(); cancel(); stop() }()
+		return plain
+	}
+	for _, cancelled := range []bool{false, true} {
+		f := func(name string, err error, kind errs.Kind, want string) {
+			t.Helper()
+			if !errs.Is(err, kind) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "context") {
+				t.Errorf("%s, cancelled %v: got %v, want %v with %q", name, cancelled, err, kind, want)
+			}
+		}
+		_, err := nodes[0].Query(ended(50*time.Millisecond, cancelled), shard.Route{Shard: 1}, shard.Linearizable, command(""))
+		f("read", err, errs.Unavailable, "try again, or read through another node")
+		_, err = nodes[0].Query(ended(50*time.Millisecond, cancelled), shard.Route{Shard: 1}, shard.Consistency{Stale: true, AtLeast: 1000}, command(""))
+		f("read with a token", err, errs.Unavailable, "did not reach revision 1000 of shard 1 within the time limit; try again")
+		ctx := ended(50*time.Millisecond, cancelled)
+		<-ctx.Done()
+		f("write", nodes[0].Submit(ctx, shard.Route{Shard: 1}, command("x")).Wait(context.Background()).Err, errs.Unavailable, "not applied, try again")
+		f("wait", shard.NewFuture().Wait(ctx).Err, errs.OutcomeUnknown, "look before you repeat it")
 	}
 }
 

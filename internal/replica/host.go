@@ -111,6 +111,9 @@ type Input interface{ input() }
 type Frame struct {
 	From shard.NodeID
 	Data []byte
+	// At is when it arrived here: what it asks for in a limited time is too late if it had to wait here for longer. Zero is
+	// now.
+	At time.Time
 }
 
 // Propose hands in a command. Future is completed by the caller with the Answer of that future.
@@ -263,7 +266,9 @@ type Host struct {
 }
 
 type peer struct {
-	id        shard.NodeID
+	id shard.NodeID
+	// full are the frames of this turn that take no more; frame is the one being built.
+	full      [][]byte
 	frame     []byte
 	session   uint64
 	logID     uint64
@@ -438,6 +443,11 @@ func (h *Host) finish() {
 	h.sendHeld()
 	for _, id := range h.peerIDs {
 		p := h.peers[id]
+		for i, f := range p.full {
+			h.out.Frames = append(h.out.Frames, Outgoing{To: id, Data: f})
+			p.full[i] = nil
+		}
+		p.full = p.full[:0]
 		if p.frame != nil {
 			h.out.Frames = append(h.out.Frames, Outgoing{To: id, Data: p.frame})
 			p.frame, p.sent = nil, h.now
@@ -494,8 +504,12 @@ func (h *Host) markDirty(r *replica) {
 	}
 }
 
-// frameFor returns the frame being built for a peer, starting one if need be.
+// frameFor returns the frame to which the next message for a peer goes, starting one if need be.
 func (h *Host) frameFor(p *peer) *[]byte {
+	if len(p.frame) >= frameFull {
+		p.full = append(p.full, p.frame)
+		p.frame = nil
+	}
 	if p.frame == nil {
 		p.frame = appendFrameHeader(make([]byte, 0, 256), frameHeader{
 			from: h.cfg.Node, session: h.cfg.Session, logID: h.cfg.LogID, yourLog: p.logID,

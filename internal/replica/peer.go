@@ -53,14 +53,14 @@ func (h *Host) receive(f Frame) {
 			return
 		}
 		body = rest
-		if err := h.handle(p, kind, msg); err != nil {
+		if err := h.handle(p, f.At, kind, msg); err != nil {
 			h.note(true, 0, "malformed message from a peer", "peer", f.From, "error", err)
 			return
 		}
 	}
 }
 
-func (h *Host) handle(p *peer, kind byte, body []byte) error {
+func (h *Host) handle(p *peer, arrived time.Time, kind byte, body []byte) error {
 	if kind == msgRaft {
 		id, m, err := readRaft(body)
 		if err != nil {
@@ -81,7 +81,7 @@ func (h *Host) handle(p *peer, kind byte, body []byte) error {
 	}
 	switch kind {
 	case msgForward:
-		r.receiveForward(p, rd)
+		r.receiveForward(p, rd, arrived)
 	case msgQuiesce:
 		r.receiveQuiesce(p, rd)
 	case msgChunk:

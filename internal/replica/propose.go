@@ -47,8 +47,9 @@ type batch struct {
 	sentTerm uint64
 	sentLead uint64
 	// tries counts how often it was sent to that leader.
-	tries    int
-	shared   bool
+	tries  int
+	shared bool
+	// deadline is when the last of those who wait stops; zero if one of them never does.
 	deadline time.Time
 }
 
@@ -119,6 +120,7 @@ func (r *replica) cut() {
 		b.data = make([]byte, 0, size)
 		b.data = shard.AppendBatchHeader(b.data, shard.BatchHeader{Session: h.cfg.Session, Seq: b.seq, Low: r.low(), Stamp: h.now})
 		b.futures = make([]waitingAnswer, 0, n)
+		endless := false
 		for i := range r.queue[:n] {
 			w := &r.queue[i]
 			r.queueBytes -= len(w.cmd.Data)
@@ -128,9 +130,13 @@ func (r *replica) cut() {
 			}
 			b.data = shard.AppendCommand(b.data, w.cmd)
 			b.futures = append(b.futures, waitingAnswer{w.future, w.deadline})
+			endless = endless || w.deadline.IsZero()
 			if w.deadline.After(b.deadline) {
 				b.deadline = w.deadline
 			}
+		}
+		if endless {
+			b.deadline = time.Time{}
 		}
 		r.queue = slices.Delete(r.queue, 0, n)
 		if len(r.queue) == 0 && cap(r.queue) > 4096 {
@@ -160,7 +166,7 @@ func (r *replica) cut() {
 }
 
 func tooLate() shard.Result {
-	return shard.Result{Err: errs.New(errs.Unavailable, "the deadline passed before the command could be proposed; it was not applied")}
+	return shard.Result{Err: errs.New(errs.Unavailable, "the time limit passed before the command could be proposed; it was not applied, try again")}
 }
 
 // low returns the lowest batch number that may still be sent.
@@ -218,6 +224,9 @@ func (r *replica) resend(newLeader bool) {
 	for _, seq := range r.order {
 		b := r.inflight[seq]
 		switch {
+		case !b.deadline.IsZero() && h.now.After(b.deadline):
+			// Nobody waits any more; the next tick answers.
+			continue
 		case b.sentTerm != r.term || b.sentLead != r.lead:
 		case newLeader || r.leads():
 			// Proposed to this leader in this term: it is in its log or in its frame.
@@ -229,11 +238,14 @@ func (r *replica) resend(newLeader bool) {
 	}
 }
 
-// receiveForward proposes a batch of another node.
-func (r *replica) receiveForward(p *peer, rd *reader) {
+// receiveForward proposes a batch of another node, unless it has waited here until nobody waits for it any more. Its node
+// answers that the outcome is unknown, and does not send it again.
+func (r *replica) receiveForward(p *peer, rd *reader, arrived time.Time) {
 	h := r.host
-	// What is left of the deadline is for a leader that would have to queue; this one proposes at once.
-	_ = rd.uvarint()
+	left := rd.uvarint()
+	if waited := h.now.Sub(arrived); left > 0 && !arrived.IsZero() && waited > 0 && uint64(waited.Milliseconds()) > left {
+		return
+	}
 	data := bytes.Clone(rd.bytes())
 	if rd.bad {
 		return
@@ -339,7 +351,7 @@ func (r *replica) expire() {
 				continue
 			}
 			if w.future != nil {
-				res := unknown("no answer before the deadline; the command may have been or may still be applied")
+				res := unknown("no answer within the time limit; the command may have been or may still be applied: look before you repeat it")
 				if env.Mutant(env.MutantUnknownIsFailed) {
 					res = tooLate()
 				}

@@ -34,6 +34,14 @@ type confirmedRead struct {
 	reads []Read
 }
 
+// TooLate returns the error for a read that could not run within its time. Reading again is always safe.
+func (rd Read) TooLate() error {
+	if rd.Stale {
+		return errs.New(errs.Unavailable, "this node did not reach revision %d of shard %d within the time limit; try again, or read through another node", rd.AtLeast, rd.Shard)
+	}
+	return errs.New(errs.Unavailable, "no majority of shard %d confirmed the read within the time limit; try again, or read through another node", rd.Shard)
+}
+
 // readRetryTicks is after how many ticks an unanswered read-index request is made again.
 const readRetryTicks = 3
 
@@ -173,7 +181,7 @@ func (q *readQueue) tick(r *replica) {
 		}
 		err := r.machine.Readable()
 		if err == nil {
-			err = errs.New(errs.Unavailable, "no quorum confirmed the read before its deadline")
+			err = rd.TooLate()
 		}
 		h.answer(rd.Future, shard.Result{Err: err})
 		q.count--

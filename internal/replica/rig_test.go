@@ -22,8 +22,10 @@ type rig struct {
 	// asynchronous says that syncs stay open until sync is called.
 	holdSync map[shard.NodeID]bool
 	cfg      func(*Config)
-	notes    []string
-	boots    uint64
+	// sent is called with each frame that is sent.
+	sent  func(from shard.NodeID, f Outgoing)
+	notes []string
+	boots uint64
 }
 
 type rigNode struct {
@@ -195,6 +197,9 @@ func (n *rigNode) turn(in ...Input) Output {
 		return out
 	}
 	for _, f := range out.Frames {
+		if r.sent != nil {
+			r.sent(n.id, f)
+		}
 		r.deliver(n.id, f)
 	}
 	if len(out.Writes) > 0 {
@@ -246,7 +251,7 @@ func (r *rig) deliver(from shard.NodeID, f Outgoing) {
 		body = rest
 	}
 	if to.host != nil {
-		to.inbox = append(to.inbox, Frame{From: from, Data: data})
+		to.inbox = append(to.inbox, Frame{From: from, Data: data, At: r.now})
 	}
 }
 

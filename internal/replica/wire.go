@@ -13,7 +13,15 @@ import (
 const (
 	frameVersion    = 1
 	frameHeaderSize = 1 + 4 + 8 + 8 + 8
+	// frameFull is the size from which a frame takes no more messages. What a turn has for a node may be any size; one frame
+	// of it would be over what the transport takes, be dropped, and be made again just as large.
+	frameFull = 1 << 20
 )
+
+// FrameBytesMax bounds a frame: one message may follow in a frame that is not quite full. The largest messages are raft's
+// append with one entry of one command, the forward of such a batch, and the chunk of a snapshot with one row, and commands
+// and rows are bounded. A transport must take frames of this size.
+const FrameBytesMax = 64 << 20
 
 // Message kinds. Append only.
 const (

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -20,7 +21,7 @@ import (
 type Config struct {
 	// Cluster is the cluster's name, the same on every node. Default "quorate".
 	Cluster string `yaml:"cluster"`
-	// Node is this node's number, from 1. Default 1.
+	// Node is this node's number, 1 to 65,535. Default 1.
 	Node uint32 `yaml:"node"`
 	// Data is the data directory. Empty means memory only, which is for development: everything is lost on exit.
 	Data string `yaml:"data"`
@@ -29,7 +30,8 @@ type Config struct {
 	// Advertise holds the addresses that clients are told; an empty one is taken from Listen, which must then not be a
 	// wildcard.
 	Advertise Listen `yaml:"advertise"`
-	// Peers holds the peer address of every member, this node included. Empty means a single node. 1, 3 or 5 members.
+	// Peers holds the peer address of every member, this node included, by its number, 1 to 65,535. Empty means a single node.
+	// 1, 3 or 5 members.
 	Peers map[uint32]string `yaml:"peers"`
 	// Shards is the number of shards of space "default", the same on every node, and fixed when the cluster is made.
 	// Default 1, which makes everything in it atomic with everything else.
@@ -79,6 +81,10 @@ func ReadConfig(path string) (Config, error) {
 	return c, c.fill()
 }
 
+// nodeMax is the largest node number. Replica ids bear 32 bits of it, but Kafka's broker ids are signed, and nobody has that
+// many nodes.
+const nodeMax = 65_535
+
 // fill sets the defaults and checks the rest.
 func (c *Config) fill() error {
 	if c.Cluster == "" {
@@ -95,6 +101,14 @@ func (c *Config) fill() error {
 	}
 	if c.Shards < 0 || c.Shards > shard.SlotCount {
 		return bad("shards is %d; it must be between 1 and %d", c.Shards, shard.SlotCount)
+	}
+	if c.Node > nodeMax {
+		return bad("node is %d; it must be between 1 and %d", c.Node, nodeMax)
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.Peers)) {
+		if id < 1 || id > nodeMax {
+			return bad("peers lists node %d; node numbers are between 1 and %d", id, nodeMax)
+		}
 	}
 	if len(c.Peers) > 0 {
 		if n := len(c.Peers); n != 1 && n != 3 && n != 5 {

@@ -31,6 +31,9 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("peers: {1: a:1, 2: b:1}", "must have 1, 3 or 5")
 	f("node: 4\npeers: {1: a:1, 2: b:1, 3: c:1}", "does not list this node")
 	f("node: 1\npeers: {1: '127.0.0.1:1', 2: '127.0.0.1:2', 3: '127.0.0.1:3'}", "needs data")
+	f("node: 65536", "between 1 and 65535")
+	f("node: 1\ndata: d\npeers: {0: '127.0.0.1:1', 1: '127.0.0.1:2', 2: '127.0.0.1:3'}", "peers lists node 0; node numbers are between 1 and 65535")
+	f("node: 1\ndata: d\npeers: {1: '127.0.0.1:1', 2: '127.0.0.1:2', 65536: '127.0.0.1:3'}", "peers lists node 65536")
 	f("listen: {redis: '0.0.0.0:1'}", "advertise.redis")
 	f("listen: {redis: '10.0.0.1:1'}", "insecure")
 	f("listen: {redis: '127.0.0.1'}", "host:port")
@@ -49,6 +52,13 @@ func TestReadConfig_Good(t *testing.T) {
 	}
 	if c.Listen.Peer != "127.0.0.1:2" || c.Shards != 1 || c.Cluster != "quorate" {
 		t.Errorf("got %+v", c)
+	}
+}
+
+func TestReadConfig_LargestNodeNumber(t *testing.T) {
+	c := Config{Node: 65535, Data: "d", Peers: map[uint32]string{1: "127.0.0.1:1", 2: "127.0.0.1:2", 65535: "127.0.0.1:3"}}
+	if err := c.fill(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -83,5 +93,47 @@ func TestRun_ReadyThenStops(t *testing.T) {
 		if err != nil || !was {
 			t.Fatalf("run ended with %v, ready %v", err, was)
 		}
+	}
+}
+
+func TestStart_RefusesDataOfAnotherNode(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	start := func(c Config) error {
+		c.Data = dir
+		s, err := Start(c, "test", env.Real(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		return s.Close()
+	}
+	if err := start(Config{Shards: 2}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []Config{{Shards: 3}, {}, {Shards: 2, Node: 2}, {Shards: 2, Cluster: "other"}} {
+		if err := start(c); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), `node 1 of cluster "quorate" with 2 shards`) {
+			t.Errorf("%+v: got %v", c, err)
+		}
+	}
+	if err := start(Config{Shards: 2}); err != nil {
+		t.Errorf("as before: %v", err)
+	}
+}
+
+// TestRun_DamagedOwnerIsNotTriedAgain: what a rebuild cannot mend ends the node at once, also in a cluster.
+func TestRun_DamagedOwnerIsNotTriedAgain(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "OWNER"), []byte("rubbish"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var log strings.Builder
+	err := Run(ctx, Config{Data: dir, Listen: Listen{Peer: "127.0.0.1:0"}, Peers: map[uint32]string{1: "127.0.0.1:1", 2: "127.0.0.1:2", 3: "127.0.0.1:3"}},
+		"test", env.Real(), slog.New(slog.NewTextHandler(&log, nil)), nil)
+	if !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), "remove the file") {
+		t.Errorf("got %v", err)
+	}
+	if n := strings.Count(log.String(), "msg=starting"); n != 1 {
+		t.Errorf("the node was started %d times", n)
 	}
 }

@@ -80,13 +80,11 @@ func (s *Server) WaitReady(ctx context.Context) error {
 	}
 }
 
-// Probe asks the node through each of its ports, as a client would: a linearizable read of every shard, over Redis, and
-// the list of API versions, over Kafka.
+// Probe asks every shard whether it can be read, and then the node through each of its ports, as a client would: a key over
+// Redis, and the list of API versions over Kafka.
 func (s *Server) Probe(ctx context.Context) error {
-	for _, sh := range s.engine.Topology().Shards {
-		if sh.Leader == 0 {
-			return errs.New(errs.Unavailable, "shard %d has no leader", sh.ID)
-		}
+	if err := s.engine.Probe(ctx); err != nil {
+		return err
 	}
 	var all []error
 	if s.addr.Redis != "" {

@@ -153,14 +153,15 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 
 // openDir opens the data directory, or one in memory.
 func openDir(cfg Config) (*storage.Dir, error) {
-	lc, sc := storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{}
+	at, path := storage.OSFS(), cfg.Data
 	switch {
 	case cfg.Data == "":
-		return storage.OpenDir(storage.VolatileFS(), "data", lc, sc)
+		at, path = storage.VolatileFS(), "data"
 	case cfg.Sandbox.Enabled:
-		return storage.OpenDir(storage.PowerFS(storage.OSFS()), cfg.Data, lc, sc)
+		at = storage.PowerFS(at)
 	}
-	return storage.OpenDir(storage.OSFS(), cfg.Data, lc, sc)
+	owner := storage.Owner{Cluster: cfg.Cluster, Node: cfg.Node, Shards: uint32(cfg.Shards)}
+	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{})
 }
 
 // serve runs the listeners; serves is closed when all have ended.
@@ -227,7 +228,7 @@ func Run(ctx context.Context, cfg Config, version string, e *env.Env, log *slog.
 	for {
 		began := e.Now()
 		s, err := Start(cfg, version, e, log)
-		if errs.Is(err, errs.Corrupt) && len(cfg.Peers) > 1 && restarts < restartsMax {
+		if errs.Is(err, errs.Corrupt) && !errors.Is(err, storage.ErrOwnerDamaged) && len(cfg.Peers) > 1 && restarts < restartsMax {
 			restarts++
 			log.Error("this node's data are damaged; it starts over and is rebuilt from its peers", "error", err)
 			continue

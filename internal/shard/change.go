@@ -8,14 +8,21 @@ import (
 	"github.com/quorate/quorate/internal/errs"
 )
 
-// chunkBytes is the size from which a chunk of changes is closed. Chunks end with entries too, so that they are the same
-// on every replica.
+// chunkBytes is the size from which a chunk of changes is closed, between two commands. Chunks end with entries too, so that
+// they are the same on every replica.
 const chunkBytes = 256 << 10
+
+// ChangesBytesMax bounds the changes of one command, and with them a chunk, which is one row and the largest there is. A small command may make large
+// changes: an APPEND of one byte has the whole new value in its own.
+const ChangesBytesMax = 32 << 20
 
 // changeBuffer collects the changes of the entry being applied.
 type changeBuffer struct {
 	buf   []byte
 	count uint64
+	// base is where those of the running command begin; over says that they were too many, so that some are missing.
+	base int
+	over bool
 }
 
 type changeMark struct {
@@ -31,7 +38,22 @@ func appendBytes(b, v []byte) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
 }
 
+// begin starts a command.
+func (c *changeBuffer) begin() { c.base, c.over = len(c.buf), false }
+
+// err refuses a command whose changes are too many.
+func (c *changeBuffer) err() error {
+	if !c.over {
+		return nil
+	}
+	return errs.New(errs.TooLarge, "the command changes too much at once, more than %d bytes counting each changed value in full; do it in parts", ChangesBytesMax)
+}
+
 func (c *changeBuffer) add(_ *state, ch Change) {
+	if c.over = c.over || len(c.buf)-c.base+len(ch.Key)+len(ch.Value) > ChangesBytesMax; c.over {
+		// The command will be refused: what it did until then must not cost more memory.
+		return
+	}
 	b := binary.AppendUvarint(c.buf, uint64(ch.Revision))
 	b = binary.AppendVarint(b, ch.At.UnixNano())
 	b = append(binary.AppendUvarint(b, uint64(len(ch.Op))), ch.Op...)

@@ -180,3 +180,67 @@ func FuzzChange(f *testing.F) {
 		}
 	})
 }
+
+// TestChange_SmallCommandsWithLargeChanges: a batch of small commands may make changes far larger than itself. No row of the
+// change log may become so large that it does not fit into a message, and what is dropped anyway costs no memory meanwhile.
+func TestChange_SmallCommandsWithLargeChanges(t *testing.T) {
+	b := newBench(t, MachineConfig{ChangeBytesMax: 4 << 20})
+	value := bytes.Repeat([]byte("v"), 1<<20)
+	most := 0
+	b.mod.apply["big"] = func(tx *Tx) ([]byte, error) {
+		tx.Emit("append", []byte("k"), []byte("k"), value)
+		held := 0
+		for _, r := range b.m.ov.rows {
+			held += len(r.value)
+		}
+		most = max(most, held)
+		return nil, nil
+	}
+	cmds := make([]string, 40)
+	for i := range cmds {
+		cmds[i] = "big"
+	}
+	for i, res := range b.do(cmds...) {
+		if res.Err != nil || res.Revision != Revision(i+1) {
+			t.Fatalf("command %d: %+v", i, res)
+		}
+	}
+	for k, v := range b.m.scan(ModuleShard, []byte{rowChange}, []byte{rowChange + 1}) {
+		if len(v) > chunkBytes+len(value)+100 {
+			t.Errorf("row %x has %d bytes", k, len(v))
+		}
+	}
+	if most > 8<<20 {
+		t.Errorf("%d bytes of changes were held at once", most)
+	}
+	cs, err := b.m.Changes(36, 64<<20)
+	if err != nil || cs.End != 40 || len(cs.Changes) == 0 || cs.Changes[0].Revision != 37 {
+		t.Errorf("changes from 36: first %d, end %d, %d of them, %v", cs.First, cs.End, len(cs.Changes), err)
+	}
+}
+
+func TestChange_TooMuchInOneCommandIsRefused(t *testing.T) {
+	b := newBench(t, MachineConfig{})
+	value := bytes.Repeat([]byte("v"), 1<<20)
+	emits := func(n int) func(tx *Tx) ([]byte, error) {
+		return func(tx *Tx) ([]byte, error) {
+			tx.Set([]byte("n"), fmt.Append(nil, n))
+			for range n {
+				tx.Emit("append", []byte("k"), []byte("k"), value)
+			}
+			if len(b.m.changes.buf) > ChangesBytesMax+1<<10 {
+				t.Errorf("%d bytes of changes are held", len(b.m.changes.buf))
+			}
+			return nil, nil
+		}
+	}
+	b.mod.apply["31"], b.mod.apply["1000"], b.mod.apply["2"] = emits(31), emits(1000), emits(2)
+	res := b.do("31", "1000", "2")
+	if res[0].Err != nil || !errs.Is(res[1].Err, errs.TooLarge) || res[2].Err != nil {
+		t.Fatalf("got %v, %v, %v; want TooLarge for the second", res[0].Err, res[1].Err, res[2].Err)
+	}
+	b.want("n", "2")
+	if cs, err := b.m.Changes(33, 1<<20); err != nil || cs.End != 33 || b.m.Revision() != 2 {
+		t.Errorf("end %d, revision %d, %v", cs.End, b.m.Revision(), err)
+	}
+}

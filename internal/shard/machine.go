@@ -291,6 +291,11 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Applied) error {
 				return fmt.Errorf("shard %d, index %d: %w", m.id, index, err)
 			}
 			res := m.run(c)
+			if len(m.changes.buf) >= chunkBytes {
+				// The changes of a batch may be far larger than the batch, and are in memory until it is committed.
+				m.endChunk()
+				m.trimChanges()
+			}
 			out.Commands++
 			if h.Session == out.Own && h.Session != 0 {
 				out.Answers = append(out.Answers, Answer{Session: h.Session, Seq: h.Seq, Pos: pos, Result: res})
@@ -320,6 +325,9 @@ func (m *Machine) run(c Command) Result {
 	}
 	tx := m.begin(c.Module)
 	data, err := mod.Apply(tx, c.Data)
+	if err == nil {
+		err = m.changes.err()
+	}
 	wrote := m.finish(tx, err)
 	if err != nil {
 		return Result{Revision: m.st.Revision, Err: err}
@@ -332,6 +340,7 @@ func (m *Machine) run(c Command) Result {
 
 func (m *Machine) begin(id ModuleID) *Tx {
 	m.ov.journal = m.ov.journal[:0]
+	m.changes.begin()
 	m.tx = Tx{m: m, module: id, changeMark: m.changes.mark(), wakeMark: len(m.wakes)}
 	return &m.tx
 }

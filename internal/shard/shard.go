@@ -172,7 +172,7 @@ func (f *Future) Wait(ctx context.Context) Result {
 	case <-f.done:
 		return f.res
 	case <-ctx.Done():
-		return Result{Err: errs.Wrap(errs.OutcomeUnknown, ctx.Err(), "gave up waiting for the answer; the request may have been or may still be applied")}
+		return Result{Err: errs.New(errs.OutcomeUnknown, "no answer within the time limit; the request may have been or may still be applied: look before you repeat it")}
 	}
 }
 

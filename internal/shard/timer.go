@@ -2,6 +2,7 @@ package shard
 
 import (
 	"encoding/binary"
+	"math"
 	"slices"
 	"time"
 )
@@ -16,23 +17,39 @@ func timerKey(due int64, id ModuleID, key []byte) []byte {
 	return append(append(b, byte(id)), key...)
 }
 
+// timerMin and timerMax are what a timer's row can hold: after 1970, and before April 2262.
+var (
+	timerMin = time.Unix(0, 1)
+	timerMax = time.Unix(0, math.MaxInt64)
+)
+
 func (m *Machine) setTimer(id ModuleID, key []byte, at time.Time) {
+	due := int64(0)
+	switch {
+	case at.IsZero():
+	case at.Before(timerMin):
+		due = timerMin.UnixNano()
+	case at.After(timerMax):
+		// UnixNano would wrap to a moment long ago, and the timer fire at once.
+		due = timerMax.UnixNano()
+	default:
+		due = at.UnixNano()
+	}
 	dk := dueKey(id, key)
 	old, had := m.get(ModuleShard, dk)
 	if had {
 		was := int64(binary.BigEndian.Uint64(old))
-		if !at.IsZero() && was == at.UnixNano() {
+		if was == due {
 			return
 		}
 		m.delete(ModuleShard, timerKey(was, id, key), bulk)
 	}
-	if at.IsZero() {
+	if due == 0 {
 		if had {
 			m.delete(ModuleShard, dk, fresh)
 		}
 		return
 	}
-	due := max(at.UnixNano(), 1)
 	m.set(ModuleShard, dk, binary.BigEndian.AppendUint64(nil, uint64(due)), fresh)
 	m.set(ModuleShard, timerKey(due, id, key), nil, bulk)
 	if m.nextTimer == 0 || due < m.nextTimer {

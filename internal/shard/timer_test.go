@@ -45,6 +45,35 @@ func wantFired(t *testing.T, fired *[]string, want string) {
 	}
 }
 
+// TestTimer_FarOffTimes: a moment that nanoseconds in 64 bits cannot hold is not one in the past.
+func TestTimer_FarOffTimes(t *testing.T) {
+	b, fired := alarm(t)
+	set := func(key string, at time.Time) {
+		b.run(func(tx *Tx) ([]byte, error) { tx.SetTimer([]byte(key), at); return nil, nil })
+	}
+	last := time.Unix(0, 1<<63-1)
+	for i, at := range []time.Time{last, last.Add(1), time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2600, 1, 1, 0, 0, 0, 0, time.UTC), time.Unix(1<<40, 0)} {
+		set(fmt.Sprint("far", i), at)
+		if due, ok := b.m.NextTimer(); !ok || !due.Equal(last) {
+			t.Errorf("%v: next timer is at %v, %v; want %v", at, due, ok, last)
+		}
+	}
+	b.pass(1_000_000)
+	wantFired(t, fired, "")
+	// One too early for the row is due at once, and setting either again changes nothing.
+	set("early", time.Date(1600, 1, 1, 0, 0, 0, 0, time.UTC))
+	set("early", time.Date(1960, 1, 1, 0, 0, 0, 0, time.UTC))
+	set("far0", time.Date(2900, 1, 1, 0, 0, 0, 0, time.UTC))
+	b.pass(1_000_001)
+	wantFired(t, fired, "early@1000001")
+	for i := range 5 {
+		set(fmt.Sprint("far", i), time.Time{})
+	}
+	if due, ok := b.m.NextTimer(); ok && b.m.findNextTimer() != 0 {
+		t.Errorf("after all were cancelled one is left at %v", due)
+	}
+}
+
 func TestTimer_FiresOnceWhenDue(t *testing.T) {
 	b, fired := alarm(t)
 	b.at("a", 5)

@@ -172,6 +172,7 @@ func (tx *Tx) Term() uint64 { return tx.m.st.Term }
 func (tx *Tx) Shard() ID { return tx.m.id }
 
 // SetTimer asks for Module.Fire(key) at a moment; it replaces an earlier timer of that key. The zero time cancels it.
+// The last moment that a timer can have is in April 2262; later ones are set to it.
 func (tx *Tx) SetTimer(key []byte, at time.Time) { tx.m.setTimer(tx.module, key, at) }
 
 // Emit stores a change in the shard's change log and wakes the watchers of key. A nil value says that the key is gone.

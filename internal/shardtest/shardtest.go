@@ -163,7 +163,7 @@ func (c *Client) Submit(ctx context.Context, r shard.Route, cmd shard.Command) *
 	case m == nil:
 		return shard.Failed(errs.New(errs.NotFound, "no shard %d", r.Shard))
 	case ctx.Err() != nil:
-		return shard.Failed(errs.Wrap(errs.Unavailable, ctx.Err(), "not proposed"))
+		return shard.Failed(errs.New(errs.Unavailable, "not proposed"))
 	}
 	seq := m.Applied().Index + 1
 	entry := shard.AppendBatchHeader(nil, shard.BatchHeader{Session: 1, Seq: seq, Low: seq, Stamp: now})

@@ -634,6 +634,9 @@ func (w *world) send(from *node, f replica.Outgoing) {
 			d *= 50
 		}
 		in := replica.Frame{From: from.id, Data: f.Data}
-		w.after(d, func() { w.nodes[to].give(in) })
+		w.after(d, func() {
+			in.At = w.nodes[to].clock()
+			w.nodes[to].give(in)
+		})
 	}
 }

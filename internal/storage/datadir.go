@@ -27,8 +27,9 @@ type Dir struct {
 const damageMark = "STATE-DAMAGED"
 
 // OpenDir opens a node's data directory, making it if there is none. A damaged state store is emptied, since everything in
-// it can be had from the peers. If another process has the directory, it fails with errs.Exists.
-func OpenDir(fs FS, path string, lc LogConfig, sc StoreConfig) (_ *Dir, err error) {
+// it can be had from the peers. If another process has the directory, it fails with errs.Exists; if it was made for another
+// owner, with errs.Invalid.
+func OpenDir(fs FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *Dir, err error) {
 	if err := fs.MkdirAll(path, 0o755); err != nil {
 		return nil, errs.Wrap(errs.Invalid, err, "make data directory %s", path)
 	}
@@ -41,6 +42,10 @@ func OpenDir(fs FS, path string, lc LogConfig, sc StoreConfig) (_ *Dir, err erro
 			err = errors.Join(err, d.Close())
 		}
 	}()
+	// Before anything else is made or believed.
+	if err := d.claim(owner); err != nil {
+		return nil, err
+	}
 	state := fs.PathJoin(path, "state")
 	_, markErr := fs.Stat(fs.PathJoin(path, damageMark))
 	if markErr != nil {

@@ -38,3 +38,26 @@ func TestLog_AppendAllTakesSeveralWritesOfAShard(t *testing.T) {
 		t.Errorf("last %d, term %d, state %+v, %v", last, term, l.State(1), err)
 	}
 }
+
+// TestLog_AppendAllTakesAnySize: together the writes are longer than a record may be.
+func TestLog_AppendAllTakesAnySize(t *testing.T) {
+	const shards = 5
+	l, _, err := OpenLog(MemFS(), "log", LogConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // a log in memory
+	data := make([]byte, payloadBytesMax/(shards-1))
+	var ws []Write
+	for id := range ShardID(shards) {
+		ws = append(ws, Write{Shard: id + 1, Entries: []Entry{{Index: 1, Term: 1, Data: data}}})
+	}
+	if err := l.AppendAll(ws); err != nil {
+		t.Fatal(err)
+	}
+	for id := range ShardID(shards) {
+		if _, last := l.Bounds(id + 1); last != 1 {
+			t.Errorf("shard %d ends at %d", id+1, last)
+		}
+	}
+}

@@ -27,8 +27,9 @@ type NodeID = uint32
 
 // Config describes a node's links.
 type Config struct {
-	// Cluster is the cluster's name; nodes of another cluster are refused.
+	// Cluster is the cluster's name and Shards its number of shards; nodes that have others are refused.
 	Cluster string
+	Shards  uint32
 	// Self is this node; Peers the addresses of all others.
 	Self  NodeID
 	Peers map[NodeID]string
@@ -59,6 +60,8 @@ type Transport struct {
 	mu    sync.Mutex
 	ln    net.Listener
 	conns map[net.Conn]struct{}
+	// refusals holds why links are refused; it is small, since all who are no peers share one.
+	refusals map[direction]*refusal
 }
 
 // link sends to one peer.
@@ -103,6 +106,7 @@ func New(cfg Config, e *env.Env, log *slog.Logger) *Transport {
 	ctx, stop := context.WithCancel(context.Background())
 	t := &Transport{
 		cfg: cfg, env: e, log: log, ctx: ctx, stop: stop, links: map[NodeID]*link{}, conns: map[net.Conn]struct{}{},
+		refusals: map[direction]*refusal{},
 	}
 	for id, addr := range cfg.Peers {
 		l := &link{t: t, to: id, addr: addr, wake: make(chan struct{}, 1)}
@@ -350,7 +354,7 @@ func (l *link) greet(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(handshakeLimit)); err != nil {
 		return err
 	}
-	b := append([]byte(magic), 0, 0, 0, 0)
+	b := binary.LittleEndian.AppendUint32([]byte(magic), t.cfg.Shards)
 	b = binary.LittleEndian.AppendUint32(b, t.cfg.Self)
 	b = binary.LittleEndian.AppendUint32(b, l.to)
 	b = append(binary.LittleEndian.AppendUint16(b, uint16(len(t.cfg.Cluster))), t.cfg.Cluster...)
@@ -368,9 +372,10 @@ func (l *link) greet(c net.Conn) error {
 		if _, err := io.ReadFull(c, why); err != nil {
 			return err
 		}
-		t.log.Warn("peer refuses the link", "peer", l.to, "addr", l.addr, "reason", string(why))
+		t.refused(slog.LevelWarn, direction{peer: l.to}, "peer refuses the link", string(why), "peer", l.to, "addr", l.addr)
 		return errs.New(errs.Denied, "peer %d refuses the link: %s", l.to, why)
 	}
+	t.accepted(direction{peer: l.to})
 	return c.SetDeadline(time.Time{})
 }
 
@@ -422,15 +427,22 @@ func (t *Transport) receive(c net.Conn) error {
 		return err
 	}
 	r := bufio.NewReaderSize(c, 64<<10)
-	from, hello, why := t.readHandshake(r)
+	from, hello, known, why := t.readHandshake(r)
 	answer := append(binary.LittleEndian.AppendUint16(nil, uint16(len(why))), why...)
 	if _, err := c.Write(answer); err != nil {
 		return err
 	}
 	if why != "" {
-		t.log.Warn("refused a peer link", "remote", c.RemoteAddr().String(), "reason", why)
+		remote := c.RemoteAddr().String()
+		if known {
+			// One of the two configurations is wrong, and stays so until someone sees to it.
+			t.refused(slog.LevelError, direction{from, true}, "refused a peer link", why, "peer", from, "remote", remote)
+		} else {
+			t.refused(slog.LevelWarn, direction{0, true}, "refused a peer link", why, "remote", remote)
+		}
 		return errs.New(errs.Denied, "%s", why)
 	}
+	t.accepted(direction{from, true})
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
@@ -475,46 +487,52 @@ func readFrame(r io.Reader, limit int) ([]byte, error) {
 	return b, nil
 }
 
-// readHandshake reads what a caller shows; why is empty if it is welcome.
-func (t *Transport) readHandshake(r io.Reader) (from NodeID, hello []byte, why string) {
+// readHandshake reads what a caller shows; why is empty if it is welcome. known means that all of it was read, and that the
+// caller has the number of a peer.
+func (t *Transport) readHandshake(r io.Reader) (from NodeID, hello []byte, known bool, why string) {
 	sum := crc32.New(castagnoli)
 	tr := io.TeeReader(r, sum)
+	const unfinished = "unfinished handshake"
 	var h [22]byte
 	if _, err := io.ReadFull(tr, h[:]); err != nil {
-		return 0, nil, "unfinished handshake"
+		return 0, nil, false, unfinished
 	}
 	if string(h[:8]) != magic {
-		return 0, nil, "not a Quorate peer, or one of another version; this is the peer port, clients use the ports of redis and kafka"
+		return 0, nil, false, "not a Quorate peer, or one of another version; this is the peer port, clients use the ports of redis and kafka"
 	}
+	shards := binary.LittleEndian.Uint32(h[8:])
 	from = binary.LittleEndian.Uint32(h[12:])
 	to := binary.LittleEndian.Uint32(h[16:])
 	name := make([]byte, binary.LittleEndian.Uint16(h[20:]))
 	if _, err := io.ReadFull(tr, name); err != nil {
-		return 0, nil, "unfinished handshake"
+		return 0, nil, false, unfinished
 	}
 	var n [4]byte
 	if _, err := io.ReadFull(tr, n[:]); err != nil {
-		return 0, nil, "unfinished handshake"
+		return 0, nil, false, unfinished
 	}
 	if binary.LittleEndian.Uint32(n[:]) > helloBytesMax {
-		return 0, nil, "hello is too long"
+		return 0, nil, false, "hello is too long"
 	}
 	hello = make([]byte, binary.LittleEndian.Uint32(n[:]))
 	if _, err := io.ReadFull(tr, hello); err != nil {
-		return 0, nil, "unfinished handshake"
+		return 0, nil, false, unfinished
 	}
 	want := sum.Sum32()
 	if _, err := io.ReadFull(r, n[:]); err != nil || binary.LittleEndian.Uint32(n[:]) != want {
-		return 0, nil, "handshake fails its checksum"
+		return 0, nil, false, "handshake fails its checksum"
 	}
-	_, known := t.cfg.Peers[from]
+	_, known = t.cfg.Peers[from]
 	switch {
 	case string(name) != t.cfg.Cluster:
-		return 0, nil, fmt.Sprintf("this is cluster %q, not %q", t.cfg.Cluster, name)
+		why = fmt.Sprintf("this is cluster %.100q, not %.100q", t.cfg.Cluster, name)
 	case to != t.cfg.Self:
-		return 0, nil, fmt.Sprintf("this is node %d, not %d; check the peers in the configuration", t.cfg.Self, to)
+		why = fmt.Sprintf("this is node %d, not %d; check the peers in the configuration", t.cfg.Self, to)
 	case !known:
-		return 0, nil, fmt.Sprintf("node %d is not a member of this cluster", from)
+		why = fmt.Sprintf("node %d is not a member of this cluster", from)
+	case shards != t.cfg.Shards:
+		why = fmt.Sprintf("node %d has %d shards, and node %d has %d; shards must be the same on every node of a cluster, correct it in the configuration of the one that is wrong",
+			t.cfg.Self, t.cfg.Shards, from, shards)
 	}
-	return from, hello, ""
+	return from, hello, known, why
 }

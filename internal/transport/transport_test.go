@@ -41,9 +41,14 @@ func listen(t *testing.T) net.Listener {
 
 func startSide(t *testing.T, cluster string, self NodeID, peers map[NodeID]string, ln net.Listener, queue int) *side {
 	t.Helper()
+	return startSideOf(t, cluster, 1, self, peers, ln, queue)
+}
+
+func startSideOf(t *testing.T, cluster string, shards uint32, self NodeID, peers map[NodeID]string, ln net.Listener, queue int) *side {
+	t.Helper()
 	s := &side{hello: map[NodeID]string{}, up: map[NodeID]bool{}}
 	s.t = New(Config{
-		Cluster: cluster, Self: self, Peers: peers, Hello: fmt.Appendf(nil, "hello of %d", self), QueueBytesMax: queue,
+		Cluster: cluster, Shards: shards, Self: self, Peers: peers, Hello: fmt.Appendf(nil, "hello of %d", self), QueueBytesMax: queue,
 		OnFrame: func(_ NodeID, f []byte) { s.mu.Lock(); s.got = append(s.got, f); s.mu.Unlock() },
 		OnLink: func(to NodeID, up, refused bool) {
 			s.mu.Lock()
@@ -148,12 +153,63 @@ func TestTransport_RefusesStrangers(t *testing.T) {
 	}
 }
 
+// TestTransport_OtherNumberOfShards: two nodes of a cluster that do not agree on where keys are must not talk. Both say so,
+// once, however often they try.
+func TestTransport_OtherNumberOfShards(t *testing.T) {
+	la, lb := listen(t), listen(t)
+	a := startSideOf(t, "c", 2, 1, map[NodeID]string{2: lb.Addr().String()}, la, 0)
+	b := startSideOf(t, "c", 4, 2, map[NodeID]string{1: la.Addr().String()}, lb, 0)
+	tries := func(s *side) func() bool {
+		return func() bool {
+			s.t.mu.Lock()
+			defer s.t.mu.Unlock()
+			for _, incoming := range []bool{true, false} {
+				if r := s.t.refusals[direction{3 - s.t.cfg.Self, incoming}]; r == nil || r.unsaid < 2 {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	for _, s := range []*side{a, b} {
+		eventually(t, "several refusals in both directions", tries(s))
+		if why := s.t.Refused(3 - s.t.cfg.Self); !strings.Contains(why, "shards must be the same on every node") {
+			t.Errorf("node %d: state is %q", s.t.cfg.Self, why)
+		}
+		s.locked(func() bool {
+			if text := s.log.String(); strings.Count(text, "level=ERROR") != 1 || strings.Count(text, "level=WARN") != 1 ||
+				!strings.Contains(text, "has 2 shards") || !strings.Contains(text, "has 4") {
+				t.Errorf("node %d logged\n%s", s.t.cfg.Self, text)
+			}
+			if len(s.hello) != 0 || len(s.up) != 1 || s.up[3-s.t.cfg.Self] {
+				t.Errorf("node %d: hello %v, up %v", s.t.cfg.Self, s.hello, s.up)
+			}
+			return true
+		})()
+	}
+}
+
+// TestTransport_RefusalEnds: the state goes when the peer comes back as it should be.
+func TestTransport_RefusalEnds(t *testing.T) {
+	la, lb := listen(t), listen(t)
+	a := startSideOf(t, "c", 2, 1, map[NodeID]string{2: lb.Addr().String()}, la, 0)
+	b := startSideOf(t, "c", 4, 2, map[NodeID]string{1: la.Addr().String()}, lb, 0)
+	eventually(t, "refusal", func() bool { return a.t.Refused(2) != "" })
+	b.t.Close()
+	lb, err := net.Listen("tcp", lb.Addr().String())
+	if err != nil {
+		t.Skipf("the port was taken meanwhile: %v", err)
+	}
+	startSideOf(t, "c", 2, 2, map[NodeID]string{1: la.Addr().String()}, lb, 0)
+	eventually(t, "end of the refusal", func() bool { return a.t.Refused(2) == "" })
+}
+
 // TestTransport_BadBytes throws junk at the peer port: the connection ends, nothing arrives, and the port goes on serving.
 func TestTransport_BadBytes(t *testing.T) {
 	lb := listen(t)
 	b := startSide(t, "c", 2, map[NodeID]string{1: "127.0.0.1:1"}, lb, 0)
 	good := func() []byte {
-		h := append([]byte(magic), 0, 0, 0, 0)
+		h := append([]byte(magic), 1, 0, 0, 0)
 		h = binary.LittleEndian.AppendUint32(h, 1)
 		h = binary.LittleEndian.AppendUint32(h, 2)
 		h = append(binary.LittleEndian.AppendUint16(h, 1), 'c')
@@ -223,7 +279,7 @@ func FuzzHandshake(f *testing.F) {
 	f.Add([]byte(magic + "\x00\x00\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00\x01\x00c\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		tr := &Transport{cfg: Config{Cluster: "c", Self: 2, Peers: map[NodeID]string{1: ""}}}
-		if _, _, why := tr.readHandshake(bytes.NewReader(b)); why == "" && !bytes.HasPrefix(b, []byte(magic)) {
+		if _, _, _, why := tr.readHandshake(bytes.NewReader(b)); why == "" && !bytes.HasPrefix(b, []byte(magic)) {
 			t.Errorf("welcomed without the magic")
 		}
 	})

@@ -121,14 +121,14 @@ func (b *budget) take(ctx context.Context, bytes int) (release func(), err error
 	case b.turn <- struct{}{}:
 		defer func() { <-b.turn }()
 	case <-ctx.Done():
-		return nil, errs.Wrap(errs.Overloaded, ctx.Err(), "no memory left for a request of %d bytes", bytes)
+		return nil, errs.New(errs.Overloaded, "no room for a request of %d bytes within the time limit; others fill the memory kept for requests", bytes)
 	}
 	for i := range n {
 		select {
 		case b.units <- struct{}{}:
 		case <-ctx.Done():
 			give(i)
-			return nil, errs.Wrap(errs.Overloaded, ctx.Err(), "no memory left for a request of %d bytes", bytes)
+			return nil, errs.New(errs.Overloaded, "no room for a request of %d bytes within the time limit; others fill the memory kept for requests", bytes)
 		}
 	}
 	return func() { give(n) }, nil

@@ -47,7 +47,7 @@ func (s *Server) waitGroup(c *conn, group string, on shard.ID, limit time.Durati
 					return errs.New(errs.Unavailable, "the group's coordinator has moved; find it again")
 				}
 			case <-ctx.Done():
-				return errs.Wrap(errs.OutcomeUnknown, ctx.Err(), "gave up waiting for the group")
+				return errs.New(errs.OutcomeUnknown, "the group was not complete within the time limit; the client joins again")
 			}
 		}
 	}

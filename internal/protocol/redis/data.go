@@ -104,7 +104,7 @@ func (c *conn) await(ctx context.Context, f *shard.Future) shard.Result {
 	case <-f.Done():
 		return f.Wait(c.s.ctx)
 	case <-ctx.Done():
-		return shard.Result{Err: errs.New(errs.OutcomeUnknown, "no answer within the time limit; the request may have been or may still be applied")}
+		return shard.Result{Err: errs.New(errs.OutcomeUnknown, "no answer within the time limit; the request may have been or may still be applied: look before you repeat it")}
 	}
 }
 

@@ -1,0 +1,132 @@
+package storage
+
+import (
+	"bytes"
+	"errors"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+var shop = Owner{Cluster: "shop", Node: 2, Shards: 4}
+
+// openFor opens a data directory, and closes it again if that worked.
+func openFor(fs FS, dir string, o Owner) error {
+	d, err := OpenDir(fs, dir, o, LogConfig{}, StoreConfig{})
+	if err != nil {
+		return err
+	}
+	return d.Close()
+}
+
+func TestOpenDir_RefusesAnotherOwner(t *testing.T) {
+	fs := MemFS()
+	must(t, openFor(fs, "data", shop))
+	must(t, openFor(fs, "data", shop))
+	f := func(o Owner, want ...string) {
+		t.Helper()
+		err := openFor(fs, "data", o)
+		if !errs.Is(err, errs.Invalid) {
+			t.Fatalf("%v: got %v, want Invalid", o, err)
+		}
+		for _, w := range append(want, "data directory data", shop.String(), o.String()) {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%v: %v does not say %q", o, err, w)
+			}
+		}
+	}
+	f(Owner{"shop", 2, 1}, "set shards back to 4")
+	f(Owner{"shop", 3, 4}, "a directory of its own")
+	f(Owner{"depot", 2, 4}, "a directory of its own")
+	must(t, openFor(fs, "data", shop))
+}
+
+func TestOpenDir_OwnerIsThereBeforeAnythingElse(t *testing.T) {
+	fs := MemFS()
+	must(t, fs.MkdirAll("data", 0o755))
+	must(t, syncDir(fs, ""))
+	d := &Dir{fs: fs, path: "data"}
+	must(t, d.claim(shop))
+	// Nothing was made but OWNER, and a crash now loses nothing of it.
+	after := fs.CrashClone(vfs.CrashCloneCfg{})
+	names, err := after.List("data")
+	must(t, err)
+	if !slices.Equal(names, []string{ownerName}) {
+		t.Errorf("the directory holds %v", names)
+	}
+	if err := openFor(after, "data", Owner{"shop", 2, 8}); !errs.Is(err, errs.Invalid) {
+		t.Errorf("another owner after the crash: %v", err)
+	}
+	must(t, openFor(after, "data", shop))
+}
+
+func TestOpenDir_WithoutOwnerIsClaimed(t *testing.T) {
+	fs := MemFS()
+	must(t, openFor(fs, "data", shop))
+	must(t, fs.Remove("data/OWNER"))
+	must(t, openFor(fs, "data", Owner{"shop", 2, 5}))
+	if err := openFor(fs, "data", shop); !errs.Is(err, errs.Invalid) {
+		t.Errorf("got %v, want Invalid", err)
+	}
+}
+
+// TestOpenDir_OwnerOnPowerFS runs where unsynced bytes are lost: what was not synced is not in the file below.
+func TestOpenDir_OwnerOnPowerFS(t *testing.T) {
+	dir := t.TempDir()
+	must(t, openFor(PowerFS(OSFS()), dir, shop))
+	b, err := os.ReadFile(filepath.Join(dir, ownerName))
+	must(t, err)
+	if !bytes.Equal(b, shop.encode()) {
+		t.Errorf("the file holds %q, want %q", b, shop.encode())
+	}
+	must(t, openFor(PowerFS(OSFS()), dir, shop))
+}
+
+func TestOpenDir_DamagedOwner(t *testing.T) {
+	dir := t.TempDir()
+	must(t, openFor(OSFS(), dir, shop))
+	name := filepath.Join(dir, ownerName)
+	good := shop.encode()
+	f := func(b []byte, kind errs.Kind, want string) {
+		t.Helper()
+		must(t, os.WriteFile(name, b, 0o644))
+		err := openFor(OSFS(), dir, shop)
+		if !errs.Is(err, kind) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%q: got %v, want %v with %q", b, err, kind, want)
+		}
+		if damaged := kind == errs.Corrupt; errors.Is(err, ErrOwnerDamaged) != damaged {
+			t.Errorf("%q: ErrOwnerDamaged in the chain is %v", b, !damaged)
+		}
+	}
+	for i := range good {
+		b := bytes.Clone(good)
+		b[i] ^= 4
+		f(b, errs.Corrupt, "remove the file and start again")
+	}
+	for n := range good {
+		f(good[:n], errs.Corrupt, "remove the file and start again")
+	}
+	f(append(bytes.Clone(good), 0), errs.Corrupt, "remove the file")
+	later := bytes.Clone(good[:len(good)-4])
+	later[8] = 2
+	f(le.AppendUint32(later, crc32.Checksum(later, castagnoli)), errs.Unsupported, "later one")
+	must(t, os.Remove(name))
+	must(t, openFor(OSFS(), dir, shop))
+}
+
+func FuzzOwner(f *testing.F) {
+	f.Add(shop.encode())
+	f.Add([]byte(ownerMagic))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if o, err := decodeOwner(b); err == nil && !bytes.Equal(o.encode(), b) {
+			t.Errorf("%q became %v", b, o)
+		}
+	})
+}

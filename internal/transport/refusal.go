@@ -1,0 +1,75 @@
+package transport
+
+import (
+	"context"
+	"log/slog"
+	"time"
+)
+
+// direction is one of the two links between this node and a peer. Peer 0 is all who are no peers.
+type direction struct {
+	peer     NodeID
+	incoming bool
+}
+
+// refusal is why a link was last refused, by this node or by the peer.
+type refusal struct {
+	why string
+	at  time.Time
+	// said is when that was last logged, unsaid how often it was not since.
+	said   time.Time
+	unsaid int
+}
+
+const (
+	// refusalSayEvery is how often the same refusal is logged: a refused peer calls again twice a second.
+	refusalSayEvery = time.Minute
+	// refusalHolds is how long a refusal counts as present; it is renewed with each attempt.
+	refusalHolds = redialMax + 2*handshakeLimit
+)
+
+// refused notes a refusal, and logs it unless the same was logged of this peer within refusalSayEvery. Those who are no peers
+// count as one, whatever the reason, so that no stranger can fill the log.
+func (t *Transport) refused(level slog.Level, d direction, msg, why string, attrs ...any) {
+	now := t.env.Now()
+	t.mu.Lock()
+	r := t.refusals[d]
+	if r == nil {
+		r = &refusal{}
+		t.refusals[d] = r
+	}
+	r.at = now
+	again := !r.said.IsZero() && (r.why == why || d.peer == 0) && now.Sub(r.said) < refusalSayEvery
+	r.why = why
+	unsaid := r.unsaid
+	if again {
+		r.unsaid++
+	} else {
+		r.said, r.unsaid = now, 0
+	}
+	t.mu.Unlock()
+	if again {
+		return
+	}
+	t.log.Log(context.Background(), level, msg, append(attrs, "reason", why, "not_logged", unsaid)...)
+}
+
+// accepted forgets a refusal.
+func (t *Transport) accepted(d direction) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.refusals, d)
+}
+
+// Refused returns why the link with a peer is refused at present, by this node or by the peer; empty if it is not.
+func (t *Transport) Refused(peer NodeID) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.env.Now()
+	for _, incoming := range []bool{true, false} {
+		if r := t.refusals[direction{peer, incoming}]; r != nil && now.Sub(r.at) < refusalHolds {
+			return r.why
+		}
+	}
+	return ""
+}
