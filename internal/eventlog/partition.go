@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"time"
@@ -91,20 +92,90 @@ func openPartition(tx *shard.Tx, topic [16]byte, part int32) partition {
 	return p
 }
 
-// add stores a batch that is known to be good. b is the module's own copy: offset and epoch are written into it.
-func (p *partition) add(tx *shard.Tx, topic [16]byte, part int32, b []byte, records int32, maxTime int64) (base int64) {
-	base = p.next
-	last := base + int64(records) - 1
+// take gives a partition's next offsets to records that Finish stores, and returns the first of them. It is all that later
+// commands of the entry see of them, and queries see neither before the entry is through.
+func (p *partition) take(tx *shard.Tx, at put, records int32) (base int64) {
 	if term := int32(tx.Term()); term > p.epoch {
-		if p.epochStart < base {
-			tx.Set(epochKey(topic, part, p.epoch), binary.BigEndian.AppendUint64([]byte{version}, uint64(p.epochStart)))
+		if p.epochStart < p.next {
+			tx.Set(epochKey(at.topic, at.part, p.epoch), binary.BigEndian.AppendUint64([]byte{version}, uint64(p.epochStart)))
 		}
-		p.epoch, p.epochStart = term, base
+		p.epoch, p.epochStart = term, p.next
 	}
+	at.base = p.next
+	p.next += int64(records)
+	at.last = p.next - 1
+	p.save(tx, at.topic, at.part)
+	tx.Defer(&at)
+	return at.base
+}
+
+// put is what is to be stored in a partition: a batch, or an event. The slices may be parts of the command.
+type put struct {
+	topic      [16]byte
+	part       int32
+	base, last int64
+	// batch is a batch that is known to be good, with its latest time stamp; nil for an event.
+	batch   []byte
+	maxTime int64
+
+	key     []byte
+	keyNull bool
+	value   []byte
+	headers []Header
+}
+
+// eventBatchBytes is the size from which a batch of events is closed.
+const eventBatchBytes = 64 << 10
+
+// Finish implements shard.Finisher: it stores what the commands of an entry append. Events that follow each other in a
+// partition become one batch, which costs little more than one of them alone.
+func (Module) Finish(tx *shard.Tx, items []any) {
+	now := tx.Now().UnixMilli()
+	for i := range items {
+		first, _ := items[i].(*put)
+		if first == nil {
+			continue
+		}
+		p, _ := readPartition(tx, first.topic, first.part)
+		var run *batchBuilder
+		var base, last int64
+		end := func() {
+			if run != nil {
+				p.store(tx, first.topic, first.part, run.finish(0, 0), base, last, now)
+				run = nil
+			}
+		}
+		for j := i; j < len(items); j++ {
+			it, _ := items[j].(*put)
+			if it == nil || it.topic != first.topic || it.part != first.part {
+				continue
+			}
+			items[j] = nil
+			if it.batch != nil {
+				end()
+				// The command belongs to the log, which may still be sending it: offsets are written into a copy.
+				p.store(tx, first.topic, first.part, bytes.Clone(it.batch), it.base, it.last, it.maxTime)
+				continue
+			}
+			if run != nil && len(run.b) >= eventBatchBytes {
+				end()
+			}
+			if run == nil {
+				run, base = newBatchBuilder(64+len(it.key)+len(it.value)), it.base
+			}
+			run.add(now, it.key, it.keyNull, it.value, false, it.headers)
+			last = it.last
+		}
+		end()
+		p.save(tx, first.topic, first.part)
+	}
+}
+
+// store stores a batch whose offsets were taken; they are written into it. A partition's batches come in order.
+func (p *partition) store(tx *shard.Tx, topic [16]byte, part int32, b []byte, base, last, maxTime int64) {
 	binary.BigEndian.PutUint64(b, uint64(base))
 	binary.BigEndian.PutUint32(b[12:], uint32(p.epoch))
 	tx.SetBulk(batchKey(topic, part, last), b)
-	p.next = last + 1
 	p.size += int64(len(b))
 	if maxTime > p.maxTime {
 		p.maxTime, p.maxTimeLast = maxTime, last
@@ -115,13 +186,12 @@ func (p *partition) add(tx *shard.Tx, topic [16]byte, part int32, b []byte, reco
 	if p.openBatches >= stretchBatches || p.openBytes >= stretchBytes {
 		v := binary.BigEndian.AppendUint64([]byte{version}, uint64(p.openFirst))
 		tx.SetBulk(timeKey(topic, part, p.maxTime, last), binary.BigEndian.AppendUint64(v, sortable(p.openMax)))
-		p.openFirst, p.openBatches, p.openBytes, p.openMax = p.next, 0, 0, -1
+		p.openFirst, p.openBatches, p.openBytes, p.openMax = last+1, 0, 0, -1
 	}
 	if !p.armed && (p.retentionMs > 0 || p.retentionBytes > 0) {
 		p.armed = true
 		tx.SetTimer(partKey(timerRetention, topic, part), tx.Now().Add(p.retentionPeriod()))
 	}
-	return base
 }
 
 // save stores the state and wakes who waits for records.
@@ -264,14 +334,11 @@ func appendBatch(tx *shard.Tx, a *Append) (base, start int64, err error) {
 			tx.SetTimer(producerKey(a.Topic, a.Partition, h.ProducerID), tx.Now().Add(producerIdle))
 		}
 	}
-	// The command belongs to the log, which may still be sending it: offsets are written into a copy.
-	b := append(make([]byte, 0, len(a.Batch)), a.Batch...)
-	base = p.add(tx, a.Topic, a.Partition, b, h.Records, h.MaxTimestamp)
+	base = p.take(tx, put{topic: a.Topic, part: a.Partition, batch: a.Batch, maxTime: h.MaxTimestamp}, h.Records)
 	if h.ProducerID >= 0 {
 		pr.record(h, base, tx.Now())
 		tx.SetFresh(producerKey(a.Topic, a.Partition, h.ProducerID), pr.encode())
 	}
-	p.save(tx, a.Topic, a.Partition)
 	return base, p.start, nil
 }
 
@@ -330,11 +397,7 @@ func applyEvent(tx *shard.Tx, d dec) ([]byte, error) {
 		return nil, errs.New(errs.TooLarge, "an event of %d bytes; at most %d are allowed", size, MessageBytesMax)
 	}
 	p := openPartition(tx, topic, part)
-	now := tx.Now().UnixMilli()
-	w := newBatchBuilder(size + 16)
-	w.add(now, key, keyNull, value, false, headers)
-	base := p.add(tx, topic, part, w.finish(0, 0), 1, now)
-	p.save(tx, topic, part)
+	base := p.take(tx, put{topic: topic, part: part, key: key, keyNull: keyNull, value: value, headers: headers}, 1)
 	return binary.BigEndian.AppendUint64(nil, uint64(base)), nil
 }
 

@@ -53,6 +53,9 @@ type Machine struct {
 	keyBuf  []byte
 	changes changeBuffer
 	wakes   []Wake
+	// deferred is what Tx.Defer was given in this entry; items is reused.
+	deferred []deferred
+	items    []any
 	// wakeKeys is where the keys of wakes are; it is given away with them.
 	wakeKeys []byte
 	// err is the first disk failure; it is sticky.
@@ -302,6 +305,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Applied) error {
 			}
 		}
 	}
+	m.finishEntry()
 	m.endChunk()
 	return nil
 }
@@ -341,7 +345,7 @@ func (m *Machine) run(c Command) Result {
 func (m *Machine) begin(id ModuleID) *Tx {
 	m.ov.journal = m.ov.journal[:0]
 	m.changes.begin()
-	m.tx = Tx{m: m, module: id, changeMark: m.changes.mark(), wakeMark: len(m.wakes)}
+	m.tx = Tx{m: m, module: id, changeMark: m.changes.mark(), wakeMark: len(m.wakes), deferMark: len(m.deferred)}
 	return &m.tx
 }
 
@@ -350,7 +354,7 @@ func (m *Machine) finish(tx *Tx, err error) bool {
 	if err != nil && !env.Mutant(env.MutantRollbackForgotten) {
 		m.ov.rollback(0)
 		m.changes.rollback(tx.changeMark)
-		m.wakes = m.wakes[:tx.wakeMark]
+		m.wakes, m.deferred = m.wakes[:tx.wakeMark], m.deferred[:tx.deferMark]
 		return false
 	}
 	m.st.Digest = m.ov.digest(m.st.Digest)

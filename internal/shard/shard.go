@@ -53,6 +53,15 @@ type Module interface {
 	Fire(tx *Tx, key []byte) error
 }
 
+// Finisher is a Module that puts off work with Tx.Defer to the end of the entry: there it sees what all commands of the
+// entry want, and may do it in one go.
+type Finisher interface {
+	Module
+	// Finish gets what the module's commands put off, in their order, without those that were undone. It must do it: there
+	// is nobody left to refuse.
+	Finish(tx *Tx, items []any)
+}
+
 // View is a consistent read-only view of one module's keys in one shard. Its methods return no error: a disk failure is
 // sticky, and discards the answer before anyone sees it.
 type View interface {

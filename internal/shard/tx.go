@@ -20,6 +20,7 @@ type Tx struct {
 	module     ModuleID
 	changeMark changeMark
 	wakeMark   int
+	deferMark  int
 }
 
 var _ View = (*Tx)(nil)
@@ -195,6 +196,41 @@ func (tx *Tx) Wake(watched []byte) {
 	m.wakes = append(m.wakes, Wake{Module: tx.module, Key: m.wakeKeys[n:len(m.wakeKeys):len(m.wakeKeys)]})
 }
 
+// Defer keeps an item for Finisher.Finish at the end of the entry, unless the command is undone. The calling module must be
+// a Finisher. Until then the item is not in the state: what later commands of the entry must see of it has to be stored.
+func (tx *Tx) Defer(item any) {
+	tx.m.deferred = append(tx.m.deferred, deferred{tx.module, item})
+}
+
+// deferred is work that a module has put off to the end of the entry.
+type deferred struct {
+	module ModuleID
+	item   any
+}
+
+// finishEntry does what the entry's commands have put off.
+func (m *Machine) finishEntry() {
+	for len(m.deferred) > 0 {
+		// One module after the other, by their first item.
+		id := m.deferred[0].module
+		items, rest := m.items[:0], m.deferred[:0]
+		for _, d := range m.deferred {
+			if d.module == id {
+				items = append(items, d.item)
+			} else {
+				rest = append(rest, d)
+			}
+		}
+		clear(m.deferred[len(rest):])
+		m.deferred = rest
+		tx := m.begin(id)
+		m.modules[id].(Finisher).Finish(tx, items)
+		m.finish(tx, nil)
+		clear(items)
+		m.items = items
+	}
+}
+
 // Changes implements View. Changes of the running batch are not in it.
 func (tx *Tx) Changes(from uint64, bytesMax int) (ChangeSet, error) {
 	v := view{r: tx.m.store, m: tx.m, place: *tx.m.place.Load(), module: tx.module}
@@ -218,12 +254,12 @@ func (tx *Tx) Call(c Command) ([]byte, error) {
 // Try runs f and undoes its writes, changes and wake-ups if it fails.
 func (tx *Tx) Try(f func() ([]byte, error)) ([]byte, error) {
 	m := tx.m
-	rows, mark, wakes := len(m.ov.journal), m.changes.mark(), len(m.wakes)
+	rows, mark, wakes, put := len(m.ov.journal), m.changes.mark(), len(m.wakes), len(m.deferred)
 	out, err := f()
 	if err != nil {
 		m.ov.rollback(rows)
 		m.changes.rollback(mark)
-		m.wakes = m.wakes[:wakes]
+		m.wakes, m.deferred = m.wakes[:wakes], m.deferred[:put]
 	}
 	return out, err
 }
