@@ -262,7 +262,7 @@ func TestExec_EventAndStateTogether(t *testing.T) {
 	r := newRig(t)
 	ev := func(value string) [][]byte {
 		e := Event{Topic: [16]byte{1}, Partition: 3, Value: []byte(value), Headers: []EventHeader{{"a", []byte("b")}}}
-		return e.Args()
+		return e.AppendArgs(nil)
 	}
 	body := AppendSub(nil, opSet, [][]byte{[]byte("k"), []byte("v")})
 	body = AppendSub(body, opEventAdd, ev("good"))

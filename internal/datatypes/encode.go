@@ -182,14 +182,15 @@ type Event struct {
 	Headers []EventHeader
 }
 
-// Args returns the argument list of the command event.add.
-func (e *Event) Args() [][]byte {
-	key := make([]byte, 1, 1+len(e.Key))
+// AppendArgs appends the argument list of the command event.add.
+func (e *Event) AppendArgs(args [][]byte) [][]byte {
+	b := binary.LittleEndian.AppendUint32(make([]byte, 0, 5+len(e.Key)), uint32(e.Partition))
+	b = append(b, 0)
 	if !e.KeyNull {
-		key[0] = 1
-		key = append(key, e.Key...)
+		b[4] = 1
+		b = append(b, e.Key...)
 	}
-	args := [][]byte{e.Topic[:], binary.LittleEndian.AppendUint32(nil, uint32(e.Partition)), key, e.Value}
+	args = append(args, e.Topic[:], b[:4:4], b[4:], e.Value)
 	for _, h := range e.Headers {
 		args = append(args, []byte(h.Name), h.Value)
 	}

@@ -82,6 +82,9 @@ func readPartition(v shard.View, topic [16]byte, part int32) (p partition, ok bo
 
 // openPartition reads a partition for an append, making it if need be.
 func openPartition(tx *shard.Tx, topic [16]byte, part int32) partition {
+	if it, _ := tx.Deferred().(*put); it != nil && it.part == part && it.topic == topic {
+		return it.after
+	}
 	p, ok := readPartition(tx, topic, part)
 	if !ok {
 		if t, ok := readTopic(tx, topic); ok {
@@ -104,7 +107,11 @@ func (p *partition) take(tx *shard.Tx, at put, records int32) (base int64) {
 	at.base = p.next
 	p.next += int64(records)
 	at.last = p.next - 1
-	p.save(tx, at.topic, at.part)
+	// The state is stored when the next append is to another partition, and at the end: most often once in an entry.
+	if it, _ := tx.Deferred().(*put); it != nil && (it.part != at.part || it.topic != at.topic) {
+		it.after.save(tx, it.topic, it.part)
+	}
+	at.after = *p
 	tx.Defer(&at)
 	return at.base
 }
@@ -114,6 +121,8 @@ type put struct {
 	topic      [16]byte
 	part       int32
 	base, last int64
+	// after is the partition's state with it, but for what store changes.
+	after partition
 	// batch is a batch that is known to be good, with its latest time stamp; nil for an event.
 	batch   []byte
 	maxTime int64
@@ -136,7 +145,12 @@ func (Module) Finish(tx *shard.Tx, items []any) {
 		if first == nil {
 			continue
 		}
-		p, _ := readPartition(tx, first.topic, first.part)
+		p := first.after
+		for _, it := range items[i:] {
+			if it, _ := it.(*put); it != nil && it.topic == first.topic && it.part == first.part {
+				p = it.after
+			}
+		}
 		var run *batchBuilder
 		var base, last int64
 		end := func() {

@@ -358,7 +358,7 @@ func (m *Machine) finish(tx *Tx, err error) bool {
 		return false
 	}
 	m.st.Digest = m.ov.digest(m.st.Digest)
-	return len(m.ov.journal) > 0 || m.changes.mark() != tx.changeMark
+	return len(m.ov.journal) > 0 || m.changes.mark() != tx.changeMark || len(m.deferred) > tx.deferMark
 }
 
 // Commit makes everything applied since the last Commit visible, in one batch with the applied index.

@@ -89,7 +89,7 @@ func (m *Machine) fireTimers(out *Applied) {
 			continue
 		}
 		_, err := tx.Try(func() ([]byte, error) { return nil, mod.Fire(tx, t.key) })
-		wrote := err == nil && (len(m.ov.journal) > base || m.changes.mark() != tx.changeMark)
+		wrote := err == nil && (len(m.ov.journal) > base || m.changes.mark() != tx.changeMark || len(m.deferred) > tx.deferMark)
 		m.finish(tx, nil)
 		if wrote {
 			m.st.Revision++

@@ -202,6 +202,16 @@ func (tx *Tx) Defer(item any) {
 	tx.m.deferred = append(tx.m.deferred, deferred{tx.module, item})
 }
 
+// Deferred returns the item that the calling module put off last, in this entry, nil if there is none.
+func (tx *Tx) Deferred() any {
+	for i := len(tx.m.deferred) - 1; i >= 0; i-- {
+		if d := &tx.m.deferred[i]; d.module == tx.module {
+			return d.item
+		}
+	}
+	return nil
+}
+
 // deferred is work that a module has put off to the end of the entry.
 type deferred struct {
 	module ModuleID

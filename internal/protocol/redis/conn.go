@@ -57,7 +57,8 @@ type conn struct {
 	// seen remembers the revisions of this connection's writes, for stale reads that see them.
 	seen []seenRevision
 
-	multi   *multi
+	multi, spareMulti *multi
+
 	watched []datatypes.Watched
 	// watchShard holds the watched keys.
 	watchShard shard.ID

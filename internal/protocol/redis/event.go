@@ -52,7 +52,8 @@ func (c *conn) event(args [][]byte) (inner [][]byte, at shard.ID, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	return append([][]byte{args[0]}, e.Args()...), at, nil
+	inner = append(make([][]byte, 0, 5+2*len(e.Headers)), args[0])
+	return e.AppendArgs(inner), at, nil
 }
 
 func parseEvent(args [][]byte) (e datatypes.Event, partition int32, err error) {

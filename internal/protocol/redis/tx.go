@@ -44,7 +44,13 @@ func cmdMulti(c *conn, _ [][]byte) {
 		c.fail("ERR MULTI calls can not be nested")
 		return
 	}
-	c.multi = &multi{slot: -1}
+	m := c.spareMulti
+	if c.spareMulti = nil; m == nil {
+		m = &multi{}
+	}
+	clear(m.cmds)
+	*m = multi{slot: -1, cmds: m.cmds[:0], body: m.body[:0]}
+	c.multi = m
 	c.ok()
 }
 
@@ -58,6 +64,10 @@ func cmdDiscard(c *conn, _ [][]byte) {
 }
 
 func (c *conn) endMulti() {
+	// The next transaction uses its memory again, once this one is answered.
+	if m := c.multi; m != nil && cap(m.body) <= outFlushBytes && cap(m.cmds) <= 64 {
+		c.spareMulti = m
+	}
 	c.multi = nil
 	c.queued.Store(0)
 	c.watched = nil
