@@ -68,23 +68,21 @@ type Engine struct {
 	timer *time.Timer
 	// armed is when the timer fires. It is moved to an earlier time only: a turn too many is cheaper than to set it in each.
 	armed time.Time
-	// failed is set when the disk failed, ended when there are no more turns; reading is that of the last turn. spare is
-	// the inbox's other buffer.
-	failed     error
-	ended      bool
-	wasReading bool
-	spare      []replica.Input
+	// failed is set when the disk failed, ended when there are no more turns. spare is the inbox's other buffer.
+	failed error
+	ended  bool
+	spare  []replica.Input
 
-	// mu guards what follows; wake has room for one signal. While the log is being written, new proposals only wait, so they
-	// bring no turn: the end of the write does. The same goes for reads while a read-index request is under way.
+	// mu guards what follows; wake has room for one signal. Commands for shards in holds only wait, so they bring no turn. The
+	// same goes for reads while a read-index request is under way.
 	mu      sync.Mutex
 	inbox   []replica.Input
 	control []func()
 	// due says that the inbox or control holds something that is worth a turn.
 	due     bool
 	closed  bool
-	writing bool
 	reading bool
+	holds   []replica.Hold
 	wake    chan struct{}
 
 	// The writer's queue.
@@ -217,13 +215,12 @@ func (g *Engine) give(in replica.Input) {
 	closed := g.closed
 	if !closed {
 		g.inbox = append(g.inbox, in)
-		switch in.(type) {
+		switch in := in.(type) {
 		case replica.Propose:
-			quiet = g.writing
+			quiet = g.heldLocked(in.Shard)
 		case replica.Read:
 			quiet = g.reading
 		case replica.LogDone:
-			g.writing = false
 			inline = true
 		case replica.Frame:
 			inline = true
@@ -246,6 +243,39 @@ func (g *Engine) give(in replica.Input) {
 			g.signal()
 		}
 	default:
+		g.signal()
+	}
+}
+
+// heldLocked says whether one more command for a shard can do without a turn.
+func (g *Engine) heldLocked(id shard.ID) bool {
+	for i := range g.holds {
+		if h := &g.holds[i]; h.Shard == id {
+			h.Commands--
+			return h.Commands > 0
+		}
+	}
+	return false
+}
+
+// holdsMax bounds what is looked through for each command; shards past it get a turn for each.
+const holdsMax = 64
+
+// setHolds takes over what the last turn said, also for what came meanwhile.
+func (g *Engine) setHolds(out *replica.Output) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.reading = out.Reading
+	g.holds = append(g.holds[:0], out.Holds[:min(len(out.Holds), holdsMax)]...)
+	for _, in := range g.inbox {
+		switch in := in.(type) {
+		case replica.Propose:
+			g.due = !g.heldLocked(in.Shard) || g.due
+		case replica.Read:
+			g.due = !g.reading || g.due
+		}
+	}
+	if g.due {
 		g.signal()
 	}
 }
@@ -355,9 +385,6 @@ func (g *Engine) handle(out *replica.Output) bool {
 		g.transport.Send(transport.NodeID(f.To), f.Data)
 	}
 	if len(out.Writes) > 0 {
-		g.mu.Lock()
-		g.writing = true
-		g.mu.Unlock()
 		g.wmu.Lock()
 		g.writes = append(g.writes, out.Writes...)
 		g.wseq = out.Seq
@@ -367,12 +394,7 @@ func (g *Engine) handle(out *replica.Output) bool {
 		default:
 		}
 	}
-	if out.Reading != g.wasReading {
-		g.wasReading = out.Reading
-		g.mu.Lock()
-		g.reading = out.Reading
-		g.mu.Unlock()
-	}
+	g.setHolds(out)
 	for i := range out.Answers {
 		out.Answers[i].Future.Complete(out.Answers[i].Result)
 	}

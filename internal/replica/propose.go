@@ -27,6 +27,8 @@ type proposals struct {
 	inflight      map[uint64]*batch
 	order         []uint64
 	inflightBytes int
+
+	gather gathering
 }
 
 // waiting is a command that is in no batch yet.
@@ -89,15 +91,14 @@ func (r *replica) enqueue(p Propose) {
 	h.markDirty(r)
 }
 
-// mayCut says whether another batch may be made now. A leader waits until its log has the last one, so that batches grow
-// with the load and not with the number of turns.
+// mayCut says whether another batch may be made now. See gather.go for what a leader waits for.
 func (r *replica) mayCut() bool {
 	if r.rn == nil || len(r.queue) == 0 || r.lead == raft.None ||
 		r.inflightBytes > r.host.cfg.InflightBytesMax || len(r.order) >= inflightBatchesMax {
 		return false
 	}
 	if r.leads() {
-		return len(r.order) == 0 && r.unsynced == 0 || r.host.now.Sub(r.cutAt) >= slowLog
+		return len(r.order) == 0 && r.unsynced == 0 && !r.gathers() || r.host.now.Sub(r.cutAt) >= slowLog
 	}
 	return len(r.order) < forwardsMax
 }
@@ -159,7 +160,7 @@ func (r *replica) cut() {
 			}
 		}
 		if r.leads() {
-			// Its log write is this turn's; the next batch waits for it.
+			r.watchHold()
 			return
 		}
 	}
@@ -299,6 +300,7 @@ func (r *replica) complete(b *batch, pos int, res shard.Result) {
 	}
 	if b.open--; b.open == 0 {
 		r.forget(b)
+		r.answered(b)
 	}
 }
 
