@@ -385,14 +385,14 @@ func (m *Machine) Commit(out *Applied) error {
 	}
 	for i := range m.ov.rows {
 		r := &m.ov.rows[i]
-		m.keyBuf = append(append(m.keyBuf[:0], p...), r.key...)
+		m.keyBuf = append(m.keyBuf[:0], r.key...)
 		var err error
 		if r.deleted {
 			err = b.Delete(m.keyBuf)
 		} else {
 			err = b.Set(m.keyBuf, r.value)
 		}
-		m.remember(m.keyBuf, r)
+		m.remember(r)
 		if err != nil {
 			m.err = err
 			return err
@@ -407,6 +407,9 @@ func (m *Machine) Commit(out *Applied) error {
 		return m.err
 	}
 	m.ov.reset()
+	if m.cfg.Cache != nil {
+		m.cfg.Cache.Turn()
+	}
 	out.Wakes, m.wakes = m.wakes, nil
 	return nil
 }

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/storage"
 )
 
 // Tx is what a command may do to its shard. It is valid during one call of Module.Apply or Module.Fire. It reads its own
@@ -29,34 +31,61 @@ var _ View = (*Tx)(nil)
 func (tx *Tx) Get(key []byte) ([]byte, bool) { return tx.m.get(tx.module, key) }
 
 func (m *Machine) get(id ModuleID, key []byte) ([]byte, bool) {
-	m.keyBuf = append(append(m.keyBuf[:placeSize], byte(id)), key...)
-	if i, ok := m.ov.index[string(m.keyBuf[placeSize:])]; ok {
+	i, e := m.row(id, key, true)
+	if i >= 0 {
 		r := &m.ov.rows[i]
 		return r.value, !r.deleted
 	}
-	if c := m.cfg.Cache; c != nil {
-		if v, there, known := c.Get(m.keyBuf); known {
-			return v, there
-		}
+	if e != nil && e.Known {
+		return e.Value, e.There
 	}
 	v, ok, err := m.store.Get(m.keyBuf)
 	m.fail(err)
-	if m.cfg.Cache != nil && err == nil {
-		m.cfg.Cache.Put(m.keyBuf, v, ok)
+	if e != nil && err == nil {
+		m.cfg.Cache.Keep(e, v, ok)
 	}
 	return v, ok
 }
 
+// row puts a row's whole key into keyBuf, and returns its place in the overlay, -1 if it is not there, and what the cache
+// knows of it, nil if that is nothing. make makes the cache take it up.
+func (m *Machine) row(id ModuleID, key []byte, make bool) (int, *storage.CachedRow) {
+	m.keyBuf = append(append(m.keyBuf[:placeSize], byte(id)), key...)
+	var e *storage.CachedRow
+	if c := m.cfg.Cache; c != nil {
+		if e = c.Find(m.keyBuf); e == nil && make {
+			e = c.Row(m.keyBuf)
+		}
+		if e != nil && e.Slot > 0 {
+			return e.Slot - 1, e
+		}
+	}
+	if len(m.ov.index) > 0 {
+		if i, ok := m.ov.index[string(m.keyBuf)]; ok {
+			return i, e
+		}
+	}
+	return -1, e
+}
+
 // remember keeps a committed row at hand, if commands are likely to read it again.
-func (m *Machine) remember(key []byte, r *row) {
-	switch c := m.cfg.Cache; {
-	case c == nil:
-	case r.from == bulk:
-		c.Drop(key)
-	case r.from == shared:
-		c.Put(key, bytes.Clone(r.value), !r.deleted)
+func (m *Machine) remember(r *row) {
+	c, e := m.cfg.Cache, r.cached
+	if c == nil {
+		return
+	}
+	if e == nil {
+		if e = c.Find(m.keyBuf); e == nil {
+			return
+		}
+	}
+	switch r.from {
+	case bulk:
+		c.Forget(e)
+	case shared:
+		c.Keep(e, bytes.Clone(r.value), !r.deleted)
 	default:
-		c.Put(key, r.value, !r.deleted)
+		c.Keep(e, r.value, !r.deleted)
 	}
 }
 
@@ -86,16 +115,28 @@ const (
 )
 
 func (m *Machine) set(id ModuleID, key, value []byte, from origin) {
-	m.keyBuf = append(append(m.keyBuf[:placeSize], byte(id)), key...)
-	m.ov.put(m.keyBuf[placeSize:], value, false, from)
+	if value == nil {
+		value = []byte{}
+	}
+	m.put(id, key, value, false, from)
+}
+
+func (m *Machine) put(id ModuleID, key, value []byte, deleted bool, from origin) {
+	i, e := m.row(id, key, from != bulk)
+	if i >= 0 {
+		r := &m.ov.rows[i]
+		m.ov.journal = append(m.ov.journal, undo{at: i, was: *r})
+		r.value, r.deleted, r.from = value, deleted, from
+		return
+	}
+	m.ov.add(m.keyBuf, e, value, deleted, from)
 }
 
 // Delete removes a key. Deleting a key that is not there counts as a write all the same: ask first.
 func (tx *Tx) Delete(key []byte) { tx.m.delete(tx.module, key, fresh) }
 
 func (m *Machine) delete(id ModuleID, key []byte, from origin) {
-	m.keyBuf = append(append(m.keyBuf[:placeSize], byte(id)), key...)
-	m.ov.put(m.keyBuf[placeSize:], nil, true, from)
+	m.put(id, key, []byte{}, true, from)
 }
 
 // Scan implements View.
@@ -111,13 +152,13 @@ func (m *Machine) scan(id ModuleID, from, to []byte) iter.Seq2[[]byte, []byte] {
 		var err error
 		for k, v := range m.store.Scan(slices.Concat(p, lo), slices.Concat(p, hi), &err) {
 			k = k[placeSize:]
-			for next < len(pending) && pending[next] < string(k) {
+			for next < len(pending) && m.ov.key(pending[next]) < string(k) {
 				if !m.yieldRow(pending[next], yield) {
 					return
 				}
 				next++
 			}
-			if next < len(pending) && pending[next] == string(k) {
+			if next < len(pending) && m.ov.key(pending[next]) == string(k) {
 				if !m.yieldRow(pending[next], yield) {
 					return
 				}
@@ -137,9 +178,9 @@ func (m *Machine) scan(id ModuleID, from, to []byte) iter.Seq2[[]byte, []byte] {
 	}
 }
 
-func (m *Machine) yieldRow(key string, yield func([]byte, []byte) bool) bool {
-	r := &m.ov.rows[m.ov.index[key]]
-	return r.deleted || yield([]byte(key[1:]), r.value)
+func (m *Machine) yieldRow(i int, yield func([]byte, []byte) bool) bool {
+	r := &m.ov.rows[i]
+	return r.deleted || yield([]byte(r.key[placeSize+1:]), r.value)
 }
 
 // bounds turns a module's range into a range of rows.
@@ -274,18 +315,21 @@ func (tx *Tx) Try(f func() ([]byte, error)) ([]byte, error) {
 	return out, err
 }
 
-// overlay holds the rows written since the last Commit, in the order of their first write.
+// overlay holds the rows written since the last Commit, in the order of their first write. A row that the cache knows says
+// where it is in CachedRow.Slot; index finds the others.
 type overlay struct {
 	index map[string]int
 	rows  []row
 	// journal lists what the running transaction overwrote, for rollback and for the digest.
 	journal []undo
-	// sorted holds the keys of rows[:len(sorted)] in order; between extends it.
-	sorted []string
+	// sorted holds the places of rows[:len(sorted)] in the order of their keys; between extends it.
+	sorted []int
 }
 
 type row struct {
+	// key is the whole key, as in the store.
 	key     string
+	cached  *storage.CachedRow
 	value   []byte
 	deleted bool
 	from    origin
@@ -299,6 +343,11 @@ type undo struct {
 }
 
 func (o *overlay) reset() {
+	for i := range o.rows {
+		if e := o.rows[i].cached; e != nil {
+			e.Slot = 0
+		}
+	}
 	if o.index == nil || len(o.rows) > 4096 {
 		o.index = make(map[string]int)
 		o.rows = nil
@@ -312,19 +361,20 @@ func (o *overlay) reset() {
 	o.sorted = o.sorted[:0]
 }
 
-func (o *overlay) put(key, value []byte, deleted bool, from origin) {
-	if value == nil {
-		value = []byte{}
+// key returns a row's key without the shard's place.
+func (o *overlay) key(i int) string { return o.rows[i].key[placeSize:] }
+
+// add takes in a row that is not there yet.
+func (o *overlay) add(key []byte, e *storage.CachedRow, value []byte, deleted bool, from origin) {
+	r := row{cached: e, value: value, deleted: deleted, from: from}
+	if e != nil {
+		r.key, e.Slot = e.Key, len(o.rows)+1
+	} else {
+		r.key = string(key)
+		o.index[r.key] = len(o.rows)
 	}
-	if i, ok := o.index[string(key)]; ok {
-		o.journal = append(o.journal, undo{at: i, was: o.rows[i]})
-		o.rows[i].value, o.rows[i].deleted, o.rows[i].from = value, deleted, from
-		return
-	}
-	k := string(key)
-	o.index[k] = len(o.rows)
 	o.journal = append(o.journal, undo{at: len(o.rows), fresh: true})
-	o.rows = append(o.rows, row{key: k, value: value, deleted: deleted, from: from})
+	o.rows = append(o.rows, r)
 }
 
 // rollback undoes the journal down to a length. Fresh rows were appended last, so they are cut off in turn.
@@ -338,7 +388,11 @@ func (o *overlay) rollback(to int) {
 		if len(o.sorted) > u.at {
 			o.sorted = o.sorted[:0]
 		}
-		delete(o.index, o.rows[u.at].key)
+		if r := &o.rows[u.at]; r.cached != nil {
+			r.cached.Slot = 0
+		} else {
+			delete(o.index, r.key)
+		}
 		o.rows = o.rows[:u.at]
 	}
 	o.journal = o.journal[:to]
@@ -347,8 +401,9 @@ func (o *overlay) rollback(to int) {
 // digest chains the transaction's writes, in order, into d.
 func (o *overlay) digest(d uint64) uint64 {
 	for i := range o.journal {
-		r := &o.rows[o.journal[i].at]
-		d = (d^xxhash.Sum64String(r.key))*0x9e3779b97f4a7c15 + xxhash.Sum64(r.value)
+		at := o.journal[i].at
+		r := &o.rows[at]
+		d = (d^xxhash.Sum64String(o.key(at)))*0x9e3779b97f4a7c15 + xxhash.Sum64(r.value)
 		d ^= d >> 29
 		if r.deleted {
 			d = ^d
@@ -357,15 +412,17 @@ func (o *overlay) digest(d uint64) uint64 {
 	return d
 }
 
-// between returns the keys of uncommitted rows in a range, in order.
-func (o *overlay) between(lo, hi []byte) []string {
+// between returns the places of uncommitted rows in a range, in the order of their keys.
+func (o *overlay) between(lo, hi []byte) []int {
 	if n := len(o.sorted); n < len(o.rows) {
 		for i := n; i < len(o.rows); i++ {
-			o.sorted = append(o.sorted, o.rows[i].key)
+			o.sorted = append(o.sorted, i)
 		}
-		slices.Sort(o.sorted)
+		slices.SortFunc(o.sorted, func(a, b int) int { return strings.Compare(o.key(a), o.key(b)) })
 	}
-	i, _ := slices.BinarySearch(o.sorted, string(lo))
-	j, _ := slices.BinarySearch(o.sorted, string(hi))
-	return slices.Clone(o.sorted[i:j])
+	find := func(k []byte) int {
+		i, _ := slices.BinarySearchFunc(o.sorted, string(k), func(at int, k string) int { return strings.Compare(o.key(at), k) })
+		return i
+	}
+	return slices.Clone(o.sorted[find(lo):find(hi)])
 }

@@ -3,75 +3,84 @@ package storage
 // RowCache remembers the newest values of recently used rows of a Store, so that a state machine that reads what it is about
 // to overwrite need not search the store for it. It belongs to the goroutine that commits batches; others read the store.
 //
-// It keeps two generations: a row that is used moves to the young one, and when that is full the old one is dropped.
+// It keeps two generations: a row that is used moves to the young one, and when that is full Turn drops the old one.
 type RowCache struct {
-	young, old map[string]cachedRow
+	young, old map[string]*CachedRow
 	bytes      int
 	// half is the bound of one generation.
 	half int
 }
 
-type cachedRow struct {
-	value []byte
-	there bool
+// CachedRow is what a RowCache knows of a row.
+type CachedRow struct {
+	// Key is the row's key in the store.
+	Key string
+	// Value is the row's value, which must not be changed. There is false if the store has no such row. They mean nothing
+	// unless Known is set.
+	Value        []byte
+	There, Known bool
+	// Slot is the user's: it says where there is a newer value that is not committed yet. It must be 0 when Turn is called.
+	Slot int
 }
 
 // cachedOverhead is about what a row costs besides its bytes.
-const cachedOverhead = 96
+const cachedOverhead = 160
 
 // NewRowCache returns a cache that holds about bytesMax bytes.
 func NewRowCache(bytesMax int) *RowCache {
-	return &RowCache{young: map[string]cachedRow{}, old: map[string]cachedRow{}, half: bytesMax / 2}
+	return &RowCache{young: map[string]*CachedRow{}, old: map[string]*CachedRow{}, half: bytesMax / 2}
 }
 
-// Get returns the value of a row; known is false if the cache cannot say. The value must not be changed.
-func (c *RowCache) Get(key []byte) (value []byte, there, known bool) {
+// Find returns what there is of a row, or nil.
+func (c *RowCache) Find(key []byte) *CachedRow {
 	if r, ok := c.young[string(key)]; ok {
-		return r.value, r.there, true
+		return r
 	}
 	r, ok := c.old[string(key)]
 	if !ok {
-		return nil, false, false
+		return nil
 	}
-	c.add(string(key), r)
-	return r.value, r.there, true
+	delete(c.old, r.Key)
+	c.add(r)
+	return r
 }
 
-// Put notes the value of a row, or that it is not there. The cache keeps the value; it must not be changed afterwards, and
-// should not be a part of something much larger.
-func (c *RowCache) Put(key []byte, value []byte, there bool) {
-	if len(value) > c.half/64 {
-		// Large rows would push out too many others.
-		c.Drop(key)
+// Row is Find, and makes a row of which nothing is known if there is none.
+func (c *RowCache) Row(key []byte) *CachedRow {
+	if r := c.Find(key); r != nil {
+		return r
+	}
+	r := &CachedRow{Key: string(key)}
+	c.add(r)
+	return r
+}
+
+func (c *RowCache) add(r *CachedRow) {
+	c.young[r.Key] = r
+	c.bytes += len(r.Key) + len(r.Value) + cachedOverhead
+}
+
+// Keep notes the value of a row that was found since the last Turn, or that it is not there. The cache keeps the value; it
+// must not be changed afterwards, and should not be a part of something much larger.
+func (c *RowCache) Keep(r *CachedRow, value []byte, there bool) {
+	c.Forget(r)
+	// Large rows would push out too many others, and until the next Turn nothing is dropped.
+	if len(value) > c.half/64 || c.bytes+len(value) > 2*c.half {
 		return
 	}
-	r := cachedRow{value: value, there: there}
-	if was, ok := c.young[string(key)]; ok {
-		c.young[string(key)] = r
-		c.bytes += len(value) - len(was.value)
-		c.turn()
-		return
-	}
-	c.add(string(key), r)
+	r.Value, r.There, r.Known = value, there, true
+	c.bytes += len(value)
 }
 
-// Drop forgets what is known of a row.
-func (c *RowCache) Drop(key []byte) {
-	if was, ok := c.young[string(key)]; ok {
-		c.bytes -= len(key) + len(was.value) + cachedOverhead
-		delete(c.young, string(key))
-	}
-	delete(c.old, string(key))
+// Forget drops what is known of a row that was found since the last Turn.
+func (c *RowCache) Forget(r *CachedRow) {
+	c.bytes -= len(r.Value)
+	r.Value, r.There, r.Known = nil, false, false
 }
 
-func (c *RowCache) add(key string, r cachedRow) {
-	c.young[key] = r
-	c.bytes += len(key) + len(r.value) + cachedOverhead
-	c.turn()
-}
-
-func (c *RowCache) turn() {
+// Turn drops the rows that were not used for longest, if there are too many. Rows found before must be looked up again.
+func (c *RowCache) Turn() {
 	if c.bytes > c.half {
-		c.old, c.young, c.bytes = c.young, map[string]cachedRow{}, 0
+		c.old, c.young, c.bytes = c.young, map[string]*CachedRow{}, 0
 	}
 }

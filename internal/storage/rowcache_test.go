@@ -18,24 +18,25 @@ func TestRowCache_NeverWrong(t *testing.T) {
 		switch rng.IntN(3) {
 		case 0:
 			v := bytes.Repeat([]byte{byte(rng.IntN(256))}, rng.IntN(400))
-			c.Put(k, v, true)
+			c.Keep(c.Row(k), v, true)
 			model[string(k)] = v
 		case 1:
 			if rng.IntN(10) == 0 {
-				c.Put(k, nil, false)
+				c.Keep(c.Row(k), nil, false)
 				delete(model, string(k))
 			}
 		default:
-			v, there, known := c.Get(k)
-			if !known {
+			r := c.Find(k)
+			if r == nil || !r.Known {
 				continue
 			}
 			hits++
 			want, ok := model[string(k)]
-			if there != ok || !bytes.Equal(v, want) {
-				t.Fatalf("row %s: got %d bytes, %v; want %d bytes, %v", k, len(v), there, len(want), ok)
+			if r.There != ok || !bytes.Equal(r.Value, want) {
+				t.Fatalf("row %s: got %d bytes, %v; want %d bytes, %v", k, len(r.Value), r.There, len(want), ok)
 			}
 		}
+		c.Turn()
 	}
 	if hits < 1000 {
 		t.Errorf("only %d hits", hits)
