@@ -44,6 +44,7 @@ answer. With --rate it is open: latency counts from when a request was due, so t
 	}
 	f := c.Flags()
 	f.StringVar(&addrs, "redis", "127.0.0.1:6379", "Redis addresses, separated by commas")
+	f.BoolVar(&cfg.Cluster, "cluster", false, "send each request to the leader of its key, as cluster clients do")
 	f.StringVar(&cfg.Op, "op", "set", "one of "+strings.Join(bench.Ops(), ", "))
 	f.IntVar(&cfg.Clients, "clients", 64, "connections")
 	f.IntVar(&cfg.Pipeline, "pipeline", 1, "requests under way on each connection")

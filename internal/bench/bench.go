@@ -23,8 +23,10 @@ import (
 
 // Config describes a load.
 type Config struct {
-	// Addrs are the Redis addresses; clients are spread over them.
-	Addrs []string
+	// Addrs are the Redis addresses; clients are spread over them. Cluster makes each client go to a leader instead, and ask
+	// for keys that it leads, as cluster clients do; it takes the leaders of the moment it starts.
+	Addrs   []string
+	Cluster bool
 	// Op is one of Ops.
 	Op string
 	// Clients is the number of connections; Pipeline how many requests each keeps under way.
@@ -118,6 +120,8 @@ type run struct {
 	from, to time.Time
 	start    time.Time
 	value    []byte
+	// routes says, for each client, where it goes; nil if that does not matter.
+	routes []*routed
 }
 
 // Run makes the load and measures it.
@@ -138,15 +142,25 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 			_ = c.Close()
 		}
 	}()
+	r := &run{cfg: cfg, value: make([]byte, cfg.ValueBytes)}
+	if cfg.Cluster {
+		if err := r.route(ctx); err != nil {
+			return Result{}, err
+		}
+	}
 	for i := range cfg.Clients {
+		addr := cfg.Addrs[i%len(cfg.Addrs)]
+		if cfg.Cluster {
+			addr = r.routes[i].addr
+		}
 		var d net.Dialer
-		c, err := d.DialContext(ctx, "tcp", cfg.Addrs[i%len(cfg.Addrs)])
+		c, err := d.DialContext(ctx, "tcp", addr)
 		if err != nil {
 			return Result{}, errs.Wrap(errs.Unavailable, err, "connect client %d", i)
 		}
 		conns = append(conns, c)
 	}
-	r := &run{cfg: cfg, start: time.Now(), value: make([]byte, cfg.ValueBytes)}
+	r.start = time.Now()
 	rng := rand.New(rand.NewPCG(cfg.Seed, 1))
 	for i := range r.value {
 		r.value[i] = byte('a' + rng.IntN(26))
@@ -236,7 +250,7 @@ func (r *run) client(ctx context.Context, n int, c net.Conn) error {
 				}
 				at, next = next, next.Add(interval)
 			}
-			buf = r.request(buf, rng)
+			buf = r.request(buf, n, rng)
 			due = append(due, at)
 		}
 		if _, err := c.Write(buf); err != nil {
@@ -276,13 +290,27 @@ func (r *run) replies() int {
 	return 1
 }
 
-func (r *run) request(b []byte, rng *rand.Rand) []byte {
-	key := "key:" + strconv.Itoa(rng.IntN(r.cfg.Keys))
+// key returns the key with a number.
+func (r *run) key(n int) string {
+	if r.cfg.Op == "incr" {
+		return "nkey:" + strconv.Itoa(n)
+	}
+	return "key:" + strconv.Itoa(n)
+}
+
+func (r *run) request(b []byte, client int, rng *rand.Rand) []byte {
+	var key string
+	if r.routes != nil {
+		keys := r.routes[client].keys
+		key = keys[rng.IntN(len(keys))]
+	} else {
+		key = r.key(rng.IntN(r.cfg.Keys))
+	}
 	switch r.cfg.Op {
 	case "get":
 		return appendCommand(b, "GET", key)
 	case "incr":
-		return appendCommand(b, "INCR", "n"+key)
+		return appendCommand(b, "INCR", key)
 	case "event":
 		return appendCommand(b, "EVENT.ADD", "bench", string(r.value))
 	case "set-event":
