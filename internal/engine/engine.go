@@ -371,7 +371,13 @@ func (g *Engine) handle(out *replica.Output) bool {
 		g.wasReading = out.Reading
 		g.mu.Lock()
 		g.reading = out.Reading
+		// Reads that came since the turn took its input counted on the answer that this turn has had.
+		late := !out.Reading && len(g.inbox) > 0
+		g.due = g.due || late
 		g.mu.Unlock()
+		if late {
+			g.signal()
+		}
 	}
 	for i := range out.Answers {
 		out.Answers[i].Future.Complete(out.Answers[i].Result)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/replica"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
 )
@@ -310,5 +311,20 @@ func TestEngine_CloseAnswersWhatIsOpen(t *testing.T) {
 	}
 	if r := nodes[0].Submit(context.Background(), shard.Route{Shard: 1}, command("z")).Wait(context.Background()); !errs.Is(r.Err, errs.Unavailable) {
 		t.Errorf("submit after close: %v", r.Err)
+	}
+}
+
+// A read that comes while a turn takes in the answer of the request under way must bring a turn: no other answer will.
+func TestEngine_ReadThatComesWithTheAnswerBringsATurn(t *testing.T) {
+	g := &Engine{wake: make(chan struct{}, 1), reading: true, wasReading: true}
+	g.give(replica.Read{Shard: 1, Future: shard.NewFuture()})
+	if len(g.wake) != 0 {
+		t.Fatalf("a read woke the loop while a request is under way")
+	}
+	if !g.handle(&replica.Output{}) {
+		t.Fatalf("the engine wants to stop")
+	}
+	if len(g.wake) != 1 || !g.due {
+		t.Errorf("the read waits for a turn that nobody runs")
 	}
 }
