@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -326,5 +327,58 @@ func TestEngine_ReadThatComesWithTheAnswerBringsATurn(t *testing.T) {
 	}
 	if len(g.wake) != 1 || !g.due {
 		t.Errorf("the read waits for a turn that nobody runs")
+	}
+}
+
+// Shards that the log may have lost altogether stay in doubt until it says that their replicas wait for new ids, also if the
+// node is stopped as soon as it was started.
+func TestEngine_DoubtOutlivesAnEarlyStop(t *testing.T) {
+	for range 20 {
+		fs := storage.MemFS()
+		open := func() *storage.Dir {
+			d, err := storage.OpenDir(fs, "data", storage.Owner{Cluster: "t", Node: 1, Shards: 1}, storage.LogConfig{}, storage.StoreConfig{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		}
+		d := open()
+		if err := d.Log.Append([]storage.Write{{Shard: 9, Replica: 1}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		segs, err := fs.List("data/log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range segs {
+			if strings.HasSuffix(name, ".seg") {
+				if err := fs.Remove("data/log/" + name); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if d = open(); !d.Recovery.AllSuspect {
+			t.Fatalf("a lost segment was not noticed: %+v", d.Recovery)
+		}
+		e, err := Start(Config{
+			Cluster: "t", Node: 1, Peers: map[shard.NodeID]string{2: "127.0.0.1:1", 3: "127.0.0.1:1"},
+			Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1}}},
+		}, d, []shard.Module{register{}}, nil, env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(e.Close(), d.Close()); err != nil {
+			t.Fatal(err)
+		}
+		d = open()
+		if !d.Recovery.AllSuspect && d.Log.Replica(1) == 0 {
+			t.Errorf("shard 1 counts as new although its log is lost")
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
