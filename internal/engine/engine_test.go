@@ -333,7 +333,7 @@ func TestEngine_ReadThatComesWithTheAnswerBringsATurn(t *testing.T) {
 // Shards that the log may have lost altogether stay in doubt until it says that their replicas wait for new ids, also if the
 // node is stopped as soon as it was started.
 func TestEngine_DoubtOutlivesAnEarlyStop(t *testing.T) {
-	for range 20 {
+	for range 5 {
 		fs := storage.MemFS()
 		open := func() *storage.Dir {
 			d, err := storage.OpenDir(fs, "data", storage.Owner{Cluster: "t", Node: 1, Shards: 1}, storage.LogConfig{}, storage.StoreConfig{})
