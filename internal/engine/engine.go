@@ -147,12 +147,6 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 		stop()
 		return nil, errs.Wrap(errs.Internal, err, "encode hello")
 	}
-	if dir.Recovery.AllSuspect {
-		if err := dir.Log.Settle(0); err != nil {
-			stop()
-			return nil, err
-		}
-	}
 	tp := map[transport.NodeID]string{}
 	for id, addr := range cfg.Peers {
 		tp[transport.NodeID(id)] = addr
@@ -527,16 +521,30 @@ func (g *Engine) writer() {
 			}
 		}
 		g.metrics.synced(time.Since(began))
-		g.give(replica.LogDone{Seq: seq})
 		if first {
 			first = false
-			if err := g.dir.Repaired(); err != nil {
+			if err := g.repaired(); err != nil {
 				g.fail(err)
 				return
 			}
 		}
+		g.give(replica.LogDone{Seq: seq})
 		idle.Reset(sealAfter)
 	}
+}
+
+// repaired withdraws what was said of damage as a whole, when the first writes are durable: they say of each shard that its
+// replica waits for a new id. Before that a node that stops would come back without either.
+func (g *Engine) repaired() error {
+	if g.dir.Recovery.AllSuspect {
+		if err := g.dir.Log.Settle(0); err != nil {
+			return err
+		}
+		if err := g.dir.Log.Sync(); err != nil {
+			return err
+		}
+	}
+	return g.dir.Repaired()
 }
 
 // heard takes in what a peer advertises.

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/replica"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
 )
@@ -310,5 +312,73 @@ func TestEngine_CloseAnswersWhatIsOpen(t *testing.T) {
 	}
 	if r := nodes[0].Submit(context.Background(), shard.Route{Shard: 1}, command("z")).Wait(context.Background()); !errs.Is(r.Err, errs.Unavailable) {
 		t.Errorf("submit after close: %v", r.Err)
+	}
+}
+
+// A read that comes while a turn takes in the answer of the request under way must bring a turn: no other answer will.
+func TestEngine_ReadThatComesWithTheAnswerBringsATurn(t *testing.T) {
+	g := &Engine{wake: make(chan struct{}, 1), reading: true}
+	g.give(replica.Read{Shard: 1, Future: shard.NewFuture()})
+	if len(g.wake) != 0 {
+		t.Fatalf("a read woke the loop while a request is under way")
+	}
+	if !g.handle(&replica.Output{}) {
+		t.Fatalf("the engine wants to stop")
+	}
+	if len(g.wake) != 1 || !g.due {
+		t.Errorf("the read waits for a turn that nobody runs")
+	}
+}
+
+// Shards that the log may have lost altogether stay in doubt until it says that their replicas wait for new ids, also if the
+// node is stopped as soon as it was started.
+func TestEngine_DoubtOutlivesAnEarlyStop(t *testing.T) {
+	for range 5 {
+		fs := storage.MemFS()
+		open := func() *storage.Dir {
+			d, err := storage.OpenDir(fs, "data", storage.Owner{Cluster: "t", Node: 1, Shards: 1}, storage.LogConfig{}, storage.StoreConfig{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		}
+		d := open()
+		if err := d.Log.Append([]storage.Write{{Shard: 9, Replica: 1}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		segs, err := fs.List("data/log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range segs {
+			if strings.HasSuffix(name, ".seg") {
+				if err := fs.Remove("data/log/" + name); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if d = open(); !d.Recovery.AllSuspect {
+			t.Fatalf("a lost segment was not noticed: %+v", d.Recovery)
+		}
+		e, err := Start(Config{
+			Cluster: "t", Node: 1, Peers: map[shard.NodeID]string{2: "127.0.0.1:1", 3: "127.0.0.1:1"},
+			Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1}}},
+		}, d, []shard.Module{register{}}, nil, env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(e.Close(), d.Close()); err != nil {
+			t.Fatal(err)
+		}
+		d = open()
+		if !d.Recovery.AllSuspect && d.Log.Replica(1) == 0 {
+			t.Errorf("shard 1 counts as new although its log is lost")
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

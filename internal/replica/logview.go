@@ -23,6 +23,9 @@ type logView struct {
 	last storage.Position
 	// first is the lowest index that may be read; before is the position just before it.
 	before storage.Position
+	// state is the hard state to start with: the log's, none for a new replica id. The log itself may not have got to
+	// writing yet that the old id is gone.
+	state storage.HardState
 }
 
 var _ raft.Storage = (*logView)(nil)
@@ -32,8 +35,7 @@ const cacheBytesMax = 4 << 20
 
 // InitialState implements raft.Storage.
 func (v *logView) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
-	st := v.r.host.log.State(v.r.id)
-	applied := v.r.machine.Applied()
+	st, applied := v.state, v.r.machine.Applied()
 	// What is applied was committed, even if the hard state that says so was not written yet.
 	hs := &raftpb.HardState{Term: new(st.Term), Vote: new(st.Vote), Commit: new(max(st.Commit, applied.Index))}
 	return hs, decodeConf(v.r.machine.Conf()), nil
@@ -89,8 +91,13 @@ func (v *logView) Term(i uint64) (uint64, error) {
 	}
 	t, err := v.r.host.log.Term(v.r.id, i)
 	if err != nil {
-		if errs.Is(err, errs.Compacted) {
+		switch errs.KindOf(err) {
+		case errs.Compacted:
 			return 0, raft.ErrCompacted
+		case errs.NotFound:
+			// It is on its way to the log, and large ones behind it have pushed it out of the cache. raft has it still, and does
+			// not ask.
+			return 0, raft.ErrUnavailable
 		}
 		v.r.host.fatal(err)
 		return 0, raft.ErrUnavailable

@@ -103,8 +103,11 @@ func (q *readQueue) ask(r *replica) {
 // knowsCommit says whether a leader knows of everything that was committed before its term: it does when an entry of its
 // own is (Raft paper, section 8). raft sees to that itself, except in a group of one voter.
 func (r *replica) knowsCommit() bool {
-	t, err := r.view.Term(r.rn.BasicStatus().GetCommit())
-	return err == nil && t == r.term || env.Mutant(env.MutantReadBeforeTerm)
+	if !r.sure {
+		t, err := r.view.Term(r.rn.BasicStatus().GetCommit())
+		r.sure = err == nil && t == r.term
+	}
+	return r.sure || env.Mutant(env.MutantReadBeforeTerm)
 }
 
 // retry gives up the request under way: its answer is lost, or comes from a leader that is gone.

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -167,4 +168,29 @@ func TestRead_LeasePromiseOutlivesARestart(t *testing.T) {
 		}
 	}
 	r.until("other leader", func() bool { return other.host.Shards()[0].Leads || third.host.Shards()[0].Leads })
+}
+
+// A leader whose own disk is slow commits with its followers what it has not yet written itself, and need not have at hand.
+func TestRead_LeaderCommitsAheadOfItsOwnLog(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, _ := r.elect()
+	lead.do("k=0")
+	r.holdLog[lead.id] = true
+	small := lead.propose("k=1", 0)
+	r.settle()
+	r.now = r.now.Add(2 * slowLog)
+	large := lead.propose("l="+strings.Repeat("x", cacheBytesMax), 0)
+	read := lead.read(0)
+	r.settle()
+	if lead.fatal != nil {
+		t.Fatalf("the node stopped: %v", lead.fatal)
+	}
+	r.holdLog[lead.id] = false
+	lead.written()
+	r.until("answers", func() bool {
+		_, a := lead.results[small]
+		_, b := lead.results[large]
+		_, c := lead.reads[read]
+		return a && b && c
+	})
 }

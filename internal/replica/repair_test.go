@@ -240,3 +240,32 @@ func TestRepair_NothingIsReadMeanwhile(t *testing.T) {
 		})
 	}
 }
+
+// The new id may come before the log has written that the old one is gone: nothing of the old one counts for it.
+func TestRepair_NewIDWhileTheLogIsSlow(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	for i := range 5 {
+		lead.do(fmt.Sprintf("k=%d", i))
+	}
+	r.same("k", "4")
+	old := other.host.Shards()[0].Replica
+	other.stop()
+	r.holdLog[other.id] = true
+	if err := other.open(func(rec *storage.Recovery) { rec.Suspect = []shard.ID{1} }, false); err != nil {
+		t.Fatal(err)
+	}
+	r.until("new id", func() bool { return !other.host.Shards()[0].Awaiting })
+	r.run(time.Second)
+	r.holdLog[other.id] = false
+	other.written()
+	r.rebuilt(other, old, "k", "4")
+	for range 2 {
+		s := other.host.Shards()[0]
+		if st := other.log.State(1); st.Term != s.Term {
+			t.Errorf("term %d is not in the log, which has %+v", s.Term, st)
+		}
+		other.restart()
+		r.same("k", "4")
+	}
+}

@@ -40,6 +40,8 @@ type replica struct {
 	unsynced int
 	// state is raft's hard state, saved what of it was handed to the log.
 	state, saved storage.HardState
+	// sure is set when this leader was found to know of everything committed before its term.
+	sure bool
 	// stampBase and stampAt anchor the shard's clock while this node leads.
 	stampBase, stampAt time.Time
 	timerAt            time.Time
@@ -109,7 +111,7 @@ func (r *replica) open(suspect bool) error {
 		}
 		r.view.before = storage.Position{Index: first - 1, Term: t}
 	}
-	r.view.last = r.view.before
+	r.view.last, r.view.state = r.view.before, h.log.State(r.id)
 	if last >= first && last > 0 {
 		t, err := h.log.Term(r.id, last)
 		if err != nil {
@@ -203,7 +205,7 @@ func (r *replica) start() error {
 	st := rn.BasicStatus()
 	r.term = st.GetTerm()
 	r.state = storage.HardState{Term: st.GetTerm(), Vote: st.GetVote(), Commit: st.GetCommit()}
-	r.saved = h.log.State(r.id)
+	r.saved = r.view.state
 	r.digests = map[uint64]uint64{}
 	r.wake()
 	if len(h.cfg.Nodes) == 1 {
@@ -296,7 +298,7 @@ func (r *replica) observe() {
 		return
 	}
 	was := r.leads()
-	r.lead, r.term = lead, term
+	r.lead, r.term, r.sure = lead, term, false
 	r.host.out.Changed = true
 	r.idleTicks = 0
 	r.wake()

@@ -21,7 +21,9 @@ type rig struct {
 	drop func(from, to shard.NodeID, kind byte) bool
 	// asynchronous says that syncs stay open until sync is called.
 	holdSync map[shard.NodeID]bool
-	cfg      func(*Config)
+	// holdLog says that writes wait until written is called, as they do while the writer syncs those before them.
+	holdLog map[shard.NodeID]bool
+	cfg     func(*Config)
 	// sent is called with each frame that is sent.
 	sent  func(from shard.NodeID, f Outgoing)
 	notes []string
@@ -38,6 +40,7 @@ type rigNode struct {
 	inbox   []Input
 	wake    time.Time
 	seq     uint64
+	writes  []storage.Write
 	fatal   error
 	counts  Counts
 	results map[*shard.Future]shard.Result
@@ -80,7 +83,7 @@ func (pairs) Fire(tx *shard.Tx, key []byte) error {
 func newRig(t *testing.T, nodes int, cfg func(*Config)) *rig {
 	t.Helper()
 	r := &rig{
-		T: t, now: time.Unix(1_000_000, 0).UTC(), cfg: cfg, holdSync: map[shard.NodeID]bool{},
+		T: t, now: time.Unix(1_000_000, 0).UTC(), cfg: cfg, holdSync: map[shard.NodeID]bool{}, holdLog: map[shard.NodeID]bool{},
 		drop: func(_, _ shard.NodeID, _ byte) bool { return false },
 	}
 	for i := range nodes {
@@ -133,7 +136,7 @@ func (n *rigNode) open(change func(*storage.Recovery), storeLost bool) error {
 	if n.r.cfg != nil {
 		n.r.cfg(&cfg)
 	}
-	n.log, n.inbox, n.seq, n.fatal, n.counts = lg, nil, 0, nil, Counts{}
+	n.log, n.inbox, n.seq, n.writes, n.fatal, n.counts = lg, nil, 0, nil, nil, Counts{}
 	n.results, n.reads = map[*shard.Future]shard.Result{}, map[*shard.Future]*shard.Machine{}
 	n.wake = n.r.now
 	n.host, err = Open(cfg, lg, rec, storeLost, n.store, shard.Modules(pairs{}), n.r.now)
@@ -203,12 +206,9 @@ func (n *rigNode) turn(in ...Input) Output {
 		r.deliver(n.id, f)
 	}
 	if len(out.Writes) > 0 {
-		if err := n.log.AppendAll(out.Writes); err != nil {
-			r.Fatalf("node %d: append: %v", n.id, err)
-		}
-		n.seq = out.Seq
-		if !r.holdSync[n.id] {
-			n.sync()
+		n.writes, n.seq = append(n.writes, out.Writes...), out.Seq
+		if !r.holdLog[n.id] {
+			n.written()
 		}
 	}
 	if out.Flush {
@@ -218,6 +218,18 @@ func (n *rigNode) turn(in ...Input) Output {
 		n.inbox = append(n.inbox, Flushed{})
 	}
 	return out
+}
+
+// written appends what waits to be written.
+func (n *rigNode) written() {
+	n.r.Helper()
+	if err := n.log.AppendAll(n.writes); err != nil {
+		n.r.Fatalf("node %d: append: %v", n.id, err)
+	}
+	n.writes = nil
+	if !n.r.holdSync[n.id] {
+		n.sync()
+	}
 }
 
 func (n *rigNode) sync() {

@@ -170,6 +170,11 @@ func (r *replica) receiveChunk(p *peer, rd *reader) {
 		return
 	}
 	r.wake()
+	if r.arrived != nil {
+		// raft takes over a complete snapshot at the end of this turn. Until then nothing may begin another one, not even this
+		// one's first chunk that comes again: their rows would have the same place. The sender sends again.
+		return
+	}
 	in := r.in
 	if in == nil || in.from != from || in.index != index || in.msg != msgTerm {
 		switch done := index <= r.machine.Applied().Index; {

@@ -177,3 +177,39 @@ func spoil(frame []byte) bool {
 	}
 	return false
 }
+
+// A chunk that comes again in the turn in which the snapshot is complete must not touch what raft has yet to take over.
+func TestSnapshot_ChunkRepeatedBehindTheLastOne(t *testing.T) {
+	r, _, other := behind(t, 30)
+	var first *Frame
+	r.sent = func(from shard.NodeID, f Outgoing) {
+		_, body, _ := readFrameHeader(f.Data)
+		for first == nil && f.To == other.id && len(body) > 0 {
+			kind, _, rest, err := nextMessage(body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if kind == msgChunk {
+				first = &Frame{From: from, Data: f.Data, At: r.now}
+			}
+			body = rest
+		}
+	}
+	r.heal()
+	for i := 0; i < 1000 && other.get("last") != "1"; i++ {
+		for _, n := range r.nodes {
+			switch {
+			case n == other && first != nil:
+				n.turn(*first)
+			case len(n.inbox) > 0 || !n.wake.After(r.now):
+				n.turn()
+			}
+		}
+		r.now = r.now.Add(5 * time.Millisecond)
+	}
+	for i := range 30 {
+		if k := fmt.Sprintf("key%d", i); other.get(k) == "" {
+			t.Errorf("%s is lost", k)
+		}
+	}
+}

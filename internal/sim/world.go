@@ -8,6 +8,7 @@ package sim
 
 import (
 	crand "crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -82,7 +83,9 @@ type node struct {
 	rate    float64
 	logID   uint64
 	lost    bool
-	futures map[*shard.Future]*operation
+	// unsettled says that the log is in doubt as a whole until the first writes are durable.
+	unsettled bool
+	futures   map[*shard.Future]*operation
 	// unverified says that the store may hold damage that nothing has come upon yet.
 	unverified bool
 	hub        *shard.Hub
@@ -349,13 +352,7 @@ func (n *node) boots() {
 	if w.check.logs(n); w.err != nil {
 		return
 	}
-	if rec.AllSuspect {
-		// The marks that the first turn writes are synced with it.
-		if err := lg.Settle(0); err != nil {
-			w.fail("node %d: settle: %v", n.id, err)
-			return
-		}
-	}
+	n.unsettled = rec.AllSuspect
 	for _, s := range n.host.Shards() {
 		n.host.Machine(s.ID).SetSkew(n.clock)
 		if s.Awaiting {
@@ -597,6 +594,14 @@ func (n *node) writeLog() {
 			n.die("sync failed: " + err.Error())
 			w.after(time.Second, n.boots)
 			return
+		}
+		if n.unsettled {
+			n.unsettled = false
+			if err := errors.Join(n.log.Settle(0), n.log.Sync()); err != nil {
+				n.die("settle failed: " + err.Error())
+				w.after(time.Second, n.boots)
+				return
+			}
 		}
 		if w.rng.IntN(2) == 0 {
 			if err := n.log.Seal(); err != nil {

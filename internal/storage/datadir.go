@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -21,6 +22,10 @@ type Dir struct {
 	Recovery *Recovery
 	// StoreLost says that the state store was damaged and has been emptied.
 	StoreLost bool
+
+	// mu guards damaged: that the mark is there for damage that was found after OpenDir, and must stay.
+	mu      sync.Mutex
+	damaged bool
 }
 
 // damageMark is the file that says that the state store must not be used again.
@@ -53,7 +58,7 @@ func OpenDir(fs FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 	}
 	if markErr == nil || err != nil {
 		d.StoreLost = true
-		if err := d.MarkDamaged(); err != nil {
+		if err := d.mark(); err != nil {
 			return nil, err
 		}
 		if err := RemoveStore(fs, state); err != nil {
@@ -71,6 +76,13 @@ func OpenDir(fs FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 
 // MarkDamaged makes the next OpenDir empty the state store.
 func (d *Dir) MarkDamaged() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.damaged = true
+	return d.mark()
+}
+
+func (d *Dir) mark() error {
 	f, err := d.fs.Create(d.fs.PathJoin(d.path, damageMark), vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return fmt.Errorf("mark %s as damaged: %w", d.path, err)
@@ -78,9 +90,12 @@ func (d *Dir) MarkDamaged() error {
 	return errors.Join(f.Sync(), f.Close(), syncDir(d.fs, d.path))
 }
 
-// Repaired removes the mark: everything that the damage concerns is noted in the log, durably.
+// Repaired removes the mark that OpenDir found or made: everything that the damage concerns is noted in the log, durably. It
+// leaves one that MarkDamaged made since.
 func (d *Dir) Repaired() error {
-	if !d.StoreLost {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.StoreLost || d.damaged {
 		return nil
 	}
 	if err := d.fs.Remove(d.fs.PathJoin(d.path, damageMark)); err != nil {
