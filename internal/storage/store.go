@@ -1,10 +1,8 @@
 package storage
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"iter"
 	"path"
 	"sync/atomic"
@@ -317,43 +315,6 @@ func (s *Store) Stats() StoreStats {
 		DiskBytes: m.DiskSpaceUsage(), MemTableBytes: m.MemTable.Size,
 		L0Files: m.Levels[0].TablesCount, CompactionDebtBytes: m.Compact.EstimatedDebt,
 	}
-}
-
-// Verify reads every table from the disk, past the cache, and checks each block's checksum, then the order of all keys. It
-// returns the first damage found. It may run beside everything else.
-func (s *Store) Verify() error {
-	levels, err := s.db.SSTables()
-	if err != nil {
-		return errs.Wrap(errs.Corrupt, err, "list the tables of the state store")
-	}
-	for _, tables := range levels {
-		for _, t := range tables {
-			name := s.fs.PathJoin(s.dir, t.BackingSSTNum.String()+".sst")
-			// A table that is gone was merged into others meanwhile.
-			if err := s.verifyTable(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return errs.Wrap(errs.Corrupt, err, "check state store file %s", name)
-			}
-		}
-	}
-	return errs.Wrap(errs.Corrupt, s.db.CheckLevels(nil), "check state store")
-}
-
-// verifyTable checks all blocks of a table, also those that a scan passes by, such as its filter.
-func (s *Store) verifyTable(name string) error {
-	f, err := s.fs.Open(name)
-	if err != nil {
-		return err
-	}
-	readable, err := sstable.NewSimpleReadable(f)
-	if err != nil {
-		return errors.Join(err, f.Close())
-	}
-	// The reader closes the file, also when it cannot be made.
-	r, err := sstable.NewReader(context.Background(), readable, s.opts.MakeReaderOptions())
-	if err != nil {
-		return err
-	}
-	return errors.Join(r.ValidateBlockChecksums(), r.Close())
 }
 
 // RemoveStore deletes a store's directory; the node does it when the store is damaged, before it fetches everything from
