@@ -261,8 +261,11 @@ type Host struct {
 	asking int
 	// turned is false until the first turn, which also hands out what Open wrote.
 	turned bool
-	out    Output
-	err    error
+	// backlog is that of the store; behind says that it is so large that nothing more is proposed.
+	backlog func() float64
+	behind  bool
+	out     Output
+	err     error
 }
 
 type peer struct {
@@ -313,7 +316,7 @@ func Open(cfg Config, log *storage.Log, rec *storage.Recovery, storeLost bool, s
 		return nil, err
 	}
 	h := &Host{
-		cfg: cfg, log: log, store: store, reps: map[shard.ID]*replica{},
+		cfg: cfg, log: log, store: store, backlog: store.Backlog, reps: map[shard.ID]*replica{},
 		now: now, nextTick: now.Add(cfg.Tick), nextPing: now, peers: map[shard.NodeID]*peer{},
 	}
 	if cfg.LeaseReads {
@@ -378,6 +381,8 @@ func (h *Host) Turn(now time.Time, in []Input) Output {
 		h.out.reset()
 	}
 	h.turned = true
+	b := h.backlog()
+	h.behind = b >= behindFrom || h.behind && b >= behindTo
 	for _, i := range in {
 		switch i := i.(type) {
 		case Frame:
