@@ -297,6 +297,7 @@ type appendWait struct {
 // Replica ids hold the node and how many replicas of the shard it had before: an id is never used twice.
 const (
 	incarnationBits = 16
+	incarnationMax  = 1<<incarnationBits - 1
 	// awaitingBit marks, in the log, a replica that lost its data and waits for a new id. The other bits are the last id
 	// it had, or all set if that is not known.
 	awaitingBit   = 1 << 63
@@ -305,6 +306,19 @@ const (
 
 func replicaID(n shard.NodeID, incarnation uint64) uint64 {
 	return uint64(n)<<incarnationBits | incarnation
+}
+
+// nextReplicaID returns the id of a node's next replica, given the highest it had before, or 0. It returns false if there are
+// no more: the next number is the first of another node.
+func nextReplicaID(n shard.NodeID, highest uint64) (uint64, bool) {
+	switch {
+	case highest == 0:
+		// A replica that asks has had the first.
+		return replicaID(n, 2), true
+	case highest&incarnationMax == incarnationMax:
+		return 0, false
+	}
+	return highest + 1, true
 }
 
 func replicaNode(id uint64) shard.NodeID { return shard.NodeID(id >> incarnationBits) }
