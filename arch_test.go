@@ -34,7 +34,7 @@ var floors = [][]string{
 	{"internal/server"},
 	{"internal/sim"},
 	{"internal/bench", "internal/drill"},
-	{"cmd/quorate"},
+	{"cmd/quorate", "bench/restart"},
 }
 
 // notSeen are imports that the floors allow and that are refused all the same.
