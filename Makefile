@@ -79,6 +79,10 @@ bench: ## Go benchmarks, with benchstat
 bench-peers: ## The same load on Quorate, etcd and Redis in turn; writes docs/benchmarks.md
 	scripts/bench-peers.sh
 
+.PHONY: bench-restart
+bench-restart: build ## How long nodes with 1 GB take to come back from kill -9 under load; fails above 5 s
+	go run ./bench/restart -limit 5s
+
 .PHONY: cover
 cover: ## Coverage of the unit tests, by package
 	go test -coverprofile bin/cover.out ./... && go tool cover -func bin/cover.out | tail -n 1

@@ -34,7 +34,7 @@ var floors = [][]string{
 	{"internal/server"},
 	{"internal/sim"},
 	{"internal/bench", "internal/drill"},
-	{"cmd/quorate"},
+	{"cmd/quorate", "bench/restart"},
 }
 
 // notSeen are imports that the floors allow and that are refused all the same.
@@ -68,7 +68,7 @@ var libraries = []struct {
 }{
 	{"github.com/cespare/xxhash/v2", []string{"internal/shard", "internal/replica", "internal/datatypes", "internal/sim"}, "digests and checksums that are not on disk"},
 	{"github.com/cockroachdb/pebble/v2", []string{"internal/storage"}, "the state store"},
-	{"github.com/cockroachdb/pebble/v2/vfs", []string{"internal/storage", "internal/sim"}, "the simulation makes disks"},
+	{"github.com/cockroachdb/pebble/v2/vfs", []string{"internal/storage", "internal/sim", "internal/engine"}, "the simulation makes disks, and a test of the engine one that hangs"},
 	{"go.etcd.io/raft/v3", []string{"internal/replica"}, "consensus"},
 	{"google.golang.org/protobuf", []string{"internal/replica"}, "raft's configuration changes"},
 	{"github.com/twmb/franz-go/pkg/kmsg", []string{"internal/protocol/kafka", "internal/drill"}, "Kafka's messages; the shop asks for end offsets"},

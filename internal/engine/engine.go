@@ -42,6 +42,8 @@ type Config struct {
 	Timeout time.Duration
 	// Replica holds the tunables of the host; the fields that follow from the rest of Config are set by the engine.
 	Replica replica.Config
+	// Scrub says how stored data that nobody reads are checked.
+	Scrub ScrubConfig
 	// DropUnsynced makes Sync do nothing: the control of the power-loss drill, refused outside sandboxes.
 	DropUnsynced bool
 	// StaleReads answers linearizable reads from whatever this node has: a control of drills, refused outside sandboxes.
@@ -61,6 +63,7 @@ type Engine struct {
 	machines  map[shard.ID]*shard.Machine
 	topo      atomic.Pointer[shard.Topology]
 	metrics   *metrics
+	scrubbed  scrubStats
 
 	// turns is held by whoever runs a turn: the loop, or the goroutine that brings a frame or the end of a log write, if
 	// the loop is not at it. That saves waking another goroutine, which costs more than most turns.
@@ -115,6 +118,7 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 10 * time.Second
 	}
+	cfg.Scrub.fill()
 	rc := cfg.Replica
 	rc.Node, rc.Nodes, rc.Shards = cfg.Node, []shard.NodeID{cfg.Node}, nil
 	for id := range cfg.Peers {
@@ -162,9 +166,10 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 		},
 		OnHello: g.heard,
 	}, e, log)
-	g.wg.Add(2)
+	g.wg.Add(3)
 	go g.loop()
 	go g.writer()
+	go g.scrub()
 	if ln != nil {
 		g.transport.Serve(ln)
 	}
@@ -421,11 +426,6 @@ func (g *Engine) handle(out *replica.Output) bool {
 		g.flush()
 	}
 	if out.Fatal != nil {
-		if errs.Is(out.Fatal, errs.Corrupt) {
-			if err := g.dir.MarkDamaged(); err != nil {
-				g.log.Error("cannot mark the data as damaged", "error", err)
-			}
-		}
 		g.end(out.Fatal)
 		return false
 	}
@@ -435,6 +435,13 @@ func (g *Engine) handle(out *replica.Output) bool {
 // end stops the node because of err. What was proposed has an unknown outcome; what was not is refused. The caller holds
 // turns.
 func (g *Engine) end(err error) {
+	// The mark makes the next start empty the state store. A node without peers has no other copy: there the rows that can
+	// still be read are worth keeping.
+	if errs.Is(err, errs.Corrupt) && len(g.cfg.Peers) > 0 {
+		if err := g.dir.MarkDamaged(); err != nil {
+			g.log.Error("cannot mark the data as damaged", "error", err)
+		}
+	}
 	g.err, g.ended = err, true
 	g.stop()
 	for _, a := range g.host.Abandon() {

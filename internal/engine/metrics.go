@@ -36,7 +36,12 @@ func newMetrics(g *Engine, reg prometheus.Registerer) *metrics {
 		m.turns, m.inputs, m.syncs,
 		gauge("quorate_storage_log_bytes", "Raft log that is still needed. Should stay below twice its bound.", func() float64 { return float64(g.dir.Log.Bytes()) }),
 		gauge("quorate_storage_state_bytes", "Size of the state store's files.", func() float64 { return float64(g.dir.Store.Stats().DiskBytes) }),
-		gauge("quorate_storage_state_l0_files", "Tables not yet merged. Near 64 writes are about to be held up.", func() float64 { return float64(g.dir.Store.Stats().L0Files) }),
+		gauge("quorate_storage_state_l0_files", "Tables not yet merged.", func() float64 { return float64(g.dir.Store.Stats().L0Files) }),
+		gauge("quorate_storage_state_backlog_ratio", "How far the state store is behind with writing to disk. From 0.625 on this node refuses writes; at 1 it would stand still.", func() float64 { return g.dir.Store.Backlog() }),
+		gauge("quorate_storage_scrub_completed_timestamp_seconds", "When the last check of all stored data ended without finding damage, in Unix time; 0 before the first one of this process. Older than two days means that checks do not end.", func() float64 { return float64(g.scrubbed.completed.Load()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "quorate_storage_scrub_bytes_total", Help: "Stored bytes read to check them.",
+		}, func() float64 { return float64(g.scrubbed.bytes.Load()) }),
 		gauge("quorate_engine_watches", "Open watches and long polls.", func() float64 { return float64(g.hub.Watches()) }),
 		gauge("quorate_engine_shards_without_leader", "Shards that this node knows no leader for. Should be 0.", func() float64 {
 			n := 0

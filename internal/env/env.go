@@ -18,6 +18,8 @@ type Env struct {
 	// Now returns a time that never goes back while the process lives: the wall clock at start plus the monotonic time
 	// since. A jump of the wall clock therefore does not reach replicated state.
 	Now func() time.Time
+	// After returns a channel that receives once d has passed, as time.After.
+	After func(d time.Duration) <-chan time.Time
 	// Rand returns 64 unpredictable bits; it is used for identities, never for secrets.
 	Rand func() uint64
 	// Dial connects to a TCP address.
@@ -30,7 +32,8 @@ type Env struct {
 func Real() *Env {
 	start := time.Now()
 	return &Env{
-		Now: func() time.Time { return start.Add(time.Since(start)) },
+		Now:   func() time.Time { return start.Add(time.Since(start)) },
+		After: time.After,
 		Rand: func() uint64 {
 			var b [8]byte
 			// crypto/rand.Read never fails on Go 1.24 and later.

@@ -264,8 +264,11 @@ type Host struct {
 	asking int
 	// turned is false until the first turn, which also hands out what Open wrote.
 	turned bool
-	out    Output
-	err    error
+	// backlog is that of the store; behind says that it is so large that nothing more is proposed.
+	backlog func() float64
+	behind  bool
+	out     Output
+	err     error
 }
 
 type peer struct {
@@ -297,6 +300,7 @@ type appendWait struct {
 // Replica ids hold the node and how many replicas of the shard it had before: an id is never used twice.
 const (
 	incarnationBits = 16
+	incarnationMax  = 1<<incarnationBits - 1
 	// awaitingBit marks, in the log, a replica that lost its data and waits for a new id. The other bits are the last id
 	// it had, or all set if that is not known.
 	awaitingBit   = 1 << 63
@@ -305,6 +309,19 @@ const (
 
 func replicaID(n shard.NodeID, incarnation uint64) uint64 {
 	return uint64(n)<<incarnationBits | incarnation
+}
+
+// nextReplicaID returns the id of a node's next replica, given the highest it had before, or 0. It returns false if there are
+// no more: the next number is the first of another node.
+func nextReplicaID(n shard.NodeID, highest uint64) (uint64, bool) {
+	switch {
+	case highest == 0:
+		// A replica that asks has had the first.
+		return replicaID(n, 2), true
+	case highest&incarnationMax == incarnationMax:
+		return 0, false
+	}
+	return highest + 1, true
 }
 
 func replicaNode(id uint64) shard.NodeID { return shard.NodeID(id >> incarnationBits) }
@@ -316,7 +333,7 @@ func Open(cfg Config, log *storage.Log, rec *storage.Recovery, storeLost bool, s
 		return nil, err
 	}
 	h := &Host{
-		cfg: cfg, log: log, store: store, reps: map[shard.ID]*replica{},
+		cfg: cfg, log: log, store: store, backlog: store.Backlog, reps: map[shard.ID]*replica{},
 		now: now, nextTick: now.Add(cfg.Tick), nextPing: now, peers: map[shard.NodeID]*peer{},
 	}
 	if cfg.LeaseReads {
@@ -381,6 +398,8 @@ func (h *Host) Turn(now time.Time, in []Input) Output {
 		h.out.reset()
 	}
 	h.turned = true
+	b := h.backlog()
+	h.behind = b >= behindFrom || h.behind && b >= behindTo
 	for _, i := range in {
 		switch i := i.(type) {
 		case Frame:

@@ -75,6 +75,13 @@ const slowLog = 5 * time.Millisecond
 // load.
 const forwardsMax = 4
 
+// Near a backlog of 1 the store would make the whole turn wait, and with it heartbeats and all other shards. From behindFrom
+// on nothing is proposed until it is below behindTo. What is left covers what is committed, or waits, already.
+const (
+	behindFrom = 5.0 / 8
+	behindTo   = 4.0 / 8
+)
+
 // inflightBatchesMax bounds the open batches of a shard, well below the window of the session table.
 const inflightBatchesMax = 4096
 
@@ -82,6 +89,10 @@ func (r *replica) enqueue(p Propose) {
 	h := r.host
 	if len(r.queue) >= h.cfg.QueueLenMax || r.queueBytes+len(p.Command.Data) > h.cfg.QueueBytesMax {
 		h.answer(p.Future, shard.Result{Err: errs.New(errs.Overloaded, "shard %d has %d commands (%d bytes) waiting; try again later", r.id, len(r.queue), r.queueBytes)})
+		return
+	}
+	if h.behind {
+		h.answer(p.Future, shard.Result{Err: errs.New(errs.Overloaded, "this node's disk is behind with what was written; try again later, or look at the disk if that goes on")})
 		return
 	}
 	r.queue = append(r.queue, waiting{cmd: p.Command, future: p.Future, deadline: p.Deadline})
@@ -260,7 +271,10 @@ func (r *replica) receiveForward(p *peer, rd *reader, arrived time.Time) {
 	}
 	shard.SetStamp(data, r.stamp())
 	p.hurryUntil = h.now.Add(hurryFor)
-	// A dropped proposal is sent again by its node.
+	// A dropped proposal is sent again by its node, and this one as well.
+	if h.behind {
+		return
+	}
 	_ = r.rn.Propose(data)
 	h.markDirty(r)
 }

@@ -22,6 +22,9 @@ import (
 // askAgain is how often a replica without an id asks.
 const askAgain = time.Second
 
+const outOfIDs = "a replica that lost its data cannot be replaced: its node has used up its replica ids of the shard; " +
+	"copy the data into a new cluster, and find out what keeps damaging the node's"
+
 // await forgets what the replica has and waits for a new id. The mark is in the log, so that a restart goes on waiting.
 // stored is the replica id that the log has, which may be a mark itself, or 0.
 func (r *replica) await(stored uint64, damaged bool) error {
@@ -31,6 +34,9 @@ func (r *replica) await(stored uint64, damaged bool) error {
 		last = lastIDUnknown
 	}
 	r.rid, r.refuseUpTo = 0, last
+	if last != lastIDUnknown && last&incarnationMax == incarnationMax {
+		h.note(true, r.id, outOfIDs, "node", h.cfg.Node, "replica", last)
+	}
 	r.noteRebuilding()
 	h.awaits++
 	r.request = h.cfg.Session + h.awaits
@@ -75,6 +81,14 @@ type assigned struct {
 	request, id uint64
 }
 
+// give remembers what was last given to a node; id 0 is nothing.
+func (r *replica) give(n shard.NodeID, a assigned) {
+	if r.given == nil {
+		r.given = map[shard.NodeID]assigned{}
+	}
+	r.given[n] = a
+}
+
 // receiveReplace replaces the replica of a node that lost its data.
 func (r *replica) receiveReplace(p *peer, rd *reader) {
 	used, request := rd.uvarint(), rd.uint64()
@@ -101,20 +115,21 @@ func (r *replica) receiveReplace(p *peer, rd *reader) {
 			return
 		}
 	}
+	next, ok := nextReplicaID(p.id, highest)
+	if !ok {
+		if r.given[p.id].request != request {
+			r.give(p.id, assigned{request: request})
+			r.host.note(true, r.id, outOfIDs, "node", p.id, "replica", highest)
+		}
+		return
+	}
 	cc := &raftpb.ConfChangeV2{}
 	for _, id := range old {
 		cc.Changes = append(cc.Changes, &raftpb.ConfChangeSingle{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(id)})
 	}
-	next := replicaID(p.id, 2)
-	if highest > 0 {
-		next = highest + 1
-	}
 	cc.Changes = append(cc.Changes, &raftpb.ConfChangeSingle{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: new(next)})
 	if err := r.rn.ProposeConfChange(cc); err == nil {
-		if r.given == nil {
-			r.given = map[shard.NodeID]assigned{}
-		}
-		r.given[p.id] = assigned{request, next}
+		r.give(p.id, assigned{request, next})
 		r.host.note(true, r.id, "replacing a replica that lost its data", "node", p.id, "replica", next)
 	}
 	r.host.markDirty(r)

@@ -2,9 +2,14 @@ package replica
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
@@ -267,5 +272,64 @@ func TestRepair_NewIDWhileTheLogIsSlow(t *testing.T) {
 		}
 		other.restart()
 		r.same("k", "4")
+	}
+}
+
+// TestRepair_TheLastIDIsNotFollowedByAnotherNodes: past its last replica id a node would be given one of the next node.
+func TestRepair_TheLastIDIsNotFollowedByAnotherNodes(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, _ := r.elect()
+	other := r.nodes[0]
+	if other == lead {
+		other = r.nodes[1]
+	}
+	if res := lead.do("k=1"); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	old := other.host.Shards()[0].Replica
+	other.stop()
+	// As if it had been replaced very often: the leader's group knows the last but one id, as a learner.
+	last := replicaID(other.id, incarnationMax)
+	cc := &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
+		{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(old)},
+		{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: new(last - 1)},
+	}}
+	if err := lead.host.reps[1].rn.ProposeConfChange(cc); err != nil {
+		t.Fatal(err)
+	}
+	lead.host.markDirty(lead.host.reps[1])
+	lead.turn()
+	r.run(time.Second)
+	other.newDisk()
+	other.start(true)
+	r.until("replica under the last id", func() bool { return other.host.Shards()[0].Replica == last })
+	r.rebuilt(other, old, "k", "1")
+	if r.noted("used up") {
+		t.Errorf("the last id was refused")
+	}
+	other.stop()
+	if err := other.open(nil, true); err != nil {
+		t.Fatal(err)
+	}
+	r.run(10 * time.Second)
+	if s := other.host.Shards()[0]; !s.Awaiting {
+		t.Errorf("the node is %+v", s)
+	}
+	by := map[string]int{}
+	for _, n := range r.notes {
+		if strings.Contains(n, "used up") {
+			by[n[:1]]++
+		}
+	}
+	if want := map[string]int{fmt.Sprint(other.id): 1, fmt.Sprint(lead.id): 1}; !maps.Equal(by, want) {
+		t.Errorf("noted %v times by node, want %v: %v", by, want, r.notes)
+	}
+	for _, n := range r.nodes {
+		if res := n.host.Shards()[0]; n != other && slices.ContainsFunc(res.Voters, func(id uint64) bool { return id&incarnationMax == 0 }) {
+			t.Errorf("node %d has voters %v", n.id, res.Voters)
+		}
+	}
+	if res := lead.do("k=2"); res.Err != nil {
+		t.Error(res.Err)
 	}
 }

@@ -255,7 +255,11 @@ func Run(ctx context.Context, cfg Config, version string, e *env.Env, log *slog.
 			restarts = 0
 		}
 		restarts++
-		if !errs.Is(why, errs.Corrupt) || restarts > restartsMax {
+		alone := len(cfg.Peers) <= 1
+		if alone && errs.Is(why, errs.Corrupt) {
+			why = errs.Wrap(errs.Corrupt, why, "the data of this node are damaged and it has no peers to repair them from; restore a backup")
+		}
+		if alone || !errs.Is(why, errs.Corrupt) || restarts > restartsMax {
 			return errors.Join(fmt.Errorf("node stopped: %w", why), closeErr)
 		}
 		log.Error("this node's data are damaged; it starts over and is rebuilt from its peers", "error", why)

@@ -1,6 +1,11 @@
 package storage
 
-import "testing"
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
 
 func TestLog_AppendAllTakesSeveralWritesOfAShard(t *testing.T) {
 	fs := MemFS()
@@ -60,4 +65,99 @@ func TestLog_AppendAllTakesAnySize(t *testing.T) {
 			t.Errorf("shard %d ends at %d", id+1, last)
 		}
 	}
+}
+
+// TestLog_AppendAllTakesAnySizeOfOneShard: one write of a shard is longer than a record may be. After a crash within it, what
+// is there is a beginning of it that fits together.
+func TestLog_AppendAllTakesAnySizeOfOneShard(t *testing.T) {
+	fs := MemFS()
+	open := func(fs FS) *Log {
+		t.Helper()
+		l, rec, err := OpenLog(fs, "log", LogConfig{})
+		if err != nil || len(rec.Damaged) > 0 {
+			t.Fatalf("open: %v %+v", err, rec)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		return l
+	}
+	l := open(fs)
+	data := make([]byte, payloadBytesMax/10)
+	entries := func(from, to, term uint64) (es []Entry) {
+		for i := from; i <= to; i++ {
+			es = append(es, Entry{Index: i, Term: term, Data: data})
+		}
+		return es
+	}
+	was := HardState{Term: 1, Vote: 3, Commit: 8}
+	if err := l.AppendAll([]Write{{Shard: 7, Replica: 3, Reset: &Position{Index: 5, Term: 1}, Entries: entries(6, 9, 1), State: was}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	// As it was after the first writes of the log.
+	var crashes []*vfs.MemFS
+	l.fs = &eachWrite{FS: fs, after: func() {
+		if len(crashes) == 2 {
+			return
+		}
+		crashes = append(crashes, fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))}))
+	}}
+	l.current().file = l.fs.(*eachWrite).wrap(l.current().file)
+	state := HardState{Term: 2, Vote: 4, Commit: 17}
+	if err := l.AppendAll([]Write{{Shard: 1, State: state}, {Shard: 7, Entries: entries(9, 19, 2), State: state, Cut: 16}, {Shard: 1, Remove: true}}); err != nil {
+		t.Fatal(err)
+	}
+	check := func(l *Log, least uint64) uint64 {
+		t.Helper()
+		first, last := l.Bounds(7)
+		st := l.State(7)
+		term, err := l.Term(7, last)
+		if err != nil || last < least || st.Commit > last || st.Commit < 8 || term > st.Term || st.Commit+1 < first || l.Replica(7) != 3 {
+			t.Errorf("entries %d to %d of term %d, state %+v, %v", first, last, term, st, err)
+		}
+		if _, err := l.Entries(7, first, last+1, 1<<40); err != nil {
+			t.Error(err)
+		}
+		return last
+	}
+	if check(l, 19); l.State(7) != state {
+		t.Errorf("state %+v, want %+v", l.State(7), state)
+	}
+	if first, _ := l.Bounds(7); first != 17 {
+		t.Errorf("entries from %d on, want 17", first)
+	}
+	seen := map[uint64]bool{}
+	for _, fs := range crashes {
+		seen[check(open(fs), 9)] = true
+	}
+	if len(seen) < 2 || seen[19] {
+		t.Errorf("crashes left ends %v; the write was not split", seen)
+	}
+}
+
+// eachWrite calls after once something was written to a file.
+type eachWrite struct {
+	FS
+	after func()
+}
+
+type eachWriteFile struct {
+	File
+	fs *eachWrite
+}
+
+func (e *eachWrite) wrap(f File) File { return &eachWriteFile{f, e} }
+
+func (e *eachWrite) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (File, error) {
+	f, err := e.FS.OpenReadWrite(name, c, o...)
+	return e.wrap(f), err
+}
+
+func (f *eachWriteFile) WriteAt(b []byte, at int64) (int, error) {
+	n, err := f.File.WriteAt(b, at)
+	if len(b) > 1<<20 {
+		f.fs.after()
+	}
+	return n, err
 }

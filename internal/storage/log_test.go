@@ -738,3 +738,48 @@ func BenchmarkLog_AppendSync(b *testing.B) {
 		})
 	}
 }
+
+// TestLog_VerifyReadsWhatIsNotCut: damage in what is cut is nobody's business any more.
+func TestLog_VerifyReadsWhatIsNotCut(t *testing.T) {
+	fs := MemFS()
+	l, _, err := OpenLog(fs, "log", LogConfig{SegmentBytes: 64 << 10, ZeroBytes: 4 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // a log in memory
+	for i := range uint64(64) {
+		for id := range ShardID(2) {
+			if err := l.Append([]Write{{Shard: id + 1, Entries: []Entry{{Index: i + 1, Term: 1, Data: make([]byte, 10<<10)}}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	read := 0
+	count := func(n int) error { read += n; return nil }
+	if err := l.Verify(count); err != nil || read != 128*(10<<10+entryHeaderBytes) {
+		t.Errorf("read %d bytes, %v", read, err)
+	}
+	stop := errors.New("stop")
+	if err := l.Verify(func(int) error { return stop }); err != stop {
+		t.Errorf("got %v, want what pace said", err)
+	}
+	sl := l.shards[1].slots[20]
+	rot(t, fs, l.path(segmentName(sl.seg)), int64(sl.off)+5000)
+	if err := l.Verify(count); !errs.Is(err, errs.Corrupt) {
+		t.Errorf("got %v", err)
+	}
+	if err := l.Append([]Write{{Shard: 1, Cut: 40}}); err != nil {
+		t.Fatal(err)
+	}
+	read = 0
+	if err := l.Verify(count); err != nil || read != 88*(10<<10+entryHeaderBytes) {
+		t.Errorf("after the cut: read %d bytes, %v", read, err)
+	}
+	// The log moves on while it is checked.
+	busy := func(int) error {
+		return l.AppendAll([]Write{{Shard: 1, Entries: []Entry{{Index: 50, Term: 2}}}, {Shard: 1, Cut: 45}, {Shard: 2, Cut: 64}})
+	}
+	if err := l.Verify(busy); err != nil {
+		t.Errorf("while the log moves on: %v", err)
+	}
+}

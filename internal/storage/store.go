@@ -1,10 +1,8 @@
 package storage
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"iter"
 	"path"
 	"sync/atomic"
@@ -50,6 +48,8 @@ type Store struct {
 	rows, rowsMax int
 	// step is nil unless the store is deterministic.
 	step *stepwise
+	// backlog is nil if it is.
+	backlog *backlog
 }
 
 // Reader reads a Store or a Snapshot of one.
@@ -92,9 +92,9 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		FS: at, Cache: cache, DisableWAL: true, Logger: pebbleLogger{cfg.Logf},
 		FormatMajorVersion:          pebble.FormatNewest,
 		MemTableSize:                cfg.MemTableBytes,
-		MemTableStopWritesThreshold: 8,
+		MemTableStopWritesThreshold: memTablesStop,
 		L0CompactionThreshold:       4,
-		L0StopWritesThreshold:       64,
+		L0StopWritesThreshold:       sublevelsStop,
 		LBaseMaxBytes:               64 << 20,
 		MaxOpenFiles:                1000,
 		DisableAutomaticCompactions: cfg.Deterministic,
@@ -107,20 +107,25 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	opts.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	opts.Levels[1].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	s := &Store{fs: at, dir: dir, opts: opts, cache: cache, rowsMax: cfg.MemTableRows}
-	if cfg.Deterministic {
-		s.step = &stepwise{}
-		s.step.adjust(opts)
-	}
 	opts.EventListener = &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
 		err := errs.Wrap(errs.Corrupt, i.Details, "state store file %s", i.Path)
 		s.damage.CompareAndSwap(nil, &err)
 	}}
+	if cfg.Deterministic {
+		s.step = &stepwise{}
+		s.step.adjust(opts)
+	} else {
+		s.backlog = newBacklog(opts)
+	}
 	var err error
 	if s.db, err = pebble.Open(dir, opts); err != nil {
 		cache.Unref()
 		return nil, errs.Wrap(errs.Corrupt, err, "open state store %s", dir)
 	}
 	s.Rest()
+	if s.backlog != nil {
+		go s.backlog.run(s.db)
+	}
 	if err := s.checkOrder(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -164,6 +169,9 @@ func (s *Store) Err() error {
 
 // Close closes the store without flushing it: what was not flushed is in the raft log.
 func (s *Store) Close() error {
+	if s.backlog != nil {
+		s.backlog.close()
+	}
 	err := s.db.Close()
 	s.cache.Unref()
 	return err
@@ -252,14 +260,19 @@ func (b *Batch) Commit() error {
 			return err
 		}
 	}
-	s, n := b.s, int(b.b.Count())
+	s, n, size := b.s, int(b.b.Count()), b.b.Len()
 	if err := errors.Join(b.b.Commit(pebble.NoSync), b.b.Close()); err != nil {
 		return err
 	}
-	if s.rows += n; s.rows < s.rowsMax || s.step != nil {
+	if s.step != nil {
+		return nil
+	}
+	s.backlog.grew(size)
+	if s.rows += n; s.rows < s.rowsMax {
 		return nil
 	}
 	s.rows = 0
+	s.backlog.grew(int(s.opts.MemTableSize))
 	_, err := s.db.AsyncFlush()
 	return err
 }
@@ -304,7 +317,7 @@ type StoreStats struct {
 	DiskBytes uint64
 	// MemTableBytes is what waits in memory for a flush.
 	MemTableBytes uint64
-	// L0Files is the number of tables that are not yet merged into a sorted level; above 64 writes stop.
+	// L0Files is the number of tables that are not yet merged into a sorted level.
 	L0Files int64
 	// CompactionDebtBytes estimates what compaction still has to rewrite.
 	CompactionDebtBytes uint64
@@ -317,43 +330,6 @@ func (s *Store) Stats() StoreStats {
 		DiskBytes: m.DiskSpaceUsage(), MemTableBytes: m.MemTable.Size,
 		L0Files: m.Levels[0].TablesCount, CompactionDebtBytes: m.Compact.EstimatedDebt,
 	}
-}
-
-// Verify reads every table from the disk, past the cache, and checks each block's checksum, then the order of all keys. It
-// returns the first damage found. It may run beside everything else.
-func (s *Store) Verify() error {
-	levels, err := s.db.SSTables()
-	if err != nil {
-		return errs.Wrap(errs.Corrupt, err, "list the tables of the state store")
-	}
-	for _, tables := range levels {
-		for _, t := range tables {
-			name := s.fs.PathJoin(s.dir, t.BackingSSTNum.String()+".sst")
-			// A table that is gone was merged into others meanwhile.
-			if err := s.verifyTable(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return errs.Wrap(errs.Corrupt, err, "check state store file %s", name)
-			}
-		}
-	}
-	return errs.Wrap(errs.Corrupt, s.db.CheckLevels(nil), "check state store")
-}
-
-// verifyTable checks all blocks of a table, also those that a scan passes by, such as its filter.
-func (s *Store) verifyTable(name string) error {
-	f, err := s.fs.Open(name)
-	if err != nil {
-		return err
-	}
-	readable, err := sstable.NewSimpleReadable(f)
-	if err != nil {
-		return errors.Join(err, f.Close())
-	}
-	// The reader closes the file, also when it cannot be made.
-	r, err := sstable.NewReader(context.Background(), readable, s.opts.MakeReaderOptions())
-	if err != nil {
-		return err
-	}
-	return errors.Join(r.ValidateBlockChecksums(), r.Close())
 }
 
 // RemoveStore deletes a store's directory; the node does it when the store is damaged, before it fetches everything from
