@@ -76,7 +76,7 @@ type Engine struct {
 	ended  bool
 	spare  []replica.Input
 
-	// mu guards what follows; wake has room for one signal. Commands for shards in holds only wait, so they bring no turn. The
+	// mu guards what follows; wake has room for one signal. Commands for the shards in hold only wait, so they bring no turn. The
 	// same goes for reads while a read-index request is under way.
 	mu      sync.Mutex
 	inbox   []replica.Input
@@ -85,7 +85,7 @@ type Engine struct {
 	due     bool
 	closed  bool
 	reading bool
-	holds   []replica.Hold
+	hold    replica.Hold
 	wake    chan struct{}
 
 	// The writer's queue.
@@ -248,24 +248,24 @@ func (g *Engine) give(in replica.Input) {
 
 // heldLocked says whether one more command for a shard can do without a turn.
 func (g *Engine) heldLocked(id shard.ID) bool {
-	for i := range g.holds {
-		if h := &g.holds[i]; h.Shard == id {
-			h.Commands--
-			return h.Commands > 0
-		}
+	if !slices.Contains(g.hold.Shards, id) {
+		return false
 	}
-	return false
+	g.hold.Commands--
+	return g.hold.Commands > 0
 }
 
-// holdsMax bounds what is looked through for each command; shards past it get a turn for each.
-const holdsMax = 64
+// holdMax bounds what is looked through for each command; shards past it get a turn for each.
+const holdMax = 64
 
-// setHolds takes over what the last turn said, also for what came meanwhile.
-func (g *Engine) setHolds(out *replica.Output) {
+// setHold takes over what the last turn said, also for what came meanwhile.
+func (g *Engine) setHold(out *replica.Output) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.reading = out.Reading
-	g.holds = append(g.holds[:0], out.Holds[:min(len(out.Holds), holdsMax)]...)
+	shards := out.Hold.Shards
+	g.hold.Shards = append(g.hold.Shards[:0], shards[:min(len(shards), holdMax)]...)
+	g.hold.Commands = out.Hold.Commands
 	for _, in := range g.inbox {
 		switch in := in.(type) {
 		case replica.Propose:
@@ -393,7 +393,7 @@ func (g *Engine) handle(out *replica.Output) bool {
 		default:
 		}
 	}
-	g.setHolds(out)
+	g.setHold(out)
 	for i := range out.Answers {
 		out.Answers[i].Future.Complete(out.Answers[i].Result)
 	}

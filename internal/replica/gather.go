@@ -8,83 +8,135 @@ import (
 	"github.com/quorate/quorate/internal/shard"
 )
 
-// A batch costs a node about as much as thirty commands do: a sync on each disk, messages, wake-ups. So a leader has one batch
-// of its own under way at a time, and what comes meanwhile makes the next. And when a large batch has been answered, those
-// who were waiting for it will most likely be back in a moment: the next batch waits for most of them, for as
-// long as the last one took at most. Few clients never wait, nor do those that come when the moment has passed.
+// A batch costs the nodes about as much as thirty commands do: a sync on each disk, messages, wake-ups, rows of its own. Most
+// of that is shared by all shards that have one at the same moment. So a node makes the batches of all shards that it leads
+// in rounds: one is under way at a time, and what comes meanwhile makes the next. And when a large round has been answered,
+// those who were waiting for it will most likely be back in a moment: the next waits for most of them, for as long as the last
+// one took at most. Few clients never wait, nor do those that come when the moment has passed.
+//
+// A batch that takes longer than slowRound no longer holds up the others: a log may be slow, or one shard have no quorum.
 
 const (
-	// gatherMin is how large a batch must be for the next to wait for its clients.
+	// gatherMin is how large a round must be for the next to wait for its clients.
 	gatherMin = 8
-	// gatherMax bounds the wait, which is also no longer than the last batch took.
+	// gatherMax bounds the wait, which is also no longer than the last round took.
 	gatherMax = 2 * time.Millisecond
+	// slowRound is how long a node waits for a batch before it makes the next all the same: the followers' logs may well be
+	// faster than its own.
+	slowRound = 5 * time.Millisecond
 )
 
-// Hold says that commands for a shard only wait at present, so that they need not bring a turn until so many have come. It
-// holds until the next turn.
+// Hold says that commands for some shards only wait at present, so that they need not bring a turn until so many have come.
+// It holds until the next turn.
 type Hold struct {
-	Shard    shard.ID
+	Shards   []shard.ID
 	Commands int
 }
 
-// gathering is a replica's part of this.
-type gathering struct {
-	// want is how large the queue should be before the next batch is made, and until for how long that counts.
+// rounds is the host's part of this.
+type rounds struct {
+	// taking are the replicas that have a batch in the round, or commands for the next.
+	taking []*replica
+	// under counts the replicas whose batch the round waits for; began is when the last of them was made.
+	under int
+	began time.Time
+	// answered counts the commands of the round that were.
+	answered int
+	// want is how many commands should wait before the next round begins, and until for how long that counts.
 	want  int
 	until time.Time
-	// held says that the replica is in Host.holding.
-	held bool
+	// open says that batches may be made now.
+	open bool
 }
 
-// answered notes that a batch of this leader's own is done.
-func (r *replica) answered(b *batch) {
-	if n := len(b.futures); n >= gatherMin && r.leads() {
-		r.gather.want = len(r.queue) + n - n/8
-		r.gather.until = r.host.now.Add(min(r.host.now.Sub(b.sentAt), gatherMax))
-	}
-	r.watchHold()
-}
-
-func (r *replica) gathers() bool {
-	return len(r.queue) < r.gather.want && r.host.now.Before(r.gather.until)
-}
-
-// watchHold makes the host look at the end of each turn whether commands for the shard need to bring one.
-func (r *replica) watchHold() {
-	if !r.gather.held {
-		r.gather.held = true
-		r.host.holding = append(r.host.holding, r)
+// join makes the replica take part in rounds.
+func (r *replica) join() {
+	if !r.taking {
+		r.taking = true
+		r.host.taking = append(r.host.taking, r)
 	}
 }
 
-// lookAtHeld makes what waited long enough go on.
-func (h *Host) lookAtHeld() {
-	for _, r := range h.holding {
+// joinWith notes that the replica has made a batch.
+func (r *replica) joinWith() {
+	h := r.host
+	r.join()
+	if !r.under {
+		r.under = true
+		h.under++
+	}
+	r.cutAt, h.began, h.until = h.now, h.now, time.Time{}
+}
+
+// batchOpen says whether the last batch that the replica made is still to be waited for.
+func (r *replica) batchOpen() bool {
+	return (len(r.order) > 0 || r.unsynced > 0) && r.host.now.Sub(r.cutAt) < slowRound
+}
+
+// openRound ends the round if it is over, and begins the next if it is time. Then those that wait for it have their turn.
+func (h *Host) openRound() {
+	before, waiting := h.under, 0
+	for _, r := range h.taking {
+		if r.under && !(r.leads() && r.batchOpen()) {
+			r.under = false
+			h.under--
+		}
+		if r.leads() {
+			waiting += len(r.queue)
+		}
+	}
+	h.open = false
+	if h.under > 0 {
+		return
+	}
+	if before > 0 {
+		if n := h.answered; n >= gatherMin {
+			h.want, h.until = waiting+n-n/8, h.now.Add(min(h.now.Sub(h.began), gatherMax))
+		}
+		h.answered = 0
+	}
+	if waiting < h.want && h.now.Before(h.until) {
+		return
+	}
+	h.open = true
+	for _, r := range h.taking {
 		if len(r.queue) > 0 {
 			h.markDirty(r)
 		}
 	}
 }
 
-// sayHolds tells for which shards commands bring nothing now, and sets the wake-up that ends their wait.
-func (h *Host) sayHolds() {
-	h.holding = slices.DeleteFunc(h.holding, func(r *replica) bool {
-		n, until := math.MaxInt, r.cutAt.Add(slowLog)
-		switch {
-		case r.rn == nil || !r.leads() || !h.now.Before(until) && !r.gathers():
-			r.gather.held = false
-			return true
-		case len(r.order) > 0 || r.unsynced > 0:
-		case r.gathers():
-			n, until = r.gather.want-len(r.queue), r.gather.until
-		default:
-			r.gather.held = false
+// sayHold tells for which shards commands bring nothing now, and sets the wake-up that ends their wait.
+func (h *Host) sayHold() {
+	waiting, gathering := 0, h.now.Before(h.until)
+	wake := h.until
+	h.taking = slices.DeleteFunc(h.taking, func(r *replica) bool {
+		if !r.leads() || !r.under && len(r.queue) == 0 && !gathering {
+			if r.under {
+				r.under = false
+				h.under--
+			}
+			r.taking = false
 			return true
 		}
-		h.out.Holds = append(h.out.Holds, Hold{r.id, n})
-		if until.Before(h.out.Wake) {
-			h.out.Wake = until
+		waiting += len(r.queue)
+		if end := r.cutAt.Add(slowRound); h.now.Before(end) && (wake.IsZero() || end.Before(wake)) {
+			wake = end
 		}
 		return false
 	})
+	if h.now.Before(wake) && wake.Before(h.out.Wake) {
+		h.out.Wake = wake
+	}
+	switch {
+	case h.under > 0:
+		h.out.Hold.Commands = math.MaxInt
+	case gathering && waiting < h.want:
+		h.out.Hold.Commands = h.want - waiting
+	default:
+		return
+	}
+	for _, r := range h.taking {
+		h.out.Hold.Shards = append(h.out.Hold.Shards, r.id)
+	}
 }

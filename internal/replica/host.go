@@ -199,8 +199,8 @@ type Output struct {
 	Reads   []ReadyRead
 	Wakes   []ShardWakes
 	Notes   []Note
-	// Holds lists the shards for which more commands would change nothing now. All others need a turn for each.
-	Holds []Hold
+	// Hold lists the shards for which more commands would change nothing now. All others need a turn for each.
+	Hold Hold
 	// Reading says that a read-index request is under way, whose answer will bring the next turn.
 	Reading bool
 	// Counts says how often some things happened in this turn.
@@ -253,8 +253,8 @@ type Host struct {
 	logSeq, logDone uint64
 	waits           []appendWait
 	held            []heldCommit
-	holding         []*replica
-	flushing        bool
+	rounds
+	flushing bool
 	// flushFrom is when the next flush may be asked for.
 	flushFrom time.Time
 	timers    timerHeap
@@ -420,8 +420,8 @@ func (h *Host) Turn(now time.Time, in []Input) Output {
 		h.tick()
 	}
 	h.fireTimers()
-	h.lookAtHeld()
 	for {
+		h.openRound()
 		for _, r := range h.dirty {
 			r.cut()
 		}
@@ -436,7 +436,7 @@ func (h *Host) Turn(now time.Time, in []Input) Output {
 
 func (o *Output) reset() {
 	*o = Output{
-		Holds: o.Holds[:0], Frames: o.Frames[:0], Writes: nil, Answers: o.Answers[:0], Reads: o.Reads[:0], Wakes: o.Wakes[:0], Notes: o.Notes[:0],
+		Hold: Hold{Shards: o.Hold.Shards[:0]}, Frames: o.Frames[:0], Writes: nil, Answers: o.Answers[:0], Reads: o.Reads[:0], Wakes: o.Wakes[:0], Notes: o.Notes[:0],
 	}
 }
 
@@ -499,7 +499,7 @@ func (h *Host) finish() {
 			h.out.Wake = c.by
 		}
 	}
-	h.sayHolds()
+	h.sayHold()
 	h.fatal(h.store.Err())
 	h.out.Fatal = h.err
 }

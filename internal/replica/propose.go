@@ -21,14 +21,15 @@ type proposals struct {
 	queueBytes int
 
 	nextSeq uint64
-	// cutAt is when the last batch was made.
-	cutAt time.Time
 	// inflight are the batches whose outcome is open; order lists their numbers, oldest first.
 	inflight      map[uint64]*batch
 	order         []uint64
 	inflightBytes int
 
-	gather gathering
+	// taking says that the replica is in Host.taking, under that its batch of the round is not answered. See gather.go.
+	taking, under bool
+	// cutAt is when the last batch was made.
+	cutAt time.Time
 }
 
 // waiting is a command that is in no batch yet.
@@ -67,10 +68,6 @@ const (
 	resendDoublings = 4
 )
 
-// slowLog is how long a leader waits for its own log before it makes the next batch all the same: the followers' logs may
-// well be faster.
-const slowLog = 5 * time.Millisecond
-
 // forwardsMax is how many batches a node that does not lead keeps under way to the leader. Few, so that they grow under
 // load.
 const forwardsMax = 4
@@ -100,6 +97,9 @@ func (r *replica) enqueue(p Propose) {
 	r.idleTicks = 0
 	r.wake()
 	h.markDirty(r)
+	if r.leads() {
+		r.join()
+	}
 }
 
 // mayCut says whether another batch may be made now. See gather.go for what a leader waits for.
@@ -109,7 +109,7 @@ func (r *replica) mayCut() bool {
 		return false
 	}
 	if r.leads() {
-		return len(r.order) == 0 && r.unsynced == 0 && !r.gathers() || r.host.now.Sub(r.cutAt) >= slowLog
+		return r.host.open && !r.batchOpen()
 	}
 	return len(r.order) < forwardsMax
 }
@@ -159,7 +159,6 @@ func (r *replica) cut() {
 		}
 		b.open = len(b.futures)
 		r.nextSeq++
-		r.cutAt = h.now
 		r.inflight[b.seq] = b
 		r.order = append(r.order, b.seq)
 		r.inflightBytes += len(b.data)
@@ -171,7 +170,7 @@ func (r *replica) cut() {
 			}
 		}
 		if r.leads() {
-			r.watchHold()
+			r.joinWith()
 			return
 		}
 	}
@@ -314,7 +313,9 @@ func (r *replica) complete(b *batch, pos int, res shard.Result) {
 	}
 	if b.open--; b.open == 0 {
 		r.forget(b)
-		r.answered(b)
+		if r.leads() {
+			r.host.answered += len(b.futures)
+		}
 	}
 }
 

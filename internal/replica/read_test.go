@@ -178,7 +178,7 @@ func TestRead_LeaderCommitsAheadOfItsOwnLog(t *testing.T) {
 	r.holdLog[lead.id] = true
 	small := lead.propose("k=1", 0)
 	r.settle()
-	r.now = r.now.Add(2 * slowLog)
+	r.now = r.now.Add(2 * slowRound)
 	large := lead.propose("l="+strings.Repeat("x", cacheBytesMax), 0)
 	read := lead.read(0)
 	r.settle()
