@@ -34,8 +34,10 @@ func (h *Host) receive(f Frame) {
 		restarted := p.session != 0
 		p.session = hd.session
 		if restarted {
-			// What it promised to be doing it does no more: shards that sleep under its leadership must look again.
+			// What it promised to be doing it does no more: shards that sleep under its leadership must look again. And those
+			// that sleep under this node's must tell it who leads and what is committed, which it may have lost.
 			h.wakeShardsOf(p.id)
+			h.wakeShardsOf(h.cfg.Node)
 		}
 	}
 	if !p.alive {
@@ -101,6 +103,9 @@ func (h *Host) handle(p *peer, arrived time.Time, kind byte, body []byte) error 
 	return nil
 }
 
+// readAckBytes is the length of the context by which heartbeats confirm read-index requests; raft reads so much of it.
+const readAckBytes = 8
+
 // travels checks that a raft message is one that nodes send each other, and has the form that raft relies on. Snapshots
 // travel as chunks, proposals as batches, and raft's local messages not at all.
 func travels(m *raftpb.Message) error {
@@ -115,7 +120,11 @@ func travels(m *raftpb.Message) error {
 		if len(m.Entries) != 1 {
 			return errs.New(errs.Corrupt, "%v with %d contexts", m.GetType(), len(m.Entries))
 		}
-	case raftpb.MsgAppResp, raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp, raftpb.MsgVote, raftpb.MsgVoteResp,
+	case raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp:
+		if n := len(m.Context); n != 0 && n != readAckBytes {
+			return errs.New(errs.Corrupt, "%v with a context of %d bytes", m.GetType(), n)
+		}
+	case raftpb.MsgAppResp, raftpb.MsgVote, raftpb.MsgVoteResp,
 		raftpb.MsgPreVote, raftpb.MsgPreVoteResp:
 	default:
 		return errs.New(errs.Corrupt, "%v does not travel between nodes", m.GetType())
@@ -177,7 +186,7 @@ func (h *Host) checkPeers() {
 	}
 }
 
-// wakeShardsOf wakes the shards that a node leads, or took part in as a follower of this one.
+// wakeShardsOf wakes the shards that a node leads.
 func (h *Host) wakeShardsOf(n shard.NodeID) {
 	for _, r := range h.order {
 		if r.rn != nil && replicaNode(r.lead) == n {

@@ -33,6 +33,8 @@ type replica struct {
 	// awake says that raft's timers run; listed that the replica is in Host.awake.
 	awake, listed bool
 	idleTicks     int
+	// lonelyTicks counts the ticks without a leader.
+	lonelyTicks int
 
 	lead uint64
 	term uint64
@@ -506,11 +508,34 @@ func (r *replica) tick() {
 	r.rn.Tick()
 	h.markDirty(r)
 	r.observe()
+	r.callOut()
 	r.expire()
 	r.resend(false)
 	r.reads.tick(r)
 	r.tickSnapshots()
 	r.tickLeader()
+}
+
+// callOut wakes the other replicas when this one has heard of no leader for an election time-out. One that votes calls an
+// election, which does the same; one that does not know yet that it votes would wait for ever for a shard that sleeps.
+func (r *replica) callOut() {
+	if r.lead != raft.None {
+		r.lonelyTicks = 0
+		return
+	}
+	if r.lonelyTicks++; r.lonelyTicks%r.host.cfg.ElectionTicks != 0 {
+		return
+	}
+	cs := r.confNow().state
+	if slices.Contains(cs.Voters, r.rid) {
+		return
+	}
+	for _, id := range cs.Voters {
+		// An answer to a heartbeat that nobody sent: it wakes, and confirms read-index request 0, which is none.
+		r.send(&raftpb.Message{
+			Type: raftpb.MsgHeartbeatResp.Enum(), To: new(id), From: new(r.rid), Term: new(r.term), Context: make([]byte, readAckBytes),
+		})
+	}
 }
 
 // slowestMatch returns the lowest log index that a live follower is known to have, MaxUint64 if this node does not lead.

@@ -72,6 +72,25 @@ func TestHibernation_EndsWhenTheLeadersNodeRestarts(t *testing.T) {
 	r.same("k", "2")
 }
 
+// A follower that restarts may have lost the last commit. It is told before it would call an election.
+func TestHibernation_EndsWhenAFollowersNodeRestarts(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	r.until("sleep", r.asleep)
+	term := lead.host.Shards()[0].Term
+	other.restart()
+	took := r.until("leader is known", func() bool { return other.host.Shards()[0].Leader == lead.id })
+	if took > 500*time.Millisecond {
+		t.Errorf("took %v", took)
+	}
+	r.same("k", "1")
+	r.until("sleep", r.asleep)
+	if got := lead.host.Shards()[0].Term; got != term {
+		t.Errorf("term went from %d to %d", term, got)
+	}
+}
+
 func TestHibernation_TimersWakeTheShard(t *testing.T) {
 	r := newRig(t, 3, nil)
 	lead, _ := r.elect()

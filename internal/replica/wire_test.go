@@ -134,7 +134,9 @@ func TestWire_OnlyWhatTravelsIsTaken(t *testing.T) {
 	f("local message", false, func(m *raftpb.Message) { m.Type = raftpb.MsgHup.Enum() })
 	f("storage response", false, func(m *raftpb.Message) { m.Type = raftpb.MsgStorageAppendResp.Enum() })
 	f("read without a context", false, func(m *raftpb.Message) { m.Type, m.Entries = raftpb.MsgReadIndex.Enum(), nil })
-	f("heartbeat", true, func(m *raftpb.Message) { m.Type = raftpb.MsgHeartbeat.Enum() })
+	f("heartbeat with a short context", false, func(m *raftpb.Message) { m.Type, m.Context = raftpb.MsgHeartbeatResp.Enum(), []byte{1} })
+	f("heartbeat", true, func(m *raftpb.Message) { m.Type, m.Context = raftpb.MsgHeartbeat.Enum(), make([]byte, readAckBytes) })
+	f("plain heartbeat", true, func(m *raftpb.Message) { m.Type, m.Context = raftpb.MsgHeartbeat.Enum(), nil })
 }
 
 func TestReceive_MalformedFramesAreNotedAndDropped(t *testing.T) {

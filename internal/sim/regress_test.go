@@ -51,6 +51,10 @@ var regressions = []struct {
 		"a state store whose manifest is damaged is not written to as if its tables were older", 10715,
 		func(o *Options) { *o = FromSeed(10715); o.LocalReads = false },
 	},
+	{
+		"a learner that lost the commit of its promotion in a crash finds a leader that sleeps", 50046,
+		func(o *Options) { *o = FromSeed(50046) },
+	},
 }
 
 func TestRegressions_StayFixed(t *testing.T) {
