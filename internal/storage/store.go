@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"path"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -46,6 +47,9 @@ type Store struct {
 	damage atomic.Pointer[error]
 	// rows counts what went into the memtable; it belongs to the goroutine that commits.
 	rows, rowsMax int
+	// view is the snapshot of what is committed now, if somebody wanted one; it counts itself among its users.
+	viewMu sync.Mutex
+	view   *Snapshot
 	// step is nil unless the store is deterministic.
 	step *stepwise
 	// backlog is nil if it is.
@@ -172,7 +176,7 @@ func (s *Store) Close() error {
 	if s.backlog != nil {
 		s.backlog.close()
 	}
-	err := s.db.Close()
+	err := errors.Join(s.dropView(), s.db.Close())
 	s.cache.Unref()
 	return err
 }
@@ -215,11 +219,38 @@ func (s *Store) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
 	return scan(s.db, from, to, errp)
 }
 
-// Snapshot is a consistent view of a Store at one moment. It must be closed.
-type Snapshot struct{ s *pebble.Snapshot }
+// Snapshot is a consistent view of a Store at one moment. It must be closed, once.
+type Snapshot struct {
+	s     *pebble.Snapshot
+	store *Store
+	// users counts those who have not closed it; guarded by Store.viewMu.
+	users int
+}
 
-// Snapshot returns a view of the store as it is now.
-func (s *Store) Snapshot() *Snapshot { return &Snapshot{s.db.NewSnapshot()} }
+// Snapshot returns a view that holds every batch whose Commit has returned, and none that has not begun. Between two batches
+// all callers share one: to open and close one costs more than most reads.
+func (s *Store) Snapshot() *Snapshot {
+	s.viewMu.Lock()
+	defer s.viewMu.Unlock()
+	if s.view == nil {
+		s.view = &Snapshot{s: s.db.NewSnapshot(), store: s, users: 1}
+	}
+	s.view.users++
+	return s.view
+}
+
+// dropView makes the next Snapshot a new one: what was committed must be in it, and an old view that is kept would keep what
+// is overwritten from being removed.
+func (s *Store) dropView() error {
+	s.viewMu.Lock()
+	v := s.view
+	s.view = nil
+	s.viewMu.Unlock()
+	if v == nil {
+		return nil
+	}
+	return v.Close()
+}
 
 // Get implements Reader.
 func (s *Snapshot) Get(key []byte) ([]byte, bool, error) { return get(s.s, key) }
@@ -230,7 +261,16 @@ func (s *Snapshot) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] 
 }
 
 // Close releases the view.
-func (s *Snapshot) Close() error { return s.s.Close() }
+func (s *Snapshot) Close() error {
+	s.store.viewMu.Lock()
+	s.users--
+	last := s.users == 0
+	s.store.viewMu.Unlock()
+	if last {
+		return s.s.Close()
+	}
+	return nil
+}
 
 // Batch collects writes that become visible together.
 type Batch struct {
@@ -261,7 +301,7 @@ func (b *Batch) Commit() error {
 		}
 	}
 	s, n, size := b.s, int(b.b.Count()), b.b.Len()
-	if err := errors.Join(b.b.Commit(pebble.NoSync), b.b.Close()); err != nil {
+	if err := errors.Join(b.b.Commit(pebble.NoSync), b.b.Close(), s.dropView()); err != nil {
 		return err
 	}
 	if s.step != nil {

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -522,5 +524,74 @@ func TestOSFS_HoldsAStore(t *testing.T) {
 	}
 	if err := RemoveStore(OSFS(), dir+"/state"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A snapshot holds all that was committed before it and nothing that came later, however many share it.
+func TestStore_SnapshotsAreSharedBetweenBatchesOnly(t *testing.T) {
+	s, err := OpenStore(MemFS(), "db", StoreConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func(n int) {
+		t.Helper()
+		b := s.Batch()
+		if err := errors.Join(b.Set([]byte("k"), []byte(strconv.Itoa(n))), b.Commit()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var committed atomic.Int64
+	set(0)
+	a, b := s.Snapshot(), s.Snapshot()
+	if a != b {
+		t.Errorf("two snapshots without a batch between them are two")
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	set(1)
+	c := s.Snapshot()
+	for _, v := range []struct {
+		s    *Snapshot
+		want string
+	}{{b, "0"}, {c, "1"}} {
+		if got, _, err := v.s.Get([]byte("k")); err != nil || string(got) != v.want {
+			t.Errorf("got %q, %v; want %s", got, err, v.want)
+		}
+		if err := v.s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	committed.Store(1)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				want := committed.Load()
+				v := s.Snapshot()
+				got, _, err := v.Get([]byte("k"))
+				n, err2 := strconv.ParseInt(string(got), 10, 64)
+				if err := errors.Join(err, err2, v.Close()); err != nil || n < want {
+					t.Errorf("got %q, %v; %d was committed before", got, err, want)
+					return
+				}
+			}
+		})
+	}
+	for n := 2; n < 2000; n++ {
+		set(n)
+		committed.Store(int64(n))
+	}
+	close(stop)
+	wg.Wait()
+	// Pebble says so if a snapshot is still open.
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }
