@@ -84,11 +84,13 @@ func (m *Machine) endChunk() {
 	if cap(m.changes.buf) > 4*chunkBytes {
 		m.changes.buf = nil
 	}
+	m.trimChanges()
 }
 
 func changeKey(pos uint64) []byte { return binary.BigEndian.AppendUint64([]byte{rowChange}, pos) }
 
-// trimChanges drops the oldest chunks. It waits until an eighth too much is there, and then drops that at once.
+// trimChanges drops the oldest chunks. It waits until an eighth too much is there, and then drops that at once. It runs when
+// a chunk is added, and so at the same entry on every replica.
 func (m *Machine) trimChanges() {
 	limit := m.cfg.ChangeBytesMax
 	if m.st.ChangeBytes <= limit+limit/8 {

@@ -123,6 +123,37 @@ func TestChange_OldestAreTrimmed(t *testing.T) {
 	}
 }
 
+// Replicas apply the same entries in groups of their own; what they keep of the change log must not depend on that.
+func TestChange_TrimmedAtTheSameEntryEverywhere(t *testing.T) {
+	one, many := newBench(t, MachineConfig{ChangeBytesMax: 1000}), newBench(t, MachineConfig{ChangeBytesMax: 1000})
+	for _, b := range []*bench{one, many} {
+		b.mod.apply["emit"] = func(tx *Tx) ([]byte, error) {
+			tx.Emit("set", []byte("k"), []byte("k"), []byte("some value"))
+			return nil, nil
+		}
+	}
+	out := Applied{}
+	for i := range uint64(200) {
+		e := one.batch(BatchHeader{Session: 1, Seq: i + 1, Low: i + 1, Stamp: one.now}, "emit", "emit")
+		one.entry(e)
+		if err := many.m.Apply(i+1, 1, e, &out); err != nil {
+			t.Fatal(err)
+		}
+		if i%7 == 6 {
+			if err := many.m.Commit(&out); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if one.m.st.ChangeFirst != many.m.st.ChangeFirst || one.m.st.ChangeBytes != many.m.st.ChangeBytes {
+			t.Fatalf("entry %d: one begins at %d with %d bytes, the other at %d with %d",
+				i+1, one.m.st.ChangeFirst, one.m.st.ChangeBytes, many.m.st.ChangeFirst, many.m.st.ChangeBytes)
+		}
+	}
+	if one.m.st.ChangeFirst == 0 {
+		t.Error("nothing was trimmed")
+	}
+}
+
 // A position far behind the last chunk is found by looking back in windows that grow.
 func TestChange_LongChunkIsFoundFromItsEnd(t *testing.T) {
 	b := newBench(t, MachineConfig{})

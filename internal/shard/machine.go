@@ -297,7 +297,6 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Applied) error {
 			if len(m.changes.buf) >= chunkBytes {
 				// The changes of a batch may be far larger than the batch, and are in memory until it is committed.
 				m.endChunk()
-				m.trimChanges()
 			}
 			out.Commands++
 			if h.Session == out.Own && h.Session != 0 {
@@ -363,7 +362,6 @@ func (m *Machine) finish(tx *Tx, err error) bool {
 
 // Commit makes everything applied since the last Commit visible, in one batch with the applied index.
 func (m *Machine) Commit(out *Applied) error {
-	m.trimChanges()
 	m.saveSessions()
 	if m.err != nil {
 		return m.err
