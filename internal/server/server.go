@@ -161,7 +161,7 @@ func openDir(cfg Config) (*storage.Dir, error) {
 		at = storage.PowerFS(at)
 	}
 	owner := storage.Owner{Cluster: cfg.Cluster, Node: cfg.Node, Shards: uint32(cfg.Shards)}
-	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{})
+	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{OnlyCopy: len(cfg.Peers) < 2})
 }
 
 // serve runs the listeners; serves is closed when all have ended.

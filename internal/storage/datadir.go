@@ -32,7 +32,7 @@ type Dir struct {
 const damageMark = "STATE-DAMAGED"
 
 // OpenDir opens a node's data directory, making it if there is none. A damaged state store is emptied, since everything in
-// it can be had from the peers. If another process has the directory, it fails with errs.Exists; if it was made for another
+// it can be had from the peers; where it is the only copy, OpenDir fails with errs.Corrupt and leaves it. If another process has the directory, it fails with errs.Exists; if it was made for another
 // owner, with errs.Invalid.
 func OpenDir(fs FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *Dir, err error) {
 	if err := fs.MkdirAll(path, 0o755); err != nil {
@@ -55,6 +55,12 @@ func OpenDir(fs FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 	_, markErr := fs.Stat(fs.PathJoin(path, damageMark))
 	if markErr != nil {
 		d.Store, err = OpenStore(fs, state, sc)
+	}
+	if (markErr == nil || err != nil) && sc.OnlyCopy {
+		if err == nil {
+			err = errs.New(errs.Corrupt, "an earlier start found it damaged")
+		}
+		return nil, errs.Wrap(errs.Corrupt, err, "the state store in %s cannot be used, and this node has no peers to fetch it from; nothing was changed. Restore a copy of the data directory", path)
 	}
 	if markErr == nil || err != nil {
 		d.StoreLost = true

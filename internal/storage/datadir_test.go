@@ -1,6 +1,15 @@
 package storage
 
-import "testing"
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/quorate/quorate/internal/errs"
+)
 
 func TestDir_DamageFoundMeanwhileStaysMarked(t *testing.T) {
 	fs := MemFS()
@@ -30,4 +39,58 @@ func TestDir_DamageFoundMeanwhileStaysMarked(t *testing.T) {
 		t.Errorf("a repaired store was emptied")
 	}
 	must(t, d.Close())
+}
+
+// Where there is no other copy, a state store that cannot be used is left as it is, for whoever can still get something from it.
+func TestOpenDir_OnlyCopyIsNotEmptied(t *testing.T) {
+	fs := MemFS()
+	owner := Owner{Cluster: "t", Node: 1, Shards: 1}
+	d, err := OpenDir(fs, "data", owner, LogConfig{}, StoreConfig{OnlyCopy: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := d.Store.Batch()
+	if err := errors.Join(b.Set([]byte("k"), []byte("v")), b.Commit(), d.Store.Flush(), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	list := func() []string {
+		t.Helper()
+		names, err := fs.List("data/state")
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(names)
+		return names
+	}
+	for _, name := range list() {
+		if !strings.HasPrefix(name, "MANIFEST") {
+			continue
+		}
+		f, err := fs.OpenReadWrite("data/state/"+name, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt([]byte("damage in the first record"), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := list()
+	for range 2 {
+		if _, err := OpenDir(fs, "data", owner, LogConfig{}, StoreConfig{OnlyCopy: true}); !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), "Restore a copy") {
+			t.Fatalf("got %v", err)
+		}
+		if after := list(); !slices.Equal(after, before) {
+			t.Errorf("the state store held %v, now %v", before, after)
+		}
+	}
+	d, err = OpenDir(fs, "data", owner, LogConfig{}, StoreConfig{})
+	if err != nil || !d.StoreLost {
+		t.Fatalf("with peers: %+v, %v", d, err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
 }

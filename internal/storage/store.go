@@ -26,6 +26,8 @@ type StoreConfig struct {
 	// MemTableRows is the number of rows at which it is flushed all the same; default 100,000. With more of them an insert
 	// misses the processor's caches at almost every step, which costs more than the flushes do.
 	MemTableRows int
+	// OnlyCopy says that no peer has what is in the store, so that it must not be given up.
+	OnlyCopy bool
 	// Deterministic does all work of flushes and compactions while the caller waits, so that what a crash leaves behind
 	// depends on the calls only. The simulation sets it.
 	Deterministic bool
