@@ -8,7 +8,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/quorate/quorate/internal/datatypes"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
 )
 
 // route finds out which keys each address leads, as a cluster client does, and gives each client one of the addresses: more
@@ -27,9 +29,10 @@ func (r *run) route(ctx context.Context) error {
 	var all []*routed
 	for i := range r.cfg.Keys {
 		k := r.key(i)
-		addr := owner[slot(k)]
+		slot := datatypes.Slot([]byte(k))
+		addr := owner[slot]
 		if addr == "" {
-			return errs.New(errs.Unavailable, "slot %d has no leader; wait until the cluster is ready", slot(k))
+			return errs.New(errs.Unavailable, "slot %d has no leader; wait until the cluster is ready", slot)
 		}
 		t := byAddr[addr]
 		if t == nil {
@@ -58,24 +61,8 @@ type routed struct {
 	keys []string
 }
 
-// slot is the hash slot of a key without a tag: CRC16 (XMODEM) modulo 16,384, as the Redis Cluster specification has it.
-func slot(key string) int {
-	crc := uint16(0)
-	for i := range len(key) {
-		crc ^= uint16(key[i]) << 8
-		for range 8 {
-			if crc&0x8000 != 0 {
-				crc = crc<<1 ^ 0x1021
-			} else {
-				crc <<= 1
-			}
-		}
-	}
-	return int(crc & 16383)
-}
-
 // slots asks a node which address leads each slot.
-func slots(ctx context.Context, addr string) (owner [16384]string, err error) {
+func slots(ctx context.Context, addr string) (owner [shard.SlotCount]string, err error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {

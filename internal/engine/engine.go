@@ -81,8 +81,6 @@ type Engine struct {
 	mu      sync.Mutex
 	inbox   []replica.Input
 	control []func()
-	// due says that the inbox or control holds something that is worth a turn.
-	due     bool
 	closed  bool
 	reading bool
 	hold    replica.Hold
@@ -224,7 +222,6 @@ func (g *Engine) give(in replica.Input) {
 		case replica.Frame:
 			inline = true
 		}
-		g.due = g.due || !quiet
 	}
 	g.mu.Unlock()
 	switch {
@@ -234,14 +231,8 @@ func (g *Engine) give(in replica.Input) {
 	case inline && g.turns.TryLock():
 		g.turn()
 		g.turns.Unlock()
-		// What came meanwhile, and found the turns taken, is the loop's.
-		g.mu.Lock()
-		due := g.due
-		g.mu.Unlock()
-		if due {
-			g.signal()
-		}
 	default:
+		// If the turns are taken, this is the loop's.
 		g.signal()
 	}
 }
@@ -266,15 +257,16 @@ func (g *Engine) setHold(out *replica.Output) {
 	shards := out.Hold.Shards
 	g.hold.Shards = append(g.hold.Shards[:0], shards[:min(len(shards), holdMax)]...)
 	g.hold.Commands = out.Hold.Commands
+	due := false
 	for _, in := range g.inbox {
 		switch in := in.(type) {
 		case replica.Propose:
-			g.due = !g.heldLocked(in.Shard) || g.due
+			due = !g.heldLocked(in.Shard) || due
 		case replica.Read:
-			g.due = !g.reading || g.due
+			due = !g.reading || due
 		}
 	}
-	if g.due {
+	if due {
 		g.signal()
 	}
 }
@@ -301,7 +293,6 @@ func (g *Engine) inLoop(f func()) bool {
 	ran := make(chan struct{})
 	g.mu.Lock()
 	g.control = append(g.control, func() { f(); close(ran) })
-	g.due = true
 	g.mu.Unlock()
 	g.signal()
 	select {
@@ -350,7 +341,6 @@ func (g *Engine) turn() {
 	g.inbox = g.spare[:0]
 	control := g.control
 	g.control = nil
-	g.due = false
 	g.mu.Unlock()
 	for _, f := range control {
 		f()
@@ -483,7 +473,6 @@ func (g *Engine) fail(err error) {
 			g.failed = err
 		}
 	})
-	g.due = true
 	g.mu.Unlock()
 	g.signal()
 }
@@ -606,7 +595,7 @@ func (g *Engine) stopped() error {
 // Submit implements shard.Client.
 func (g *Engine) Submit(ctx context.Context, r shard.Route, c shard.Command) *shard.Future {
 	if ctx.Err() != nil {
-		return shard.Failed(errs.New(errs.Unavailable, "the time limit passed before the command could be proposed; it was not applied, try again"))
+		return shard.Failed(replica.Propose{}.TooLate())
 	}
 	if g.ctx.Err() != nil {
 		return shard.Failed(g.stopped())

@@ -325,7 +325,7 @@ func TestEngine_ReadThatComesWithTheAnswerBringsATurn(t *testing.T) {
 	if !g.handle(&replica.Output{}) {
 		t.Fatalf("the engine wants to stop")
 	}
-	if len(g.wake) != 1 || !g.due {
+	if len(g.wake) != 1 || len(g.inbox) != 1 {
 		t.Errorf("the read waits for a turn that nobody runs")
 	}
 }

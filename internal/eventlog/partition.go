@@ -136,53 +136,61 @@ type put struct {
 // eventBatchBytes is the size from which a batch of events is closed.
 const eventBatchBytes = 64 << 10
 
-// Finish implements shard.Finisher: it stores what the commands of an entry append. Events that follow each other in a
-// partition become one batch, which costs little more than one of them alone.
+// Finish implements shard.Finisher: it stores what the commands of an entry append, partition by partition.
 func (Module) Finish(tx *shard.Tx, items []any) {
-	now := tx.Now().UnixMilli()
-	for i := range items {
-		first, _ := items[i].(*put)
-		if first == nil {
+	type place struct {
+		topic [16]byte
+		part  int32
+	}
+	at := map[place]int{}
+	var parts [][]*put
+	for _, it := range items {
+		p := it.(*put)
+		k := place{p.topic, p.part}
+		i, ok := at[k]
+		if !ok {
+			i = len(parts)
+			at[k] = i
+			parts = append(parts, nil)
+		}
+		parts[i] = append(parts[i], p)
+	}
+	for _, puts := range parts {
+		storeAll(tx, puts)
+	}
+}
+
+// storeAll stores what is appended to one partition. Events that follow each other become one batch, which costs little more
+// than one of them alone.
+func storeAll(tx *shard.Tx, puts []*put) {
+	topic, part, now := puts[0].topic, puts[0].part, tx.Now().UnixMilli()
+	p := puts[len(puts)-1].after
+	var run *batchBuilder
+	var base, last int64
+	end := func() {
+		if run != nil {
+			p.store(tx, topic, part, run.finish(0, 0), base, last, now)
+			run = nil
+		}
+	}
+	for _, it := range puts {
+		if it.batch != nil {
+			end()
+			// The command belongs to the log, which may still be sending it: offsets are written into a copy.
+			p.store(tx, topic, part, bytes.Clone(it.batch), it.base, it.last, it.maxTime)
 			continue
 		}
-		p := first.after
-		for _, it := range items[i:] {
-			if it, _ := it.(*put); it != nil && it.topic == first.topic && it.part == first.part {
-				p = it.after
-			}
+		if run != nil && len(run.b) >= eventBatchBytes {
+			end()
 		}
-		var run *batchBuilder
-		var base, last int64
-		end := func() {
-			if run != nil {
-				p.store(tx, first.topic, first.part, run.finish(0, 0), base, last, now)
-				run = nil
-			}
+		if run == nil {
+			run, base = newBatchBuilder(64+len(it.key)+len(it.value)), it.base
 		}
-		for j := i; j < len(items); j++ {
-			it, _ := items[j].(*put)
-			if it == nil || it.topic != first.topic || it.part != first.part {
-				continue
-			}
-			items[j] = nil
-			if it.batch != nil {
-				end()
-				// The command belongs to the log, which may still be sending it: offsets are written into a copy.
-				p.store(tx, first.topic, first.part, bytes.Clone(it.batch), it.base, it.last, it.maxTime)
-				continue
-			}
-			if run != nil && len(run.b) >= eventBatchBytes {
-				end()
-			}
-			if run == nil {
-				run, base = newBatchBuilder(64+len(it.key)+len(it.value)), it.base
-			}
-			run.add(now, it.key, it.keyNull, it.value, false, it.headers)
-			last = it.last
-		}
-		end()
-		p.save(tx, first.topic, first.part)
+		run.add(now, it.key, it.keyNull, it.value, false, it.headers)
+		last = it.last
 	}
+	end()
+	p.save(tx, topic, part)
 }
 
 // store stores a batch whose offsets were taken; they are written into it. A partition's batches come in order.

@@ -109,24 +109,19 @@ func (h *Host) openRound() {
 // sayHold tells for which shards commands bring nothing now, and sets the wake-up that ends their wait.
 func (h *Host) sayHold() {
 	waiting, gathering := 0, h.now.Before(h.until)
-	wake := h.until
 	h.taking = slices.DeleteFunc(h.taking, func(r *replica) bool {
 		if !r.leads() || !r.under && len(r.queue) == 0 && !gathering {
-			if r.under {
-				r.under = false
-				h.under--
-			}
 			r.taking = false
 			return true
 		}
 		waiting += len(r.queue)
-		if end := r.cutAt.Add(slowRound); h.now.Before(end) && (wake.IsZero() || end.Before(wake)) {
-			wake = end
+		if end := r.cutAt.Add(slowRound); h.now.Before(end) {
+			h.wakeBy(end)
 		}
 		return false
 	})
-	if h.now.Before(wake) && wake.Before(h.out.Wake) {
-		h.out.Wake = wake
+	if gathering {
+		h.wakeBy(h.until)
 	}
 	switch {
 	case h.under > 0:

@@ -28,9 +28,9 @@ type heldCommit struct {
 	by time.Time
 }
 
-// hold keeps a message that only tells of a commit, instead of an older one to the same replica. It returns false if the
+// holdBack keeps a message that only tells of a commit, instead of an older one to the same replica. It returns false if the
 // message must go now.
-func (h *Host) hold(r *replica, p *peer, m *raftpb.Message) bool {
+func (h *Host) holdBack(r *replica, p *peer, m *raftpb.Message) bool {
 	if m.GetType() != raftpb.MsgApp {
 		return false
 	}

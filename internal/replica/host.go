@@ -488,20 +488,25 @@ func (h *Host) finish() {
 	if len(h.peers) == 0 {
 		h.out.Wake = h.now.Add(time.Hour)
 	}
-	if len(h.awake) > 0 && h.nextTick.Before(h.out.Wake) {
-		h.out.Wake = h.nextTick
+	if len(h.awake) > 0 {
+		h.wakeBy(h.nextTick)
 	}
-	if len(h.timers) > 0 && h.timers[0].due.Before(h.out.Wake) {
-		h.out.Wake = h.timers[0].due
+	if len(h.timers) > 0 {
+		h.wakeBy(h.timers[0].due)
 	}
 	for _, c := range h.held {
-		if c.by.Before(h.out.Wake) {
-			h.out.Wake = c.by
-		}
+		h.wakeBy(c.by)
 	}
 	h.sayHold()
 	h.fatal(h.store.Err())
 	h.out.Fatal = h.err
+}
+
+// wakeBy makes the next turn be due no later than at.
+func (h *Host) wakeBy(at time.Time) {
+	if at.Before(h.out.Wake) {
+		h.out.Wake = at
+	}
 }
 
 // fatal makes the node stop.

@@ -176,9 +176,12 @@ func (r *replica) cut() {
 	}
 }
 
-func tooLate() shard.Result {
-	return shard.Result{Err: errs.New(errs.Unavailable, "the time limit passed before the command could be proposed; it was not applied, try again")}
+// TooLate returns the error for a command that could not be proposed within its time.
+func (Propose) TooLate() error {
+	return errs.New(errs.Unavailable, "the time limit passed before the command could be proposed; it was not applied, try again")
 }
+
+func tooLate() shard.Result { return shard.Result{Err: Propose{}.TooLate()} }
 
 // low returns the lowest batch number that may still be sent.
 func (r *replica) low() uint64 {

@@ -460,7 +460,7 @@ func (r *replica) send(m *raftpb.Message) {
 		r.startSnapshot(p, m)
 		return
 	}
-	if r.host.hold(r, p, m) {
+	if r.host.holdBack(r, p, m) {
 		return
 	}
 	f := r.host.frameFor(p)

@@ -85,6 +85,9 @@ func ReadConfig(path string) (Config, error) {
 // many nodes.
 const nodeMax = 65_535
 
+// alone says that no other node has what this one has.
+func (c *Config) alone() bool { return len(c.Peers) < 2 }
+
 // fill sets the defaults and checks the rest.
 func (c *Config) fill() error {
 	if c.Cluster == "" {
@@ -120,7 +123,7 @@ func (c *Config) fill() error {
 		if c.Listen.Peer == "" {
 			c.Listen.Peer = c.Peers[c.Node]
 		}
-		if len(c.Peers) > 1 && c.Data == "" && !c.Sandbox.Enabled {
+		if !c.alone() && c.Data == "" && !c.Sandbox.Enabled {
 			return bad("a cluster of %d nodes needs data, a directory; without it a restarted node would have forgotten its votes", len(c.Peers))
 		}
 	}

@@ -75,7 +75,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 				_ = s.engine.Close()
 			}
 			if s.dir != nil {
-				if errs.Is(err, errs.Corrupt) && len(cfg.Peers) > 1 {
+				if errs.Is(err, errs.Corrupt) && !cfg.alone() {
 					// Opening the replicas came upon damage in the state store. The next start empties it and rebuilds.
 					err = errors.Join(err, s.dir.MarkDamaged())
 				}
@@ -161,7 +161,7 @@ func openDir(cfg Config) (*storage.Dir, error) {
 		at = storage.PowerFS(at)
 	}
 	owner := storage.Owner{Cluster: cfg.Cluster, Node: cfg.Node, Shards: uint32(cfg.Shards)}
-	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{OnlyCopy: len(cfg.Peers) < 2})
+	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{OnlyCopy: cfg.alone()})
 }
 
 // serve runs the listeners; serves is closed when all have ended.
@@ -228,7 +228,7 @@ func Run(ctx context.Context, cfg Config, version string, e *env.Env, log *slog.
 	for {
 		began := e.Now()
 		s, err := Start(cfg, version, e, log)
-		if errs.Is(err, errs.Corrupt) && !errors.Is(err, storage.ErrOwnerDamaged) && len(cfg.Peers) > 1 && restarts < restartsMax {
+		if errs.Is(err, errs.Corrupt) && !errors.Is(err, storage.ErrOwnerDamaged) && !cfg.alone() && restarts < restartsMax {
 			restarts++
 			log.Error("this node's data are damaged; it starts over and is rebuilt from its peers", "error", err)
 			continue
@@ -255,11 +255,10 @@ func Run(ctx context.Context, cfg Config, version string, e *env.Env, log *slog.
 			restarts = 0
 		}
 		restarts++
-		alone := len(cfg.Peers) <= 1
-		if alone && errs.Is(why, errs.Corrupt) {
+		if cfg.alone() && errs.Is(why, errs.Corrupt) {
 			why = errs.Wrap(errs.Corrupt, why, "the data of this node are damaged and it has no peers to repair them from; restore a backup")
 		}
-		if alone || !errs.Is(why, errs.Corrupt) || restarts > restartsMax {
+		if cfg.alone() || !errs.Is(why, errs.Corrupt) || restarts > restartsMax {
 			return errors.Join(fmt.Errorf("node stopped: %w", why), closeErr)
 		}
 		log.Error("this node's data are damaged; it starts over and is rebuilt from its peers", "error", why)

@@ -344,20 +344,18 @@ func (m *Machine) run(c Command) Result {
 func (m *Machine) begin(id ModuleID) *Tx {
 	m.ov.journal = m.ov.journal[:0]
 	m.changes.begin()
-	m.tx = Tx{m: m, module: id, changeMark: m.changes.mark(), wakeMark: len(m.wakes), deferMark: len(m.deferred)}
+	m.tx = Tx{m: m, module: id, begun: m.mark()}
 	return &m.tx
 }
 
 // finish ends a transaction and reports whether it changed anything.
 func (m *Machine) finish(tx *Tx, err error) bool {
 	if err != nil && !env.Mutant(env.MutantRollbackForgotten) {
-		m.ov.rollback(0)
-		m.changes.rollback(tx.changeMark)
-		m.wakes, m.deferred = m.wakes[:tx.wakeMark], m.deferred[:tx.deferMark]
+		m.rollback(tx.begun)
 		return false
 	}
 	m.st.Digest = m.ov.digest(m.st.Digest)
-	return len(m.ov.journal) > 0 || m.changes.mark() != tx.changeMark || len(m.deferred) > tx.deferMark
+	return m.wrote(tx.begun)
 }
 
 // Commit makes everything applied since the last Commit visible, in one batch with the applied index.

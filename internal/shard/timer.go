@@ -82,14 +82,14 @@ func (m *Machine) fireTimers(out *Applied) {
 		}
 		m.delete(ModuleShard, timerKey(t.due, t.id, t.key), bulk)
 		m.delete(ModuleShard, dueKey(t.id, t.key), fresh)
-		base := len(m.ov.journal)
+		fired := m.mark()
 		mod := m.modules[t.id]
 		if mod == nil {
 			m.finish(tx, nil)
 			continue
 		}
 		_, err := tx.Try(func() ([]byte, error) { return nil, mod.Fire(tx, t.key) })
-		wrote := err == nil && (len(m.ov.journal) > base || m.changes.mark() != tx.changeMark || len(m.deferred) > tx.deferMark)
+		wrote := err == nil && m.wrote(fired)
 		m.finish(tx, nil)
 		if wrote {
 			m.st.Revision++

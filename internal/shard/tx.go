@@ -18,11 +18,9 @@ import (
 // writes. None of its methods returns an error: a disk failure is sticky, and the replica stops before anything is
 // answered.
 type Tx struct {
-	m          *Machine
-	module     ModuleID
-	changeMark changeMark
-	wakeMark   int
-	deferMark  int
+	m      *Machine
+	module ModuleID
+	begun  mark
 }
 
 var _ View = (*Tx)(nil)
@@ -53,8 +51,10 @@ func (m *Machine) row(id ModuleID, key []byte, make bool) (int, *storage.CachedR
 	m.keyBuf = append(append(m.keyBuf[:placeSize], byte(id)), key...)
 	var e *storage.CachedRow
 	if c := m.cfg.Cache; c != nil {
-		if e = c.Find(m.keyBuf); e == nil && make {
+		if make {
 			e = c.Row(m.keyBuf)
+		} else {
+			e = c.Find(m.keyBuf)
 		}
 		if e != nil && e.Slot > 0 {
 			return e.Slot - 1, e
@@ -305,14 +305,36 @@ func (tx *Tx) Call(c Command) ([]byte, error) {
 // Try runs f and undoes its writes, changes and wake-ups if it fails.
 func (tx *Tx) Try(f func() ([]byte, error)) ([]byte, error) {
 	m := tx.m
-	rows, mark, wakes, put := len(m.ov.journal), m.changes.mark(), len(m.wakes), len(m.deferred)
+	at := m.mark()
 	out, err := f()
 	if err != nil {
-		m.ov.rollback(rows)
-		m.changes.rollback(mark)
-		m.wakes, m.deferred = m.wakes[:wakes], m.deferred[:put]
+		m.rollback(at)
 	}
 	return out, err
+}
+
+// mark is a point in what the entry being applied has done so far.
+type mark struct {
+	rows    int
+	changes changeMark
+	wakes   int
+	items   int
+}
+
+func (m *Machine) mark() mark {
+	return mark{len(m.ov.journal), m.changes.mark(), len(m.wakes), len(m.deferred)}
+}
+
+// rollback undoes everything since a mark.
+func (m *Machine) rollback(to mark) {
+	m.ov.rollback(to.rows)
+	m.changes.rollback(to.changes)
+	m.wakes, m.deferred = m.wakes[:to.wakes], m.deferred[:to.items]
+}
+
+// wrote says whether the state was changed since a mark.
+func (m *Machine) wrote(since mark) bool {
+	return len(m.ov.journal) > since.rows || m.changes.mark() != since.changes || len(m.deferred) > since.items
 }
 
 // overlay holds the rows written since the last Commit, in the order of their first write. A row that the cache knows says
