@@ -10,19 +10,17 @@ import (
 	"github.com/quorate/quorate/internal/errs"
 )
 
-// stepwise makes a Store do its background work in the foreground. Pebble flushes a memtable when it is full, merges
-// tables and deletes files whenever its goroutines get to it; here each of that happens at a moment that only the calls
-// decide, and is complete when the call returns.
+// stepwise makes a Store do its background work in the foreground. Otherwise memTables are written, tables merged and files
+// deleted whenever goroutines get to it; here each of that happens at a moment that only the calls decide, and is complete
+// when the call returns.
 type stepwise struct {
-	// unflushed estimates what the memtable holds; flushes counts those since the last merge.
-	unflushed, flushes int
+	// flushes counts those since the last merge.
+	flushes int
 }
 
 const (
-	// stepBytes stays well below the size of Pebble's first memtable (256 KiB), which would otherwise flush itself.
+	// stepBytes is the size of a memTable at which it is written: small, so that tables are made often.
 	stepBytes = 128 << 10
-	// rowOverhead is a generous bound for what a row costs in a memtable besides its bytes.
-	rowOverhead = 192
 	// stepFlushes is after how many flushes the tables are merged.
 	stepFlushes = 4
 )
@@ -39,21 +37,27 @@ func (st *stepwise) adjust(o *pebble.Options) {
 	o.L0StopWritesThreshold = 1 << 20
 }
 
-// makeRoom flushes before a batch would fill the memtable.
-func (st *stepwise) makeRoom(s *Store, b *pebble.Batch) error {
-	n := b.Len() + rowOverhead*int(b.Count())
-	if st.unflushed > 0 && st.unflushed+n > stepBytes {
-		if err := s.Flush(); err != nil {
-			return err
-		}
+// committed flushes when the memTable has become large.
+func (st *stepwise) committed(s *Store) error {
+	if s.active.bytes+memRowOverhead*s.active.rows < stepBytes {
+		return nil
 	}
-	st.unflushed += n
-	return nil
+	return st.flush(s)
 }
 
-// flushed merges the tables now and then, and waits until the files that are no longer needed are gone.
-func (st *stepwise) flushed(s *Store) error {
-	st.unflushed = 0
+// flush writes the memTable, merges the tables now and then, and waits until the files that are no longer needed are gone.
+func (st *stepwise) flush(s *Store) error {
+	s.Rest()
+	if err := s.write(s.active); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.active = &memTable{}
+	err := s.belowLocked()
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	s.Rest()
 	if st.flushes++; st.flushes >= stepFlushes {
 		st.flushes = 0

@@ -3,7 +3,6 @@ package storage
 import (
 	"errors"
 	"fmt"
-	"iter"
 	"path"
 	"sync"
 	"sync/atomic"
@@ -20,11 +19,10 @@ import (
 type StoreConfig struct {
 	// CacheBytes bounds the block cache; default 32 MiB.
 	CacheBytes int64
-	// MemTableBytes is the size at which a memtable is flushed to a table; default 64 MiB. A restart re-applies at most
-	// about this much log.
-	MemTableBytes uint64
-	// MemTableRows is the number of rows at which it is flushed all the same; default 100,000. With more of them an insert
-	// misses the processor's caches at almost every step, which costs more than the flushes do.
+	// MemTableBytes is how much may be written to a memtable before it is flushed to a table; default 64 MiB. A restart
+	// re-applies at most about this much log.
+	MemTableBytes int
+	// MemTableRows is the number of different rows at which it is flushed all the same; default 200,000.
 	MemTableRows int
 	// OnlyCopy says that no peer has what is in the store, so that it must not be given up.
 	OnlyCopy bool
@@ -35,11 +33,13 @@ type StoreConfig struct {
 	Logf func(format string, args ...any)
 }
 
-// Store is an ordered map of bytes on disk without a write-ahead log. Batches are atomic. All methods may be called from
-// any goroutine, except that batches are committed by one goroutine at a time.
+// Store is an ordered map of bytes on disk without a write-ahead log. Batches are atomic. New rows are in memTables, which
+// one goroutine at a time commits batches to; when one is full it becomes a table of Pebble's, and Pebble has no rows but
+// those. Batch, Get, Scan, Flush and FlushStart are for the goroutine that commits; all else may be called from any.
 //
 // A read or write error of the disk is sticky: Err returns it, and the owner must stop the node.
 type Store struct {
+	cfg   StoreConfig
 	fs    FS
 	dir   string
 	opts  *pebble.Options
@@ -47,24 +47,29 @@ type Store struct {
 	cache *pebble.Cache
 	// damage is the first corruption that background work came upon.
 	damage atomic.Pointer[error]
-	// rows counts what went into the memtable; it belongs to the goroutine that commits.
-	rows, rowsMax int
-	// view is the snapshot of what is committed now, if somebody wanted one; it counts itself among its users.
-	viewMu sync.Mutex
-	view   *Snapshot
+	// spare is a batch that may be used again; it belongs to the goroutine that commits.
+	spare *Batch
+
+	// mu guards what follows; changed says that filled, failed or closed did. active is written by the goroutine that commits,
+	// under mu.
+	mu      sync.Mutex
+	changed *sync.Cond
+	active  *memTable
+	// filled are the tables that are on their way to Pebble, oldest first. A slice of it is never written again.
+	filled []*filledTable
+	failed error
+	closed bool
+	// view is the snapshot of what is committed now, if somebody wanted one; below is Pebble's part of it, which changes only
+	// when a table was written. Each counts the store among its users.
+	view  *Snapshot
+	below *pebbleView
+
+	end  chan struct{}
+	done sync.WaitGroup
 	// step is nil unless the store is deterministic.
 	step *stepwise
 	// backlog is nil if it is.
 	backlog *backlog
-}
-
-// Reader reads a Store or a Snapshot of one.
-type Reader interface {
-	// Get returns a copy of the value of key, and whether there is one.
-	Get(key []byte) ([]byte, bool, error)
-	// Scan yields the pairs with from <= key < to in order. Key and value are valid only until the next step. A disk
-	// error ends the sequence and is reported by *errp.
-	Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte]
 }
 
 type pebbleLogger struct {
@@ -91,13 +96,13 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		cfg.MemTableBytes = 64 << 20
 	}
 	if cfg.MemTableRows == 0 {
-		cfg.MemTableRows = 100_000
+		cfg.MemTableRows = 200_000
 	}
 	cache := pebble.NewCache(cfg.CacheBytes)
 	opts := &pebble.Options{
 		FS: at, Cache: cache, DisableWAL: true, Logger: pebbleLogger{cfg.Logf},
 		FormatMajorVersion:          pebble.FormatNewest,
-		MemTableSize:                cfg.MemTableBytes,
+		MemTableSize:                pebbleMemTable,
 		MemTableStopWritesThreshold: memTablesStop,
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       sublevelsStop,
@@ -112,7 +117,8 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	// Tables of level 0 are merged into others soon; to compress them would be work for nothing.
 	opts.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	opts.Levels[1].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
-	s := &Store{fs: at, dir: dir, opts: opts, cache: cache, rowsMax: cfg.MemTableRows}
+	s := &Store{cfg: cfg, fs: at, dir: dir, opts: opts, cache: cache, active: &memTable{}, end: make(chan struct{})}
+	s.changed = sync.NewCond(&s.mu)
 	opts.EventListener = &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
 		err := errs.Wrap(errs.Corrupt, i.Details, "state store file %s", i.Path)
 		s.damage.CompareAndSwap(nil, &err)
@@ -129,8 +135,9 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		return nil, errs.Wrap(errs.Corrupt, err, "open state store %s", dir)
 	}
 	s.Rest()
-	if s.backlog != nil {
+	if s.step == nil {
 		go s.backlog.run(s.db)
+		s.done.Go(s.flusher)
 	}
 	if err := s.checkOrder(); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -178,179 +185,18 @@ func (s *Store) Close() error {
 	if s.backlog != nil {
 		s.backlog.close()
 	}
-	err := errors.Join(s.dropView(), s.db.Close())
+	s.mu.Lock()
+	s.closed = true
+	s.changed.Broadcast()
+	s.mu.Unlock()
+	close(s.end)
+	s.done.Wait()
+	s.mu.Lock()
+	err := s.belowLocked()
+	s.mu.Unlock()
+	err = errors.Join(err, s.db.Close())
 	s.cache.Unref()
 	return err
-}
-
-func get(r pebble.Reader, key []byte) ([]byte, bool, error) {
-	v, c, err := r.Get(key)
-	if errors.Is(err, pebble.ErrNotFound) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, false, errs.Wrap(errs.Corrupt, err, "read state store")
-	}
-	v = append(make([]byte, 0, len(v)), v...)
-	return v, true, c.Close()
-}
-
-func scan(r pebble.Reader, from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
-	return func(yield func([]byte, []byte) bool) {
-		it, err := r.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
-		if err != nil {
-			*errp = errs.Wrap(errs.Corrupt, err, "scan state store")
-			return
-		}
-		for ok := it.First(); ok; ok = it.Next() {
-			if !yield(it.Key(), it.Value()) {
-				break
-			}
-		}
-		if err := errors.Join(it.Error(), it.Close()); err != nil {
-			*errp = errs.Wrap(errs.Corrupt, err, "scan state store")
-		}
-	}
-}
-
-// Get implements Reader.
-func (s *Store) Get(key []byte) ([]byte, bool, error) { return get(s.db, key) }
-
-// Scan implements Reader.
-func (s *Store) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
-	return scan(s.db, from, to, errp)
-}
-
-// Snapshot is a consistent view of a Store at one moment. It must be closed, once.
-type Snapshot struct {
-	s     *pebble.Snapshot
-	store *Store
-	// users counts those who have not closed it; guarded by Store.viewMu.
-	users int
-}
-
-// Snapshot returns a view that holds every batch whose Commit has returned, and none that has not begun. Between two batches
-// all callers share one: to open and close one costs more than most reads.
-func (s *Store) Snapshot() *Snapshot {
-	s.viewMu.Lock()
-	defer s.viewMu.Unlock()
-	if s.view == nil {
-		s.view = &Snapshot{s: s.db.NewSnapshot(), store: s, users: 1}
-	}
-	s.view.users++
-	return s.view
-}
-
-// dropView makes the next Snapshot a new one: what was committed must be in it, and an old view that is kept would keep what
-// is overwritten from being removed.
-func (s *Store) dropView() error {
-	s.viewMu.Lock()
-	v := s.view
-	s.view = nil
-	s.viewMu.Unlock()
-	if v == nil {
-		return nil
-	}
-	return v.Close()
-}
-
-// Get implements Reader.
-func (s *Snapshot) Get(key []byte) ([]byte, bool, error) { return get(s.s, key) }
-
-// Scan implements Reader.
-func (s *Snapshot) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
-	return scan(s.s, from, to, errp)
-}
-
-// Close releases the view.
-func (s *Snapshot) Close() error {
-	s.store.viewMu.Lock()
-	s.users--
-	last := s.users == 0
-	s.store.viewMu.Unlock()
-	if last {
-		return s.s.Close()
-	}
-	return nil
-}
-
-// Batch collects writes that become visible together.
-type Batch struct {
-	b *pebble.Batch
-	s *Store
-}
-
-// Batch returns an empty batch.
-func (s *Store) Batch() *Batch { return &Batch{s.db.NewBatch(), s} }
-
-// Set stores a pair. Both slices are copied.
-func (b *Batch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
-
-// Delete removes a key.
-func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }
-
-// DeleteRange removes all keys with from <= key < to.
-func (b *Batch) DeleteRange(from, to []byte) error { return b.b.DeleteRange(from, to, nil) }
-
-// Size returns the bytes collected so far.
-func (b *Batch) Size() int { return b.b.Len() }
-
-// Commit makes the batch visible and releases it. It is durable only after a later Flush, or by the raft log.
-func (b *Batch) Commit() error {
-	if b.s.step != nil {
-		if err := b.s.step.makeRoom(b.s, b.b); err != nil {
-			return err
-		}
-	}
-	s, n, size := b.s, int(b.b.Count()), b.b.Len()
-	if err := errors.Join(b.b.Commit(pebble.NoSync), b.b.Close(), s.dropView()); err != nil {
-		return err
-	}
-	if s.step != nil {
-		return nil
-	}
-	s.backlog.grew(size)
-	if s.rows += n; s.rows < s.rowsMax {
-		return nil
-	}
-	s.rows = 0
-	s.backlog.grew(int(s.opts.MemTableSize))
-	_, err := s.db.AsyncFlush()
-	return err
-}
-
-// Discard releases a batch without committing it.
-func (b *Batch) Discard() error { return b.b.Close() }
-
-// Flush makes everything committed so far durable and waits for it.
-func (s *Store) Flush() error {
-	s.Rest()
-	if err := s.db.Flush(); err != nil {
-		return errs.Wrap(errs.Corrupt, err, "flush state store")
-	}
-	if s.step != nil {
-		return s.step.flushed(s)
-	}
-	return nil
-}
-
-// Rest waits until a deterministic store has nothing left to do: files that nobody reads any more are deleted by a goroutine
-// of Pebble's. The simulation calls it before it looks at the disk.
-func (s *Store) Rest() {
-	if s.step != nil {
-		s.db.TestOnlyWaitForCleaning()
-	}
-}
-
-// FlushStart starts a flush of everything committed so far and returns a channel that is closed when it is durable.
-func (s *Store) FlushStart() (<-chan struct{}, error) {
-	if s.step != nil {
-		done := make(chan struct{})
-		close(done)
-		return done, s.Flush()
-	}
-	done, err := s.db.AsyncFlush()
-	return done, errs.Wrap(errs.Corrupt, err, "flush state store")
 }
 
 // StoreStats is a small set of figures about a Store.
@@ -368,8 +214,14 @@ type StoreStats struct {
 // Stats returns the store's figures.
 func (s *Store) Stats() StoreStats {
 	m := s.db.Metrics()
+	s.mu.Lock()
+	waiting := s.active.bytes
+	for _, f := range s.filled {
+		waiting += f.t.bytes
+	}
+	s.mu.Unlock()
 	return StoreStats{
-		DiskBytes: m.DiskSpaceUsage(), MemTableBytes: m.MemTable.Size,
+		DiskBytes: m.DiskSpaceUsage(), MemTableBytes: uint64(waiting),
 		L0Files: m.Levels[0].TablesCount, CompactionDebtBytes: m.Compact.EstimatedDebt,
 	}
 }

@@ -1,0 +1,211 @@
+package storage
+
+import (
+	"bytes"
+	"errors"
+	"iter"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// Reader reads a Store or a Snapshot of one.
+type Reader interface {
+	// Get returns a copy of the value of key, and whether there is one.
+	Get(key []byte) ([]byte, bool, error)
+	// Scan yields the pairs with from <= key < to in order. Key and value are valid only until the next step. A disk
+	// error ends the sequence and is reported by *errp.
+	Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte]
+}
+
+// layers are what a read looks through: memTables, the newest first, then Pebble.
+type layers struct {
+	mem   []memView
+	below pebble.Reader
+}
+
+// layers returns what the goroutine that commits reads. They are good until it commits again.
+func (s *Store) layers() layers {
+	s.mu.Lock()
+	filled := s.filled
+	s.mu.Unlock()
+	l := layers{mem: make([]memView, 0, 1+len(filled)), below: s.db}
+	return l.with(s.active.own(), filled)
+}
+
+func (l layers) with(active memView, filled []*filledTable) layers {
+	if active.root != nil {
+		l.mem = append(l.mem, active)
+	}
+	for i := len(filled) - 1; i >= 0; i-- {
+		l.mem = append(l.mem, filled[i].t.own())
+	}
+	return l
+}
+
+func (l layers) get(key []byte) ([]byte, bool, error) {
+	for _, m := range l.mem {
+		if r := m.find(key); r != nil {
+			return bytes.Clone(rowValue(m.chunks, r)), !r.deleted(), nil
+		}
+	}
+	v, c, err := l.below.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, errs.Wrap(errs.Corrupt, err, "read state store")
+	}
+	v = append(make([]byte, 0, len(v)), v...)
+	return v, true, c.Close()
+}
+
+func (l layers) scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
+	return func(yield func([]byte, []byte) bool) {
+		it, err := l.below.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
+		if err != nil {
+			*errp = errs.Wrap(errs.Corrupt, err, "scan state store")
+			return
+		}
+		mem := make([]*memIter, 0, len(l.mem))
+		for _, m := range l.mem {
+			mem = append(mem, m.iter(from))
+		}
+		merge(mem, to, it, yield)
+		if err := errors.Join(it.Error(), it.Close()); err != nil {
+			*errp = errs.Wrap(errs.Corrupt, err, "scan state store")
+		}
+	}
+}
+
+// merge yields the rows of all layers in order; of rows with the same key it takes the first layer's.
+func merge(mem []*memIter, to []byte, it *pebble.Iterator, yield func([]byte, []byte) bool) {
+	more := it.First()
+	for {
+		// The lowest key, and the newest layer that has it.
+		var key []byte
+		at := -1
+		for i, m := range mem {
+			if m.row != nil && (at < 0 || bytes.Compare(m.key(), key) < 0) {
+				key, at = m.key(), i
+			}
+		}
+		if at >= 0 && to != nil && bytes.Compare(key, to) >= 0 {
+			key, at = nil, -1
+		}
+		switch {
+		case at < 0 && !more:
+			return
+		case at < 0 || more && bytes.Compare(it.Key(), key) < 0:
+			if !yield(it.Key(), it.Value()) {
+				return
+			}
+			more = it.Next()
+			continue
+		}
+		if m := mem[at]; !m.row.deleted() && !yield(key, m.value()) {
+			return
+		}
+		if more && bytes.Equal(it.Key(), key) {
+			more = it.Next()
+		}
+		for _, m := range mem {
+			if m.row != nil && bytes.Equal(m.key(), key) {
+				m.next()
+			}
+		}
+	}
+}
+
+// Get implements Reader.
+func (s *Store) Get(key []byte) ([]byte, bool, error) { return s.layers().get(key) }
+
+// Scan implements Reader.
+func (s *Store) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
+	return s.layers().scan(from, to, errp)
+}
+
+// Snapshot is a consistent view of a Store at one moment. It must be closed, once.
+type Snapshot struct {
+	layers
+	store *Store
+	base  *pebbleView
+	// users counts those who have not closed it; guarded by Store.mu.
+	users int
+}
+
+// pebbleView is a snapshot of Pebble's that several Snapshots share. users is guarded by Store.mu.
+type pebbleView struct {
+	s     *pebble.Snapshot
+	users int
+}
+
+// Snapshot returns a view that holds every batch whose Commit has returned, and none that has not begun. Between two batches
+// all callers share one.
+func (s *Store) Snapshot() *Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.view == nil {
+		if s.below == nil {
+			s.below = &pebbleView{s: s.db.NewSnapshot(), users: 1}
+		}
+		s.below.users++
+		v := &Snapshot{layers: layers{below: s.below.s}, store: s, base: s.below, users: 1}
+		v.layers = v.with(s.active.view(), s.filled)
+		s.view = v
+	}
+	s.view.users++
+	return s.view
+}
+
+// viewLocked makes the next Snapshot a new one: what was committed must be in it.
+func (s *Store) viewLocked() error {
+	v := s.view
+	s.view = nil
+	if v == nil {
+		return nil
+	}
+	return v.closeLocked()
+}
+
+// belowLocked does the same for Pebble's part of it: an old one that is kept would keep what is overwritten from being
+// removed.
+func (s *Store) belowLocked() error {
+	err := s.viewLocked()
+	b := s.below
+	s.below = nil
+	if b == nil {
+		return err
+	}
+	return errors.Join(err, b.closeLocked())
+}
+
+func (b *pebbleView) closeLocked() error {
+	if b.users--; b.users > 0 {
+		return nil
+	}
+	return b.s.Close()
+}
+
+// Get implements Reader.
+func (s *Snapshot) Get(key []byte) ([]byte, bool, error) { return s.get(key) }
+
+// Scan implements Reader.
+func (s *Snapshot) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
+	return s.scan(from, to, errp)
+}
+
+// Close releases the view.
+func (s *Snapshot) Close() error {
+	s.store.mu.Lock()
+	defer s.store.mu.Unlock()
+	return s.closeLocked()
+}
+
+func (s *Snapshot) closeLocked() error {
+	if s.users--; s.users > 0 {
+		return nil
+	}
+	return s.base.closeLocked()
+}
