@@ -37,6 +37,9 @@ const batchSpareMax = 4 << 20
 // pebbleMemTable is the size of Pebble's memtables. A memTable that has more than half of it takes no way through one.
 const pebbleMemTable = 1 << 20
 
+// pebbleRowOverhead is about what a row costs in a batch of Pebble's besides its bytes.
+const pebbleRowOverhead = 16
+
 // Batch returns an empty batch.
 func (s *Store) Batch() *Batch {
 	if b := s.spare; b != nil {
@@ -225,8 +228,12 @@ func (s *Store) flusher() {
 // write makes a table of a memTable's rows, and waits until all that Pebble has is durable.
 func (s *Store) write(t *memTable) error {
 	if t.rows > 0 {
+		size := 0
+		for it := t.own().iter(nil); it.row != nil; it.next() {
+			size += len(it.key()) + len(it.value()) + pebbleRowOverhead
+		}
 		// One batch, so that a crash leaves all of it or nothing.
-		p := s.db.NewBatch()
+		p := s.db.NewBatchWithSize(size)
 		var err error
 		for it := t.own().iter(nil); it.row != nil && err == nil; it.next() {
 			if it.row.deleted() {

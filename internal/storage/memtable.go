@@ -3,7 +3,6 @@ package storage
 import (
 	"bytes"
 	"encoding/binary"
-	"sort"
 )
 
 // memTable holds rows that are committed and not yet in a table on disk, in the order of their keys. It is a B+ tree whose
@@ -18,8 +17,10 @@ type memTable struct {
 	epoch uint64
 	rows  int
 	// bytes counts what is in chunks, also of rows that were replaced since.
-	bytes  int
+	bytes int
+	// chunks are never written where a view may look: used is where the last one is free.
 	chunks [][]byte
+	used   int
 }
 
 // memView is the content of a memTable at one moment.
@@ -43,16 +44,21 @@ type memNode struct {
 	kids  []*memNode
 	epoch uint64
 	n     int
-	// All keys of the node begin with the same prefix bytes. After them each has eight bytes in marks, as a number, zeros
-	// where the key is shorter. Most searches need nothing else, and those are in one piece of memory.
+	// All keys of the node begin with the same prefix bytes, the first of which are in head too. After them each key has
+	// eight bytes in marks, as a number, zeros where the key is shorter. Most searches need nothing else but to see in the
+	// end that the key is the right one, and a search costs what it has to fetch from memory.
 	prefix int
+	head   [memHead]byte
 	marks  [memFanout]uint64
 	rows   [memFanout]memRow
 }
 
+const memHead = 16
+
 const (
-	memChunkMin = 4 << 10
-	memChunkMax = 1 << 20
+	// The first chunk is small, so that a node that is not used needs little memory; the largest have 1 MiB.
+	memChunkMin       = 4 << 10
+	memChunkDoublings = 8
 	// memRowOverhead is about what a row costs besides its bytes.
 	memRowOverhead = 48
 )
@@ -73,16 +79,18 @@ func rowValue(chunks [][]byte, r *memRow) []byte {
 func (t *memTable) store(key, value []byte, deleted bool) memRow {
 	n := len(key) + len(value)
 	last := len(t.chunks) - 1
-	if last < 0 || cap(t.chunks[last])-len(t.chunks[last]) < n {
-		t.chunks = append(t.chunks, make([]byte, 0, max(n, min(memChunkMin<<len(t.chunks), memChunkMax))))
+	if last < 0 || len(t.chunks[last])-t.used < n {
+		t.chunks = append(t.chunks, make([]byte, max(n, memChunkMin<<min(len(t.chunks), memChunkDoublings))))
+		t.used = 0
 		last++
 	}
-	c := t.chunks[last]
-	r := memRow{chunk: uint32(last), off: uint32(len(c)), klen: uint32(len(key)), vlenDeleted: uint32(len(value)) << 1}
+	r := memRow{chunk: uint32(last), off: uint32(t.used), klen: uint32(len(key)), vlenDeleted: uint32(len(value)) << 1}
 	if deleted {
 		r.vlenDeleted |= 1
 	}
-	t.chunks[last] = append(append(c, key...), value...)
+	free := t.chunks[last][t.used:]
+	copy(free[copy(free, key):], value)
+	t.used += n
 	t.bytes += n
 	return r
 }
@@ -203,6 +211,7 @@ func (n *memNode) remark(chunks [][]byte) {
 	n.prefix = 0
 	if n.n > 1 {
 		n.prefix = commonPrefix(first, rowKey(chunks, &n.rows[n.n-1]))
+		copy(n.head[:], first[:n.prefix])
 	}
 	for i := range n.n {
 		n.marks[i] = markOf(rowKey(chunks, &n.rows[i])[n.prefix:])
@@ -232,14 +241,17 @@ func (n *memNode) search(chunks [][]byte, key []byte) (int, bool) {
 		return 0, false
 	}
 	if p := n.prefix; p > 0 {
-		head := rowKey(chunks, &n.rows[0])[:p]
+		head := n.head[:min(p, memHead)]
+		if p > memHead {
+			head = rowKey(chunks, &n.rows[0])[:p]
+		}
+		// A key that ends within the prefix compares as lower.
 		switch c := bytes.Compare(key[:min(p, len(key))], head); {
 		case c < 0:
 			return 0, false
 		case c > 0:
 			return n.n, false
 		}
-		// A key that is all of a longer prefix compares as lower, above.
 	}
 	mark := markOf(key[n.prefix:])
 	lo, hi := 0, n.n
@@ -250,13 +262,13 @@ func (n *memNode) search(chunks [][]byte, key []byte) (int, bool) {
 			hi = m
 		}
 	}
-	if lo == n.n || n.marks[lo] != mark {
-		return lo, false
+	// Few keys have the same mark, mostly one.
+	for ; lo < n.n && n.marks[lo] == mark; lo++ {
+		if c := bytes.Compare(rowKey(chunks, &n.rows[lo]), key); c >= 0 {
+			return lo, c == 0
+		}
 	}
-	// Few keys have the same mark.
-	same := sort.Search(n.n-lo, func(i int) bool { return n.marks[lo+i] > mark })
-	i := lo + sort.Search(same, func(i int) bool { return bytes.Compare(rowKey(chunks, &n.rows[lo+i]), key) >= 0 })
-	return i, i < n.n && bytes.Equal(rowKey(chunks, &n.rows[i]), key)
+	return lo, false
 }
 
 // child returns the kid that a key belongs to.

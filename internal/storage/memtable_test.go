@@ -71,7 +71,7 @@ func TestMemTable_IsAnOrderedMapWithViews(t *testing.T) {
 				want map[string]string
 			}
 			var moments []moment
-			for i := range 6000 {
+			for i := range 3000 {
 				k := key(rng, i)
 				if rng.IntN(5) == 0 {
 					tab.put([]byte(k), nil, true)
@@ -81,7 +81,7 @@ func TestMemTable_IsAnOrderedMapWithViews(t *testing.T) {
 					tab.put([]byte(k), []byte(v), false)
 					model[k] = v
 				}
-				if rng.IntN(400) == 0 {
+				if rng.IntN(300) == 0 {
 					moments = append(moments, moment{tab.view(), maps.Clone(model)})
 				}
 			}
@@ -91,7 +91,7 @@ func TestMemTable_IsAnOrderedMapWithViews(t *testing.T) {
 			}
 			for i, m := range moments {
 				for range 5 {
-					from := key(rng, rng.IntN(6000))
+					from := key(rng, rng.IntN(3000))
 					if got, want := contents(m.v, from), wanted(m.want, from); got != want {
 						t.Fatalf("view %d from %q:\n got %.500s\nwant %.500s", i, from, got, want)
 					}
@@ -100,7 +100,7 @@ func TestMemTable_IsAnOrderedMapWithViews(t *testing.T) {
 					t.Fatalf("view %d:\n got %.500s\nwant %.500s", i, got, want)
 				}
 				for range 300 {
-					k := key(rng, rng.IntN(7000))
+					k := key(rng, rng.IntN(3500))
 					want, there := m.want[k]
 					r := m.v.find([]byte(k))
 					switch {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -235,7 +236,7 @@ func TestStore_StepwiseDependsOnCallsOnly(t *testing.T) {
 }
 
 func TestStore_ReadersBesideAWriter(t *testing.T) {
-	s := openTestStore(t, MemFS(), StoreConfig{MemTableBytes: 64 << 10})
+	s := openTestStore(t, MemFS(), StoreConfig{MemTableBytes: 1 << 10})
 	put(t, s, "a", "0", "b", "0")
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -593,5 +594,202 @@ func TestStore_SnapshotsAreSharedBetweenBatchesOnly(t *testing.T) {
 	// Pebble says so if a snapshot is still open.
 	if err := s.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestStore_EqualsAMapThroughAllLayers writes, removes, flushes and reads at random, in memtables so small that rows are in
+// several of them and in tables, and compares all with a map. Snapshots are compared with what the map was then.
+func TestStore_EqualsAMapThroughAllLayers(t *testing.T) {
+	for _, det := range []bool{false, true} {
+		t.Run(fmt.Sprint("deterministic=", det), func(t *testing.T) {
+			s := openTestStore(t, MemFS(), StoreConfig{MemTableBytes: 2 << 10, MemTableRows: 40, Deterministic: det})
+			rng := rand.New(rand.NewPCG(3, 4))
+			key := func() string { return fmt.Sprintf("k%03d", rng.IntN(200)) }
+			render := func(m map[string]string, from, to string) string {
+				var out []string
+				for _, k := range slices.Sorted(maps.Keys(m)) {
+					if k >= from && (to == "" || k < to) {
+						out = append(out, k+"="+m[k])
+					}
+				}
+				return strings.Join(out, " ")
+			}
+			model := map[string]string{}
+			type moment struct {
+				s    *Snapshot
+				want map[string]string
+			}
+			var open []moment
+			check := func(m moment) {
+				t.Helper()
+				from, to := key(), ""
+				if rng.IntN(2) == 0 {
+					to = key()
+				}
+				if got, want := rows(t, m.s, from, to), render(m.want, from, to); got != want {
+					t.Fatalf("from %q to %q:\n got %s\nwant %s", from, to, got, want)
+				}
+				k := key()
+				v, ok, err := m.s.Get([]byte(k))
+				if want, there := m.want[k]; err != nil || ok != there || string(v) != want {
+					t.Fatalf("get %q: %q %v %v, want %q %v", k, v, ok, err, want, there)
+				}
+			}
+			for i := range 3000 {
+				b := s.Batch()
+				for range 1 + rng.IntN(6) {
+					k := key()
+					switch rng.IntN(30) {
+					case 0, 1, 2, 3, 4, 5:
+						_ = b.Delete([]byte(k))
+						delete(model, k)
+					case 6:
+						to := key()
+						if to < k {
+							k, to = to, k
+						}
+						_ = b.DeleteRange([]byte(k), []byte(to))
+						maps.DeleteFunc(model, func(x, _ string) bool { return x >= k && x < to })
+					default:
+						v := fmt.Sprint(i)
+						_ = b.Set([]byte(k), []byte(v))
+						model[k] = v
+					}
+				}
+				if err := b.Commit(); err != nil {
+					t.Fatal(err)
+				}
+				switch rng.IntN(12) {
+				case 0:
+					if err := s.Flush(); err != nil {
+						t.Fatal(err)
+					}
+				case 1:
+					if _, err := s.FlushStart(); err != nil {
+						t.Fatal(err)
+					}
+				case 2, 3:
+					open = append(open, moment{s.Snapshot(), maps.Clone(model)})
+				case 4:
+					if len(open) > 3 {
+						check(open[0])
+						if err := open[0].s.Close(); err != nil {
+							t.Fatal(err)
+						}
+						open = open[1:]
+					}
+				}
+				k := key()
+				v, ok, err := s.Get([]byte(k))
+				if want, there := model[k]; err != nil || ok != there || string(v) != want {
+					t.Fatalf("get %q: %q %v %v, want %q %v", k, v, ok, err, want, there)
+				}
+				if i%10 == 0 {
+					from := key()
+					if got, want := rows(t, s, from, ""), render(model, from, ""); got != want {
+						t.Fatalf("after %d from %q:\n got %s\nwant %s", i, from, got, want)
+					}
+				}
+			}
+			for _, m := range open {
+				check(m)
+				if err := m.s.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// TestStore_CrashLeavesABatchOrNothing takes crash images while rows are flushed: each holds exactly the batches up to one.
+func TestStore_CrashLeavesABatchOrNothing(t *testing.T) {
+	fs := MemFS()
+	s, err := OpenStore(fs, "state", StoreConfig{MemTableBytes: 16 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const keys = 50
+	pad := strings.Repeat("x", 100)
+	value := func(n int) string { return fmt.Sprintf("%06d%s", n, pad) }
+	var crashed []*vfs.MemFS
+	for n := 1; n <= 4000; n++ {
+		// A key and a count, the one first and the other last in the order of rows.
+		put(t, s, fmt.Sprintf("a%02d", n%keys), value(n), "z", value(n))
+		if n%100 == 0 {
+			crashed = append(crashed, fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: n % 101, RNG: rand.New(rand.NewPCG(uint64(n), 1))}))
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]bool{}
+	for i, c := range crashed {
+		s, err := OpenStore(c, "state", StoreConfig{})
+		if err != nil {
+			t.Fatalf("image %d: %v", i, err)
+		}
+		z, there, err := s.Get([]byte("z"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		if there {
+			if n, err = strconv.Atoi(string(z[:6])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var want []string
+		for k := range keys {
+			// The last write of this key up to n.
+			if last := n - (n-k+keys)%keys; last > 0 {
+				want = append(want, fmt.Sprintf("a%02d=%s", k, value(last)))
+			}
+		}
+		if got := rows(t, s, "a", "b"); got != strings.Join(want, " ") {
+			t.Errorf("image %d, count %d:\n got %s\nwant %s", i, n, got, strings.Join(want, " "))
+		}
+		seen[n] = true
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(seen) < 5 {
+		t.Errorf("the images are of %d moments only", len(seen))
+	}
+}
+
+// noTables is a file system that cannot make tables.
+type noTables struct{ FS }
+
+func (f noTables) Create(name string, c vfs.DiskWriteCategory) (File, error) {
+	if strings.HasSuffix(name, ".sst") {
+		return nil, errors.New("no room")
+	}
+	return f.FS.Create(name, c)
+}
+
+// A store whose disk takes no tables can still be closed, and who waits for a flush learns of it.
+func TestStore_ClosesWhileAFlushCannotEnd(t *testing.T) {
+	s, err := OpenStore(noTables{MemFS()}, "state", StoreConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, "a", "1")
+	done, err := s.FlushStart()
+	if err != nil {
+		t.Fatal(err)
+	}
+	waited := make(chan error)
+	go func() { waited <- s.await(done) }()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-waited; err == nil {
+		t.Error("a flush that failed was reported as done")
+	}
+	select {
+	case <-done:
+		t.Error("a flush that failed was announced as done")
+	default:
 	}
 }
