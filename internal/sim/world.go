@@ -293,7 +293,7 @@ func (n *node) boots() {
 		}
 		w.note("node %d: log damaged: %v, suspect %v all %v", n.id, rec.Damaged, rec.Suspect, rec.AllSuspect)
 	}
-	cfg := storage.StoreConfig{MemTableBytes: 4 << 20, CacheBytes: 8 << 20, Deterministic: true}
+	cfg := storage.StoreConfig{CacheBytes: 8 << 20, Deterministic: true}
 	// Damage is found at the start or later: the real node reads the whole store now and then.
 	verify := w.rng.IntN(4) == 0
 	st, err := openStore(n.disk.state, cfg, verify)

@@ -209,7 +209,8 @@ func (s *Store) flusher() {
 		err := s.write(f.t)
 		s.mu.Lock()
 		if err == nil {
-			s.filled = s.filled[1:]
+			// A new slice: the old one would keep the rows in memory.
+			s.filled = append([]*filledTable(nil), s.filled[1:]...)
 			err = s.belowLocked()
 		}
 		if s.failed = errors.Join(s.failed, err); s.failed == nil {

@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -32,14 +35,15 @@ type Dir struct {
 const damageMark = "STATE-DAMAGED"
 
 // OpenDir opens a node's data directory, making it if there is none. A damaged state store is emptied, since everything in
-// it can be had from the peers; where it is the only copy, OpenDir fails with errs.Corrupt and leaves it. If another process has the directory, it fails with errs.Exists; if it was made for another
-// owner, with errs.Invalid.
-func OpenDir(fs FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *Dir, err error) {
-	if err := fs.MkdirAll(path, 0o755); err != nil {
+// it can be had from the peers; where it is the only copy, OpenDir fails with errs.Corrupt and leaves it. If the system does
+// not let it be opened, which says nothing of what is in it, OpenDir fails with errs.Unavailable. If another process has the
+// directory, it fails with errs.Exists; if it was made for another owner, with errs.Invalid.
+func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *Dir, err error) {
+	if err := at.MkdirAll(path, 0o755); err != nil {
 		return nil, errs.Wrap(errs.Invalid, err, "make data directory %s", path)
 	}
-	d := &Dir{fs: fs, path: path}
-	if d.lock, err = fs.Lock(fs.PathJoin(path, "LOCK")); err != nil {
+	d := &Dir{fs: at, path: path}
+	if d.lock, err = at.Lock(at.PathJoin(path, "LOCK")); err != nil {
 		return nil, errs.Wrap(errs.Exists, err, "data directory %s cannot be locked; another process may be using it", path)
 	}
 	defer func() {
@@ -51,10 +55,13 @@ func OpenDir(fs FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 	if err := d.claim(owner); err != nil {
 		return nil, err
 	}
-	state := fs.PathJoin(path, "state")
-	_, markErr := fs.Stat(fs.PathJoin(path, damageMark))
+	state := at.PathJoin(path, "state")
+	_, markErr := at.Stat(at.PathJoin(path, damageMark))
 	if markErr != nil {
-		d.Store, err = OpenStore(fs, state, sc)
+		d.Store, err = OpenStore(at, state, sc)
+	}
+	if err != nil && refused(err) {
+		return nil, errs.Wrap(errs.Unavailable, err, "the state store in %s cannot be opened; nothing was changed. See to what the system says and start again", path)
 	}
 	if (markErr == nil || err != nil) && sc.OnlyCopy {
 		if err == nil {
@@ -67,17 +74,24 @@ func OpenDir(fs FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 		if err := d.mark(); err != nil {
 			return nil, err
 		}
-		if err := RemoveStore(fs, state); err != nil {
+		if err := RemoveStore(at, state); err != nil {
 			return nil, err
 		}
-		if d.Store, err = OpenStore(fs, state, sc); err != nil {
+		if d.Store, err = OpenStore(at, state, sc); err != nil {
 			return nil, err
 		}
 	}
-	if d.Log, d.Recovery, err = OpenLog(fs, fs.PathJoin(path, "log"), lc); err != nil {
+	if d.Log, d.Recovery, err = OpenLog(at, at.PathJoin(path, "log"), lc); err != nil {
 		return nil, err
 	}
 	return d, nil
+}
+
+// refused says whether an error tells of the system that a file is on, and not of what is in it.
+func refused(err error) bool {
+	return slices.ContainsFunc([]error{
+		fs.ErrPermission, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOSPC, syscall.EDQUOT, syscall.ENOMEM,
+	}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // MarkDamaged makes the next OpenDir empty the state store.

@@ -2,8 +2,10 @@ package storage
 
 import (
 	"errors"
+	"io/fs"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -89,6 +91,56 @@ func TestOpenDir_OnlyCopyIsNotEmptied(t *testing.T) {
 	d, err = OpenDir(fs, "data", owner, LogConfig{}, StoreConfig{})
 	if err != nil || !d.StoreLost {
 		t.Fatalf("with peers: %+v, %v", d, err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// forbidden is a file system that lets nobody open what names begin with.
+type forbidden struct {
+	FS
+	prefix string
+	err    error
+}
+
+func (f forbidden) Open(name string, o ...vfs.OpenOption) (File, error) {
+	if strings.HasPrefix(f.PathBase(name), f.prefix) {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: f.err}
+	}
+	return f.FS.Open(name, o...)
+}
+
+// A state store that the system does not let us open is not damaged: what is in it stays.
+func TestOpenDir_WhatCannotBeOpenedIsNotDamaged(t *testing.T) {
+	mem := MemFS()
+	owner := Owner{Cluster: "shop", Node: 1, Shards: 1}
+	d, err := OpenDir(mem, "data", owner, LogConfig{}, StoreConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, d.Store, "k", "v")
+	if err := errors.Join(d.Store.Flush(), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range []error{syscall.EACCES, syscall.EMFILE, syscall.ENOSPC} {
+		_, err := OpenDir(forbidden{mem, "MANIFEST", e}, "data", owner, LogConfig{}, StoreConfig{})
+		if !errs.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "nothing was changed") {
+			t.Errorf("%v: got %v", e, err)
+		}
+	}
+	// A bad sector is damage.
+	if d, err = OpenDir(forbidden{mem.CrashClone(vfs.CrashCloneCfg{}), "MANIFEST", syscall.EIO}, "data", owner, LogConfig{}, StoreConfig{}); err == nil {
+		if !d.StoreLost {
+			t.Error("a store that cannot be read is believed")
+		}
+		_ = d.Close()
+	}
+	if d, err = OpenDir(mem, "data", owner, LogConfig{}, StoreConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := rows(t, d.Store, "", ""); got != "k=v" || d.StoreLost {
+		t.Errorf("got %q, lost %v", got, d.StoreLost)
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)

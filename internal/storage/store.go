@@ -27,7 +27,7 @@ type StoreConfig struct {
 	// OnlyCopy says that no peer has what is in the store, so that it must not be given up.
 	OnlyCopy bool
 	// Deterministic does all work of flushes and compactions while the caller waits, so that what a crash leaves behind
-	// depends on the calls only. The simulation sets it.
+	// depends on the calls only; memtables are small then, whatever is said above. The simulation sets it.
 	Deterministic bool
 	// Logf receives Pebble's own log lines, already formatted; nil drops them.
 	Logf func(format string, args ...any)

@@ -188,7 +188,7 @@ func TestStore_ComesBackAsOfItsLastFlush(t *testing.T) {
 func TestStore_StepwiseDependsOnCallsOnly(t *testing.T) {
 	run := func() string {
 		fs := MemFS()
-		s := openTestStore(t, fs, StoreConfig{Deterministic: true, MemTableBytes: 4 << 20})
+		s := openTestStore(t, fs, StoreConfig{Deterministic: true})
 		rng := rand.New(rand.NewPCG(1, 2))
 		for range 400 {
 			b := s.Batch()
