@@ -52,9 +52,7 @@ func scrubbed(t *testing.T, log *bytes.Buffer, alone bool, damage string) (*test
 	b := dir.Store.Batch()
 	for i := range 20_000 {
 		// A prefix that belongs to no shard.
-		if err := b.Set([]byte{0xee, byte(i >> 8), byte(i)}, bytes.Repeat([]byte{byte(i), byte(i >> 8)}, 50)); err != nil {
-			t.Fatal(err)
-		}
+		b.Set([]byte{0xee, byte(i >> 8), byte(i)}, bytes.Repeat([]byte{byte(i), byte(i >> 8)}, 50))
 	}
 	if err := b.Commit(); err != nil {
 		t.Fatal(err)

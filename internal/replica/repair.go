@@ -229,10 +229,7 @@ func (h *Host) knows(p *peer, hd frameHeader) bool {
 	if p.logID == 0 || hd.logID&awareBit != 0 {
 		p.logID = hd.logID &^ awareBit
 		b := h.store.Batch()
-		if err := b.Set(peerLogKey(p.id), binary.LittleEndian.AppendUint64(nil, p.logID)); err != nil {
-			h.fatal(err)
-			return false
-		}
+		b.Set(peerLogKey(p.id), binary.LittleEndian.AppendUint64(nil, p.logID))
 		if err := b.Commit(); err != nil {
 			h.fatal(err)
 			return false

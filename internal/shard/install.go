@@ -19,9 +19,7 @@ type Installer struct {
 func (m *Machine) Install() (*Installer, error) {
 	in := &Installer{m: m, gen: m.gen + 1, place: placeOf(m.id, m.gen+1)}
 	b := m.store.Batch()
-	if err := b.DeleteRange(in.place, placeOf(m.id, in.gen+1)); err != nil {
-		return nil, err
-	}
+	b.DeleteRange(in.place, placeOf(m.id, in.gen+1))
 	return in, b.Commit()
 }
 
@@ -32,15 +30,13 @@ func (in *Installer) Add(chunk []byte) error {
 	for len(d.b) > 0 {
 		k, v := d.bytes(), d.bytes()
 		if d.bad {
-			_ = b.Discard()
+			b.Discard()
 			return errs.New(errs.Corrupt, "malformed snapshot chunk for shard %d", in.m.id)
 		}
 		if env.Mutant(env.MutantSnapshotNoSession) && len(k) > 1 && k[0] == byte(ModuleShard) && k[1] == rowSession {
 			continue
 		}
-		if err := b.Set(append(in.place[:placeSize:placeSize], k...), v); err != nil {
-			return err
-		}
+		b.Set(append(in.place[:placeSize:placeSize], k...), v)
 	}
 	return b.Commit()
 }
@@ -54,12 +50,8 @@ func (in *Installer) Finish() error {
 	m.installs.Add(1)
 	defer m.installs.Add(1)
 	b := m.store.Batch()
-	if err := b.Set(genKey(m.id), binary.BigEndian.AppendUint32(nil, in.gen)); err != nil {
-		return err
-	}
-	if err := b.DeleteRange(placeOf(m.id, m.gen), placeOf(m.id, m.gen+1)); err != nil {
-		return err
-	}
+	b.Set(genKey(m.id), binary.BigEndian.AppendUint32(nil, in.gen))
+	b.DeleteRange(placeOf(m.id, m.gen), placeOf(m.id, m.gen+1))
 	if err := b.Commit(); err != nil {
 		return err
 	}

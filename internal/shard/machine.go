@@ -165,12 +165,8 @@ func OpenMachine(store *storage.Store, id ID, modules *[256]Module, cfg MachineC
 // dropOtherGenerations removes the rows of an install that a crash cut short.
 func (m *Machine) dropOtherGenerations() error {
 	b := m.store.Batch()
-	if err := b.DeleteRange(placeOf(m.id, 0), placeOf(m.id, m.gen)); err != nil {
-		return err
-	}
-	if err := b.DeleteRange(placeOf(m.id, m.gen+1), placeOf(m.id+1, 0)); err != nil {
-		return err
-	}
+	b.DeleteRange(placeOf(m.id, 0), placeOf(m.id, m.gen))
+	b.DeleteRange(placeOf(m.id, m.gen+1), placeOf(m.id+1, 0))
 	return b.Commit()
 }
 
@@ -369,9 +365,7 @@ func (m *Machine) Commit(out *Applied) error {
 	key := append(slices.Clone(p), byte(ModuleShard), rowState)
 	if env.Mutant(env.MutantAppliedIndexAhead) {
 		ahead := m.store.Batch()
-		if err := ahead.Set(key, m.st.encode(nil)); err != nil {
-			return err
-		}
+		ahead.Set(key, m.st.encode(nil))
 		if err := ahead.Commit(); err != nil {
 			return err
 		}
@@ -382,22 +376,14 @@ func (m *Machine) Commit(out *Applied) error {
 	for i := range m.ov.rows {
 		r := &m.ov.rows[i]
 		m.keyBuf = append(m.keyBuf[:0], r.key...)
-		var err error
 		if r.deleted {
-			err = b.Delete(m.keyBuf)
+			b.Delete(m.keyBuf)
 		} else {
-			err = b.Set(m.keyBuf, r.value)
+			b.Set(m.keyBuf, r.value)
 		}
 		m.remember(r)
-		if err != nil {
-			m.err = err
-			return err
-		}
 	}
-	if err := b.Set(key, m.st.encode(nil)); err != nil {
-		m.err = err
-		return err
-	}
+	b.Set(key, m.st.encode(nil))
 	if err := b.Commit(); err != nil {
 		m.err = errs.Wrap(errs.Corrupt, err, "shard %d: commit to the state store", m.id)
 		return m.err

@@ -55,17 +55,16 @@ func (b *Batch) add(kind opKind, x, y []byte) {
 }
 
 // Set stores a pair. Both slices are copied.
-func (b *Batch) Set(key, value []byte) error { b.add(opSet, key, value); return nil }
+func (b *Batch) Set(key, value []byte) { b.add(opSet, key, value) }
 
 // Delete removes a key.
-func (b *Batch) Delete(key []byte) error { b.add(opDelete, key, nil); return nil }
+func (b *Batch) Delete(key []byte) { b.add(opDelete, key, nil) }
 
 // DeleteRange removes all keys with from <= key < to. If there are any, Commit waits until all that was committed before is
 // on disk.
-func (b *Batch) DeleteRange(from, to []byte) error {
+func (b *Batch) DeleteRange(from, to []byte) {
 	b.add(opDeleteRange, from, to)
 	b.ranges++
-	return nil
 }
 
 // Size returns the bytes collected so far.
@@ -89,7 +88,8 @@ func (b *Batch) each(f func(kind opKind, x, y []byte) error) error {
 func (b *Batch) Commit() error {
 	s := b.s
 	if b.ranges > 0 {
-		return errors.Join(b.commitRanges(), b.Discard())
+		defer b.Discard()
+		return b.commitRanges()
 	}
 	s.mu.Lock()
 	err := errors.Join(s.failed, s.viewLocked())
@@ -100,7 +100,7 @@ func (b *Batch) Commit() error {
 		})
 	}
 	s.mu.Unlock()
-	if err := errors.Join(err, b.Discard()); err != nil {
+	if b.Discard(); err != nil {
 		return err
 	}
 	if s.step != nil {
@@ -116,12 +116,11 @@ func (b *Batch) Commit() error {
 }
 
 // Discard releases a batch without committing it.
-func (b *Batch) Discard() error {
+func (b *Batch) Discard() {
 	b.ops, b.data, b.ranges = b.ops[:0], b.data[:0], 0
 	if cap(b.data) <= batchSpareMax {
 		b.s.spare = b
 	}
-	return nil
 }
 
 // commitRanges commits a batch that removes ranges. Pebble can remove them at once; what is in memTables has to be there

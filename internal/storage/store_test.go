@@ -34,14 +34,10 @@ func put(t *testing.T, s *Store, pairs ...string) {
 	t.Helper()
 	b := s.Batch()
 	for i := 0; i < len(pairs); i += 2 {
-		var err error
 		if pairs[i+1] == "-" {
-			err = b.Delete([]byte(pairs[i]))
+			b.Delete([]byte(pairs[i]))
 		} else {
-			err = b.Set([]byte(pairs[i]), []byte(pairs[i+1]))
-		}
-		if err != nil {
-			t.Fatal(err)
+			b.Set([]byte(pairs[i]), []byte(pairs[i+1]))
 		}
 	}
 	if b.Size() == 0 {
@@ -90,16 +86,10 @@ func TestStore_BatchIsAtomicAndOrdered(t *testing.T) {
 		t.Errorf("get of a deleted key: %q %v %v", v, ok, err)
 	}
 	b := s.Batch()
-	if err := b.Set([]byte("x"), nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Discard(); err != nil {
-		t.Fatal(err)
-	}
+	b.Set([]byte("x"), nil)
+	b.Discard()
 	b = s.Batch()
-	if err := b.DeleteRange([]byte("a"), []byte("c")); err != nil {
-		t.Fatal(err)
-	}
+	b.DeleteRange([]byte("a"), []byte("c"))
 	if err := b.Commit(); err != nil {
 		t.Fatal(err)
 	}
@@ -193,9 +183,7 @@ func TestStore_StepwiseDependsOnCallsOnly(t *testing.T) {
 		for range 400 {
 			b := s.Batch()
 			for range 1 + rng.IntN(20) {
-				if err := b.Set(fmt.Appendf(nil, "%05d", rng.IntN(3000)), bytes.Repeat([]byte{byte(rng.Uint32())}, rng.IntN(400))); err != nil {
-					t.Fatal(err)
-				}
+				b.Set(fmt.Appendf(nil, "%05d", rng.IntN(3000)), bytes.Repeat([]byte{byte(rng.Uint32())}, rng.IntN(400)))
 			}
 			if err := b.Commit(); err != nil {
 				t.Fatal(err)
@@ -381,7 +369,8 @@ func TestStore_DamagedManifestHidesNoLaterWrites(t *testing.T) {
 		for j := range 3 {
 			put(t, s, "a", fmt.Sprint("old", i, j), fmt.Sprintf("b%d%d", i, j), "old")
 			b := s.Batch()
-			if err := errors.Join(b.DeleteRange([]byte("n"), []byte("o")), b.Commit(), s.Flush()); err != nil {
+			b.DeleteRange([]byte("n"), []byte("o"))
+			if err := errors.Join(b.Commit(), s.Flush()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -537,7 +526,8 @@ func TestStore_SnapshotsAreSharedBetweenBatchesOnly(t *testing.T) {
 	set := func(n int) {
 		t.Helper()
 		b := s.Batch()
-		if err := errors.Join(b.Set([]byte("k"), []byte(strconv.Itoa(n))), b.Commit()); err != nil {
+		b.Set([]byte("k"), []byte(strconv.Itoa(n)))
+		if err := b.Commit(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -641,18 +631,18 @@ func TestStore_EqualsAMapThroughAllLayers(t *testing.T) {
 					k := key()
 					switch rng.IntN(30) {
 					case 0, 1, 2, 3, 4, 5:
-						_ = b.Delete([]byte(k))
+						b.Delete([]byte(k))
 						delete(model, k)
 					case 6:
 						to := key()
 						if to < k {
 							k, to = to, k
 						}
-						_ = b.DeleteRange([]byte(k), []byte(to))
+						b.DeleteRange([]byte(k), []byte(to))
 						maps.DeleteFunc(model, func(x, _ string) bool { return x >= k && x < to })
 					default:
 						v := fmt.Sprint(i)
-						_ = b.Set([]byte(k), []byte(v))
+						b.Set([]byte(k), []byte(v))
 						model[k] = v
 					}
 				}
