@@ -103,6 +103,33 @@ func TestRepair_NewDiskIsNoticedByThePeers(t *testing.T) {
 	}
 }
 
+// A replica that was replaced may have been the second of two that vote. Those that know so must still know it after a crash,
+// or they wait for ever for the vote of one that is gone (seed 110586).
+func TestRepair_TheNewConfigurationOutlivesACrash(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, first := r.elect()
+	second := r.nodes[6-int(lead.id)-int(first.id)-1]
+	lead.do("k=1")
+	old := first.host.Shards()[0].Replica
+	first.stop()
+	first.newDisk()
+	first.start(false)
+	r.rebuilt(first, old, "k", "1")
+	// Nothing else is written, and then all lose power: what was not flushed of the state is gone, and one disk for good.
+	old = second.host.Shards()[0].Replica
+	for _, n := range r.nodes {
+		n.stop()
+	}
+	for _, n := range []*rigNode{lead, first} {
+		n.dropState()
+		n.start(false)
+	}
+	if err := second.open(func(rec *storage.Recovery) { rec.AllSuspect = true }, false); err != nil {
+		t.Fatal(err)
+	}
+	r.rebuilt(second, old, "k", "1")
+}
+
 func TestRepair_StoreBehindTheCutIsNoticed(t *testing.T) {
 	r := newRig(t, 3, func(c *Config) { c.LogEntriesMax = 5 })
 	lead, other := r.elect()
@@ -113,12 +140,7 @@ func TestRepair_StoreBehindTheCutIsNoticed(t *testing.T) {
 	old := other.host.Shards()[0].Replica
 	other.stop()
 	// The store is gone, and nobody says so.
-	_ = other.store.Close()
-	st, err := storage.OpenStore(storage.MemFS(), "state", storage.StoreConfig{Deterministic: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	other.store = st
+	other.dropState()
 	other.start(false)
 	r.settle()
 	if !r.noted("state store is behind the cut of the log") {

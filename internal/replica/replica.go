@@ -42,6 +42,8 @@ type replica struct {
 	unsynced int
 	// state is raft's hard state, saved what of it was handed to the log.
 	state, saved storage.HardState
+	// confChanged says that a configuration was applied since the commit index was last looked after.
+	confChanged bool
 	// sure is set when this leader was found to know of everything committed before its term.
 	sure bool
 	// stampBase and stampAt anchor the shard's clock while this node leads.
@@ -407,6 +409,10 @@ func (r *replica) handleApply(m *raftpb.Message) {
 		h.fatal(err)
 		return
 	}
+	if r.confChanged {
+		r.confChanged = false
+		r.saveCommit()
+	}
 	r.noteRebuilding()
 	h.out.Counts.Commands += out.Commands
 	h.out.Counts.Duplicates += out.Duplicates
@@ -422,6 +428,16 @@ func (r *replica) handleApply(m *raftpb.Message) {
 	r.reads.ask(r)
 	h.armTimer(r)
 	h.markDirty(r)
+}
+
+// saveCommit writes the commit index by itself. A configuration takes effect when it is applied. Nodes that crash and do not
+// know that it was committed go back to the one before, in which a replica may vote that is gone for good: if it takes that
+// one to commit anything, they never learn it again.
+func (r *replica) saveCommit() {
+	if r.state.Commit > r.saved.Commit {
+		r.host.out.Writes = append(r.host.out.Writes, storage.Write{Shard: r.id, State: r.state})
+		r.saved = r.state
+	}
 }
 
 func (r *replica) applyEntry(e *raftpb.Entry, out *shard.Applied) error {
@@ -440,6 +456,7 @@ func (r *replica) applyEntry(e *raftpb.Entry, out *shard.Applied) error {
 		}
 		cs := r.rn.ApplyConfChange(&cc)
 		r.machine.ApplyConf(e.GetIndex(), e.GetTerm(), encodeConf(cs))
+		r.confChanged = true
 		r.host.out.Changed = true
 		r.host.note(false, r.id, "configuration changed", "voters", len(cs.Voters), "learners", len(cs.Learners), "index", e.GetIndex())
 	}

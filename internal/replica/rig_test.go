@@ -106,10 +106,16 @@ func newRig(t *testing.T, nodes int, cfg func(*Config)) *rig {
 // newDisk gives a node an empty disk.
 func (n *rigNode) newDisk() {
 	n.r.Helper()
+	n.logFS = storage.MemFS()
+	n.dropState()
+}
+
+// dropState takes what is in a stopped node's state store, as a crash does with what was not flushed.
+func (n *rigNode) dropState() {
+	n.r.Helper()
 	if n.store != nil {
 		_ = n.store.Close()
 	}
-	n.logFS = storage.MemFS()
 	var err error
 	if n.store, err = storage.OpenStore(storage.MemFS(), "state", storage.StoreConfig{Deterministic: true}); err != nil {
 		n.r.Fatal(err)

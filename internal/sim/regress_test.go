@@ -55,6 +55,10 @@ var regressions = []struct {
 		"a learner that lost the commit of its promotion in a crash finds a leader that sleeps", 50046,
 		func(o *Options) { *o = FromSeed(50046) },
 	},
+	{
+		"nodes that know of a new voter know of it after a crash", 110586,
+		func(o *Options) { *o = FromSeed(110586) },
+	},
 }
 
 func TestRegressions_StayFixed(t *testing.T) {
