@@ -79,10 +79,11 @@ func (l layers) scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
 	}
 }
 
-// merge yields the rows of all layers in order; of rows with the same key it takes the first layer's.
+// merge yields the rows of all layers in order; of rows with the same key it takes the first layer's. It ends where a table
+// cannot be read: what comes behind must not look as if nothing were missing.
 func merge(mem []*memIter, to []byte, it *pebble.Iterator, yield func([]byte, []byte) bool) {
 	more := it.First()
-	for {
+	for more || it.Error() == nil {
 		// The lowest key, and the newest layer that has it.
 		var key []byte
 		at := -1
@@ -92,7 +93,7 @@ func merge(mem []*memIter, to []byte, it *pebble.Iterator, yield func([]byte, []
 			}
 		}
 		if at >= 0 && to != nil && bytes.Compare(key, to) >= 0 {
-			key, at = nil, -1
+			at = -1
 		}
 		switch {
 		case at < 0 && !more:

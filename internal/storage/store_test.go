@@ -423,6 +423,64 @@ func TestStore_DamagedManifestHidesNoLaterWrites(t *testing.T) {
 	}
 }
 
+// TestStore_ScanEndsAtDamage: rows behind damage are not yielded, whether they are in a table or in memory (seed 211277).
+func TestStore_ScanEndsAtDamage(t *testing.T) {
+	fs := MemFS()
+	s, err := OpenStore(fs, "state", StoreConfig{Deterministic: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 400
+	for i := range n {
+		put(t, s, fmt.Sprintf("key%03d", i), strings.Repeat("v", 50))
+	}
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	clean := fs.CrashClone(vfs.CrashCloneCfg{})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	name := tables(t, clean)[0]
+	ended := map[int]bool{}
+	for at := int64(10); at < 20_000; at += 1000 {
+		fs := clean.CrashClone(vfs.CrashCloneCfg{})
+		rot(t, fs, name, at)
+		s, err := OpenStore(fs, "state", StoreConfig{Deterministic: true})
+		if err != nil {
+			continue
+		}
+		put(t, s, "key050", "new", "key250", "new", "key350x", "new", "zoo", "new")
+		snap := s.Snapshot()
+		for _, r := range []Reader{s, snap} {
+			var scanErr error
+			seen := 0
+			for k := range r.Scan(nil, nil, &scanErr) {
+				if want := fmt.Sprintf("key%03d", seen); string(k) != want && string(k) != "key350x" && string(k) != "zoo" {
+					t.Errorf("byte %d: %s comes where %s should", at, k, want)
+					break
+				} else if string(k) == want {
+					seen++
+				} else if seen < 351 {
+					t.Errorf("byte %d: %s comes after %d rows", at, k, seen)
+					break
+				}
+			}
+			if !errs.Is(scanErr, errs.Corrupt) || seen == n {
+				t.Errorf("byte %d: %d rows, then %v", at, seen, scanErr)
+			}
+			ended[seen] = true
+		}
+		if err := snap.Close(); err != nil {
+			t.Error(err)
+		}
+		_ = s.Close()
+	}
+	if len(ended) < 3 {
+		t.Errorf("damage was met after %v rows only", ended)
+	}
+}
+
 func TestStore_DamageIsStickyOnceRead(t *testing.T) {
 	fs := MemFS()
 	s, err := OpenStore(fs, "state", StoreConfig{Deterministic: true})
