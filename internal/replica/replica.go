@@ -92,9 +92,18 @@ func (r *replica) open(suspect bool) error {
 		h.note(true, r.id, "state store is behind the cut of the log; the replica is rebuilt", "applied", applied.Index, "first", first)
 		suspect = true
 	}
-	if stored != 0 && stored&awaitingBit == 0 && !suspect && last < applied.Index {
-		h.note(true, r.id, "log is behind the state store; the replica is rebuilt", "applied", applied.Index, "last", last)
-		suspect = true
+	reset := false
+	if stored != 0 && stored&awaitingBit == 0 && !suspect && !r.logHas(applied) {
+		installed, err := r.machine.Installed()
+		if err != nil {
+			return err
+		}
+		// A snapshot is durable in the state store before the log begins behind it. A crash came between the two: the log
+		// has all that the replica ever promised.
+		if reset = installed == applied; !reset {
+			h.note(true, r.id, "log is behind the state store; the replica is rebuilt", "applied", applied.Index, "last", last)
+			suspect = true
+		}
 	}
 	if suspect || stored&awaitingBit != 0 {
 		return r.await(stored, suspect)
@@ -115,8 +124,13 @@ func (r *replica) open(suspect bool) error {
 		}
 		r.view.before = storage.Position{Index: first - 1, Term: t}
 	}
+	if reset {
+		h.note(false, r.id, "the log is made to follow a snapshot that was just installed", "index", applied.Index, "last", last)
+		h.out.Writes = append(h.out.Writes, storage.Write{Shard: r.id, Reset: &applied})
+		r.view.before = applied
+	}
 	r.view.last, r.view.state = r.view.before, h.log.State(r.id)
-	if last >= first && last > 0 {
+	if last >= first && last > 0 && !reset {
 		t, err := h.log.Term(r.id, last)
 		if err != nil {
 			return err
@@ -124,6 +138,12 @@ func (r *replica) open(suspect bool) error {
 		r.view.last = storage.Position{Index: last, Term: t}
 	}
 	return r.start()
+}
+
+// logHas says whether the log has what is applied last, or begins behind it.
+func (r *replica) logHas(applied storage.Position) bool {
+	t, err := r.host.log.Term(r.id, applied.Index)
+	return err == nil && t == applied.Term
 }
 
 // initialConf is the configuration a cluster starts with: every member's first replica votes.

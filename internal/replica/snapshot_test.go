@@ -52,6 +52,68 @@ func TestSnapshot_BringsAFollowerBack(t *testing.T) {
 	r.same("k", "2")
 }
 
+// A crash between the state of a snapshot and the log that begins behind it costs the replica nothing, its id neither: it may
+// be one of the last that vote (seed 211858).
+func TestSnapshot_CrashBeforeTheLogHasIt(t *testing.T) {
+	for _, tail := range []int{0, 100} {
+		r := newRig(t, 3, func(c *Config) { c.LogEntriesMax = 5 })
+		other, _ := r.elect()
+		other.do("first=1")
+		r.same("first", "1")
+		// Entries that nobody else has, and which do not agree with the snapshot.
+		r.isolate(other)
+		for i := range tail {
+			other.propose(fmt.Sprintf("lost=%d", i), time.Second)
+			r.run(20 * time.Millisecond)
+		}
+		var lead *rigNode
+		r.until("another leader", func() bool {
+			for _, n := range r.nodes {
+				if n != other && n.host.Shards()[0].Leads {
+					lead = n
+				}
+			}
+			return lead != nil
+		})
+		for i := range 30 {
+			if res := lead.do(fmt.Sprintf("key%d=%s", i, strings.Repeat("v", 50))); res.Err != nil {
+				t.Fatal(res.Err)
+			}
+		}
+		r.run(3 * time.Second)
+		lead.do("last=1")
+		id := other.host.Shards()[0].Replica
+		// From when the snapshot begins to come, nothing is written to the log.
+		r.sent = func(shard.NodeID, Outgoing) {
+			if other.host.Shards()[0].Snapshotting {
+				r.holdLog[other.id] = true
+			}
+		}
+		r.heal()
+		r.until("installed snapshot", func() bool { return r.noted("installed a snapshot") })
+		r.sent = nil
+		other.stop()
+		if len(other.writes) == 0 {
+			t.Fatal("the log was written in time")
+		}
+		other.writes, r.holdLog[other.id] = nil, false
+		other.start(false)
+		r.same("last", "1")
+		if s := other.host.Shards()[0]; s.Replica != id {
+			t.Errorf("tail of %d: replica %d became %d", tail, id, s.Replica)
+		}
+		if !r.noted("the log is made to follow a snapshot that was just installed") {
+			t.Errorf("tail of %d: notes %v", tail, r.notes)
+		}
+		// It is written, too.
+		other.restart()
+		if res := other.do("then=1"); res.Err != nil {
+			t.Error(res.Err)
+		}
+		r.same("then", "1")
+	}
+}
+
 func TestSnapshot_SurvivesLostAndRepeatedChunks(t *testing.T) {
 	r, _, other := behind(t, 100)
 	n := 0

@@ -5,6 +5,7 @@ import (
 
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/storage"
 )
 
 // Installer replaces a shard's whole state by a received snapshot. The rows go to a generation of their own, which becomes
@@ -49,7 +50,22 @@ func (in *Installer) Finish() error {
 	}
 	m.installs.Add(1)
 	defer m.installs.Add(1)
+	row, _, err := m.store.Get(append(in.place[:placeSize:placeSize], byte(ModuleShard), rowState))
+	if err != nil {
+		return err
+	}
 	b := m.store.Batch()
+	if len(row) == 0 {
+		// It was wiped.
+		b.Delete(installedKey(m.id))
+	} else {
+		var st state
+		if err := st.decode(row); err != nil {
+			b.Discard()
+			return err
+		}
+		b.Set(installedKey(m.id), binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, st.Index), st.Term))
+	}
 	b.Set(genKey(m.id), binary.BigEndian.AppendUint32(nil, in.gen))
 	b.DeleteRange(placeOf(m.id, m.gen), placeOf(m.id, m.gen+1))
 	if err := b.Commit(); err != nil {
@@ -60,6 +76,19 @@ func (in *Installer) Finish() error {
 	}
 	m.gen = in.gen
 	return m.load()
+}
+
+// Installed returns the position of the last snapshot that was installed, zero if the state did not begin with one. The state
+// is durable at that position before the log is.
+func (m *Machine) Installed() (storage.Position, error) {
+	v, ok, err := m.store.Get(installedKey(m.id))
+	switch {
+	case err != nil || !ok:
+		return storage.Position{}, err
+	case len(v) != 16:
+		return storage.Position{}, errs.New(errs.Corrupt, "shard %d: the row of the last snapshot has %d bytes", m.id, len(v))
+	}
+	return storage.Position{Index: binary.LittleEndian.Uint64(v), Term: binary.LittleEndian.Uint64(v[8:])}, nil
 }
 
 // Wipe forgets the shard's state; used when the replica's log is lost and it starts over under a new id.

@@ -131,6 +131,10 @@ func genKey(id ID) []byte {
 	return binary.BigEndian.AppendUint32([]byte{placeNode, 'g'}, uint32(id))
 }
 
+func installedKey(id ID) []byte {
+	return binary.BigEndian.AppendUint32([]byte{placeNode, 'i'}, uint32(id))
+}
+
 // Modules makes the table that machines find modules in.
 func Modules(list ...Module) *[256]Module {
 	var t [256]Module

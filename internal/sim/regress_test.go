@@ -59,6 +59,14 @@ var regressions = []struct {
 		"nodes that know of a new voter know of it after a crash", 110586,
 		func(o *Options) { *o = FromSeed(110586) },
 	},
+	{
+		"rows in memory are not read on behind damage in a table", 211277,
+		func(o *Options) { *o = FromSeed(211277) },
+	},
+	{
+		"a crash between a snapshot and the log behind it does not cost a replica its vote", 211858,
+		func(o *Options) { *o = FromSeed(211858) },
+	},
 }
 
 func TestRegressions_StayFixed(t *testing.T) {
