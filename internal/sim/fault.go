@@ -77,9 +77,7 @@ func (w *world) flush(n *node) {
 		return
 	}
 	w.stats.Flushes++
-	if err := n.store.Flush(); err != nil && !w.broken[int(n.id)] {
-		w.fail("node %d: flush: %v", n.id, err)
-	}
+	n.flush()
 }
 
 func (w *world) pause(n *node) {

@@ -374,11 +374,31 @@ func (n *node) scrub(boot uint64) {
 	}
 	n.unverified = false
 	if err := n.store.Verify(); err != nil {
-		n.w.stats.StoresDamaged++
-		n.lost = true
-		n.die("scrub: " + err.Error())
-		n.w.after(time.Second, n.boots)
+		n.giveUp("scrub", err)
 	}
+}
+
+// giveUp ends a node that came upon damage in its state store; it comes back without it.
+func (n *node) giveUp(what string, err error) {
+	n.w.stats.StoresDamaged++
+	n.lost = true
+	n.die(what + ": " + err.Error())
+	n.w.after(time.Second, n.boots)
+}
+
+// flush makes the state store durable, and reports whether it did. It merges tables now and then, and may find that one is
+// damaged.
+func (n *node) flush() bool {
+	err := n.store.Flush()
+	switch {
+	case err == nil:
+		return true
+	case errs.Is(err, errs.Corrupt) && n.w.broken[int(n.id)]:
+		n.giveUp("flush", err)
+	default:
+		n.w.fail("node %d: flush: %v", n.id, err)
+	}
+	return false
 }
 
 func openStore(fs storage.FS, cfg storage.StoreConfig, verify bool) (st *storage.Store, err error) {
@@ -515,11 +535,9 @@ func (n *node) turn() {
 			if n.boot != boot {
 				return
 			}
-			if err := n.store.Flush(); err != nil {
-				w.fail("node %d: flush: %v", n.id, err)
-				return
+			if n.flush() {
+				n.give(replica.Flushed{})
 			}
-			n.give(replica.Flushed{})
 		})
 	}
 	n.writeLog()
