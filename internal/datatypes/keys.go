@@ -107,7 +107,7 @@ func (c *call) expireGeneric(unit, base int64) error {
 	switch {
 	case !had, nx && h.exp != 0, xx && h.exp == 0, gt && (h.exp == 0 || when <= h.exp), lt && h.exp != 0 && when >= h.exp:
 		return c.int(0)
-	case when <= c.now:
+	case when <= c.now():
 		c.remove(key, &h, "del")
 	default:
 		c.expireAt(key, &h, when)
@@ -115,8 +115,8 @@ func (c *call) expireGeneric(unit, base int64) error {
 	return c.int(1)
 }
 
-func cmdExpire(c *call) error    { return c.expireGeneric(1000, c.now) }
-func cmdPExpire(c *call) error   { return c.expireGeneric(1, c.now) }
+func cmdExpire(c *call) error    { return c.expireGeneric(1000, c.now()) }
+func cmdPExpire(c *call) error   { return c.expireGeneric(1, c.now()) }
 func cmdExpireAt(c *call) error  { return c.expireGeneric(1000, 0) }
 func cmdPExpireAt(c *call) error { return c.expireGeneric(1, 0) }
 
@@ -142,7 +142,7 @@ func (c *call) ttl(f func(exp int64) int64) error {
 }
 
 // left never goes below zero: the key has expired only when the shard's clock says so.
-func (c *call) left(exp int64) int64 { return max(exp-c.shown, 0) }
+func (c *call) left(exp int64) int64 { return max(exp-max(c.now(), c.node), 0) }
 
 func seconds(ms int64) int64 {
 	if ms > 1<<63-1-500 {

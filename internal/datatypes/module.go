@@ -103,8 +103,8 @@ type call struct {
 	// tx is nil in a query; v is tx or the query's view.
 	tx *shard.Tx
 	v  shard.View
-	// now is the shard's clock in Unix milliseconds: it decides what has expired. shown is what TTL counts from.
-	now, shown int64
+	// clock is what now returns, once somebody asked. node is the clock of the node that a query came to, 0 for commands.
+	clock, node int64
 	// seed feeds the commands that choose at random.
 	seed uint64
 	spec *Spec
@@ -132,6 +132,15 @@ func (m *Module) end(c *call) {
 	}
 }
 
+// now returns the shard's clock in Unix milliseconds: it decides what has expired. For a query it is a row that has to be read,
+// and most keys do not expire.
+func (c *call) now() int64 {
+	if c.clock == 0 {
+		c.clock = c.v.Now().UnixMilli()
+	}
+	return c.clock
+}
+
 // Apply implements shard.Module.
 func (m *Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 	d := decoder{b: cmd}
@@ -142,8 +151,6 @@ func (m *Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 	c := m.begin()
 	defer m.end(c)
 	c.tx, c.v = tx, tx
-	c.now = tx.Now().UnixMilli()
-	c.shown = c.now
 	c.seed = mix(uint64(tx.Revision()))
 	switch op {
 	case opExec:
@@ -172,8 +179,7 @@ func (m *Module) Query(v shard.View, q []byte) ([]byte, error) {
 	c := m.begin()
 	defer m.end(c)
 	c.v = v
-	c.now = v.Now().UnixMilli()
-	c.shown = max(c.now, node)
+	c.node = node
 	c.seed = mix(seed)
 	switch op {
 	case opBatch:
@@ -258,7 +264,7 @@ func (m *Module) Fire(tx *shard.Tx, key []byte) error {
 	}
 	c := m.begin()
 	defer m.end(c)
-	c.tx, c.v, c.now = tx, tx, tx.Now().UnixMilli()
+	c.tx, c.v = tx, tx
 	switch key[0] {
 	case timerExpire:
 		c.fireExpire(key[1:])

@@ -126,7 +126,7 @@ func (h *head) encode() []byte {
 	return append(b, h.val...)
 }
 
-func (h *head) expired(now int64) bool { return h.exp != 0 && h.exp <= now }
+func (c *call) expired(h *head) bool { return h.exp != 0 && h.exp <= c.now() }
 
 // load returns a key's head, whether or not it has expired.
 func (c *call) load(key []byte) (h head, ok bool) {
@@ -145,7 +145,7 @@ func (c *call) load(key []byte) (h head, ok bool) {
 // look returns the head of a key that exists, for a read.
 func (c *call) look(key []byte) (head, bool) {
 	h, ok := c.load(key)
-	if !ok || h.expired(c.now) {
+	if !ok || c.expired(&h) {
 		return head{}, false
 	}
 	return h, true
@@ -154,7 +154,7 @@ func (c *call) look(key []byte) (head, bool) {
 // open returns the head of a key that exists, for a write: a key that has expired is removed first.
 func (c *call) open(key []byte) (head, bool) {
 	h, ok := c.load(key)
-	if ok && h.expired(c.now) {
+	if ok && c.expired(&h) {
 		c.remove(key, &h, "expired")
 		return head{}, false
 	}
@@ -257,7 +257,7 @@ func (c *call) fireGarbage(name []byte) {
 }
 
 func (c *call) fireExpire(key []byte) {
-	if h, ok := c.load(key); ok && h.expired(c.now) {
+	if h, ok := c.load(key); ok && c.expired(&h) {
 		c.remove(key, &h, "expired")
 	}
 }

@@ -20,7 +20,7 @@ func (c *call) eachHead(cursor uint64, f func(cursor uint64, key []byte, h *head
 			c.damaged = true
 			return
 		}
-		if h.expired(c.now) {
+		if c.expired(&h) {
 			continue
 		}
 		if !f(headCursor(k), k[headKeySize:], &h) {

@@ -111,10 +111,10 @@ func (c *call) expiry(arg []byte, unit int64, at bool) (int64, error) {
 	}
 	n *= unit
 	if !at {
-		if n > 1<<63-1-c.now {
+		if n > 1<<63-1-c.now() {
 			return 0, errExpire(c.spec.Name)
 		}
-		n += c.now
+		n += c.now()
 	}
 	return n, nil
 }
@@ -160,7 +160,7 @@ func cmdSet(c *call) error {
 
 // storeOrExpire is store for an expiry that may lie in the past: then the key is gone.
 func (c *call) storeOrExpire(key, val []byte, old *head, had bool, exp int64) {
-	if exp != 0 && exp <= c.now {
+	if exp != 0 && exp <= c.now() {
 		if had {
 			c.remove(key, old, "del")
 		}
@@ -226,7 +226,7 @@ func cmdGetEx(c *call) error {
 		return err
 	}
 	switch {
-	case o.hasExp && exp <= c.now:
+	case o.hasExp && exp <= c.now():
 		c.remove(key, &h, "del")
 	case o.hasExp:
 		c.expireAt(key, &h, exp)
