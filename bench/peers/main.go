@@ -89,13 +89,13 @@ func run(quorate, etcd, redis string, d time.Duration, rounds int, loads []strin
 		}
 	}
 	var md strings.Builder
-	floor := diskFloor(dir)
+	disk, trip := diskFloor(dir), loopback()
 	line := func(format string, args ...any) {
 		s := fmt.Sprintf(format, args...)
 		fmt.Println(s)
 		md.WriteString(s + "\n")
 	}
-	line("Floor of a replicated write here: three parallel fdatasyncs (p50 %v) and two loopback round trips.", floor)
+	line("Floor of a replicated write here: three parallel fdatasyncs (p50 %v) and two loopback round trips (p50 %v each), together %v.", disk, trip, disk+2*trip)
 	line("")
 	line("| load | system | per second, median (min-max) | p50 | p99 | CPU-s per 100k | rate / %s | CPU / %s |", baseline(all), baseline(all))
 	line("|---|---|---|---|---|---|---|---|")
@@ -277,6 +277,50 @@ func diskFloor(dir string) time.Duration {
 		}()
 	}
 	wg.Wait()
+	slices.Sort(all)
+	return all[len(all)/2]
+}
+
+// loopback measures a round trip of 128 bytes between two goroutines over TCP.
+func loopback() time.Duration {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0
+	}
+	defer ln.Close()
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		b := make([]byte, 128)
+		for {
+			if _, err := io.ReadFull(c, b); err != nil {
+				return
+			}
+			if _, err := c.Write(b); err != nil {
+				return
+			}
+		}
+	}()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		return 0
+	}
+	defer c.Close()
+	var all []time.Duration
+	b := make([]byte, 128)
+	for range 3000 {
+		t := time.Now()
+		if _, err := c.Write(b); err != nil {
+			return 0
+		}
+		if _, err := io.ReadFull(c, b); err != nil {
+			return 0
+		}
+		all = append(all, time.Since(t))
+	}
 	slices.Sort(all)
 	return all[len(all)/2]
 }
