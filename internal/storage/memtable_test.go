@@ -163,11 +163,6 @@ func FuzzMemTable(f *testing.F) {
 			k = bytes.TrimRight(k, "x")
 			tab.put(k, k, false)
 			model[string(k)] = string(k)
-			for k, v := range model {
-				if strings.HasPrefix(v, "-") {
-					delete(model, k)
-				}
-			}
 		}
 		var b strings.Builder
 		for _, k := range slices.Sorted(maps.Keys(model)) {
