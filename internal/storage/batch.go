@@ -225,6 +225,9 @@ func (s *Store) flusher() {
 	}
 }
 
+// errClosedEarly is what waits for a flush is told if the store is closed before.
+var errClosedEarly = errs.New(errs.Unavailable, "the state store was closed while it was flushed")
+
 // write makes a table of a memTable's rows, and waits until all that Pebble has is durable.
 func (s *Store) write(t *memTable) error {
 	if t.rows > 0 {
@@ -257,7 +260,7 @@ func (s *Store) write(t *memTable) error {
 	case <-done:
 		return nil
 	case <-s.end:
-		return errs.New(errs.Unavailable, "the state store was closed while it was flushed")
+		return errClosedEarly
 	}
 }
 
@@ -320,7 +323,7 @@ func (s *Store) await(done <-chan struct{}) error {
 			return s.failed
 		}
 		if s.closed {
-			return errs.New(errs.Unavailable, "the state store was closed while it was flushed")
+			return errClosedEarly
 		}
 		s.changed.Wait()
 	}
