@@ -247,7 +247,7 @@ func (g *Engine) heldLocked(id shard.ID) bool {
 }
 
 // holdMax bounds what is looked through for each command; shards past it get a turn for each.
-const holdMax = 64
+const holdMax = 256
 
 // setHold takes over what the last turn said, also for what came meanwhile.
 func (g *Engine) setHold(out *replica.Output) {

@@ -24,6 +24,9 @@ const (
 	// slowRound is how long a node waits for a batch before it makes the next all the same: the followers' logs may well be
 	// faster than its own.
 	slowRound = 5 * time.Millisecond
+	// takingFor is for how long after its last batch a replica counts as taking part: its next commands will come in the middle
+	// of a round, and need no turn to be put in line.
+	takingFor = 100 * time.Millisecond
 )
 
 // Hold says that commands for some shards only wait at present, so that they need not bring a turn until so many have come.
@@ -35,7 +38,7 @@ type Hold struct {
 
 // rounds is the host's part of this.
 type rounds struct {
-	// taking are the replicas that have a batch in the round, or commands for the next.
+	// taking are the replicas that have a batch in the round or commands for the next, or had a batch lately.
 	taking []*replica
 	// under counts the replicas whose batch the round waits for; began is when the last of them was made.
 	under int
@@ -110,7 +113,7 @@ func (h *Host) openRound() {
 func (h *Host) sayHold() {
 	waiting, gathering := 0, h.now.Before(h.until)
 	h.taking = slices.DeleteFunc(h.taking, func(r *replica) bool {
-		if !r.leads() || !r.under && len(r.queue) == 0 && !gathering {
+		if !r.leads() || !r.under && len(r.queue) == 0 && h.now.Sub(r.cutAt) > takingFor {
 			r.taking = false
 			return true
 		}

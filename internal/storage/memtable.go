@@ -44,16 +44,22 @@ type memNode struct {
 	kids  []*memNode
 	epoch uint64
 	n     int
-	// All keys of the node begin with the same prefix bytes, the first of which are in head too. After them each key has
-	// eight bytes in marks, as a number, zeros where the key is shorter. Most searches need nothing else but to see in the
-	// end that the key is the right one, and a search costs what it has to fetch from memory.
+	// All keys of the node begin with the same prefix bytes, the first of which are in head too. The sixteen bytes after
+	// them are in high and low, as numbers, zeros where the key is shorter. A search costs what it has to fetch from memory,
+	// and needs hardly anything else: eight bytes tell users' keys apart; those of a change log and of several shards, which
+	// differ before and after bytes that they have in common, take sixteen.
 	prefix int
 	head   [memHead]byte
-	marks  [memFanout]uint64
+	high   [memFanout]uint64
+	low    [memFanout]uint64
 	rows   [memFanout]memRow
 }
 
-const memHead = 16
+const (
+	memHead = 24
+	// memMark is the number of bytes in high and low.
+	memMark = 16
+)
 
 const (
 	// The first chunk is small, so that a node that is not used needs little memory; the largest have 1 MiB.
@@ -180,7 +186,8 @@ func (n *memNode) place(chunks [][]byte, i int, r memRow, kid *memNode) {
 		n.kids[i] = kid
 	}
 	n.n++
-	copy(n.marks[i+1:n.n], n.marks[i:n.n-1])
+	copy(n.high[i+1:n.n], n.high[i:n.n-1])
+	copy(n.low[i+1:n.n], n.low[i:n.n-1])
 	n.mark(chunks, i)
 }
 
@@ -201,7 +208,7 @@ func (n *memNode) mark(chunks [][]byte, i int) {
 		n.remark(chunks)
 		return
 	}
-	n.marks[i] = markOf(key[n.prefix:])
+	n.high[i], n.low[i] = markOf(key[n.prefix:])
 }
 
 // remark finds the prefix and all marks anew.
@@ -214,17 +221,17 @@ func (n *memNode) remark(chunks [][]byte) {
 		copy(n.head[:], first[:n.prefix])
 	}
 	for i := range n.n {
-		n.marks[i] = markOf(rowKey(chunks, &n.rows[i])[n.prefix:])
+		n.high[i], n.low[i] = markOf(rowKey(chunks, &n.rows[i])[n.prefix:])
 	}
 }
 
-func markOf(rest []byte) uint64 {
-	if len(rest) >= 8 {
-		return binary.BigEndian.Uint64(rest)
+func markOf(rest []byte) (high, low uint64) {
+	if len(rest) < memMark {
+		var b [memMark]byte
+		copy(b[:], rest)
+		rest = b[:]
 	}
-	var b [8]byte
-	copy(b[:], rest)
-	return binary.BigEndian.Uint64(b[:])
+	return binary.BigEndian.Uint64(rest), binary.BigEndian.Uint64(rest[8:])
 }
 
 func commonPrefix(a, b []byte) int {
@@ -253,22 +260,27 @@ func (n *memNode) search(chunks [][]byte, key []byte) (int, bool) {
 			return n.n, false
 		}
 	}
-	mark := markOf(key[n.prefix:])
-	lo, hi := 0, n.n
-	for lo < hi {
-		if m := int(uint(lo+hi) >> 1); n.marks[m] < mark {
-			lo = m + 1
+	high, low := markOf(key[n.prefix:])
+	at, end := 0, n.n
+	for at < end {
+		m := int(uint(at+end) >> 1)
+		if h := n.high[m]; h < high || h == high && n.low[m] < low {
+			at = m + 1
 		} else {
-			hi = m
+			end = m
 		}
 	}
 	// Few keys have the same mark, mostly one.
-	for ; lo < n.n && n.marks[lo] == mark; lo++ {
-		if c := bytes.Compare(rowKey(chunks, &n.rows[lo]), key); c >= 0 {
-			return lo, c == 0
+	for ; at < n.n && n.high[at] == high && n.low[at] == low; at++ {
+		r := &n.rows[at]
+		if int(r.klen) == len(key) && len(key)-n.prefix <= memMark {
+			return at, true
+		}
+		if c := bytes.Compare(rowKey(chunks, r), key); c >= 0 {
+			return at, c == 0
 		}
 	}
-	return lo, false
+	return at, false
 }
 
 // child returns the kid that a key belongs to.

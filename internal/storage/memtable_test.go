@@ -40,8 +40,12 @@ func wanted(m map[string]string, from string) string {
 
 // memKeys are generators of keys, each hard on another part of the tree.
 var memKeys = map[string]func(*rand.Rand, int) string{
-	"spread":  func(r *rand.Rand, _ int) string { return fmt.Sprintf("%08x", r.Uint32()) },
-	"few":     func(r *rand.Rand, _ int) string { return fmt.Sprintf("place:%d", r.IntN(300)) },
+	"spread": func(r *rand.Rand, _ int) string { return fmt.Sprintf("%08x", r.Uint32()) },
+	"few":    func(r *rand.Rand, _ int) string { return fmt.Sprintf("place:%d", r.IntN(300)) },
+	// Rows of several shards, of which the key says more only after what all have in common.
+	"shards": func(r *rand.Rand, _ int) string {
+		return fmt.Sprintf("s%03d\x00\x00\x00\x00\x01k%03d", r.IntN(5), r.IntN(400))
+	},
 	"rising":  func(_ *rand.Rand, i int) string { return fmt.Sprintf("log/%09d", i) },
 	"falling": func(_ *rand.Rand, i int) string { return fmt.Sprintf("log/%09d", 1<<29-i) },
 	// Keys that begin with each other, and zeros, which marks cannot tell from the end of a key.
@@ -128,7 +132,7 @@ func TestMemTable_Empty(t *testing.T) {
 func TestMemTable_StaysSmall(t *testing.T) {
 	tab := &memTable{}
 	for i := range 64 * 64 {
-		tab.put(fmt.Appendf(nil, "%08d", i), nil, false)
+		tab.put(fmt.Appendf(nil, "place000%08d", i), nil, false)
 	}
 	leaves := 0
 	var count func(n *memNode)
@@ -145,7 +149,7 @@ func TestMemTable_StaysSmall(t *testing.T) {
 	}
 	before := leaves
 	for range 10_000 {
-		tab.put([]byte("00000007"), []byte("again"), false)
+		tab.put([]byte("place00000000007"), []byte("again"), false)
 	}
 	leaves = 0
 	if count(tab.root); leaves != before || tab.rows != 64*64 {
@@ -174,27 +178,30 @@ func FuzzMemTable(f *testing.F) {
 	})
 }
 
-// BenchmarkMemTable writes batches of 100 rows; the view between them is what a reader takes.
+// BenchmarkMemTable writes batches of 100 rows, with keys as those of a module's; the view between them is what a reader takes.
 func BenchmarkMemTable(b *testing.B) {
-	for _, keys := range []int{10_000, 1_000_000} {
-		for _, views := range []bool{false, true} {
-			b.Run(fmt.Sprintf("keys=%d/views=%v", keys, views), func(b *testing.B) {
-				rng := rand.New(rand.NewPCG(1, 2))
-				value := make([]byte, 128)
-				tab := &memTable{}
-				key := append([]byte("place00000"), make([]byte, 16)...)
-				for i := range b.N {
-					k := rng.IntN(keys)
-					key = fmt.Appendf(key[:10], "%c%c%04x:%d", k*7, k*13, uint16(k*40503), k)
-					tab.put(key, value, false)
-					if views && i%100 == 0 {
-						tab.view()
+	for _, shards := range []int{1, 16} {
+		for _, keys := range []int{10_000, 1_000_000} {
+			for _, views := range []bool{false, true} {
+				b.Run(fmt.Sprintf("shards=%d/keys=%d/views=%v", shards, keys, views), func(b *testing.B) {
+					rng := rand.New(rand.NewPCG(1, 2))
+					value := make([]byte, 128)
+					tab := &memTable{}
+					var key []byte
+					for i := range b.N {
+						k := rng.IntN(keys)
+						key = append(key[:0], 2, 0, 0, 0, byte(k%shards), 0, 0, 0, 1, 1)
+						key = fmt.Appendf(key, "k%c%c%04x:%d", k*7, k*13, uint16(k*40503), k)
+						tab.put(key, value, false)
+						if views && i%100 == 0 {
+							tab.view()
+						}
+						if tab.bytes > 64<<20 || tab.rows > 100_000 {
+							tab = &memTable{}
+						}
 					}
-					if tab.bytes > 64<<20 || tab.rows > 100_000 {
-						tab = &memTable{}
-					}
-				}
-			})
+				})
+			}
 		}
 	}
 }
