@@ -135,6 +135,9 @@ func (m *Machine) put(id ModuleID, key, value []byte, deleted bool, from origin)
 // Delete removes a key. Deleting a key that is not there counts as a write all the same: ask first.
 func (tx *Tx) Delete(key []byte) { tx.m.delete(tx.module, key, fresh) }
 
+// DeleteBulk is Delete for a row that commands will hardly ask for again.
+func (tx *Tx) DeleteBulk(key []byte) { tx.m.delete(tx.module, key, bulk) }
+
 func (m *Machine) delete(id ModuleID, key []byte, from origin) {
 	m.put(id, key, []byte{}, true, from)
 }

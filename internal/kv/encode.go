@@ -1,0 +1,320 @@
+package kv
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// Commands and queries are
+//
+//	version(1) request(1) body
+//
+// with uvarints for numbers, and length and bytes for strings. Booleans of an operation are bits of one byte.
+const encodingVersion = 1
+
+// request numbers what is asked; numbers are never reused.
+type request uint8
+
+const (
+	// reqOp is an operation, a command or, if it is read-only, a query.
+	reqOp request = iota + 1
+	reqCompact
+	reqGrant
+	reqRevoke
+	reqKeepAlive
+	// What follows is asked by queries only.
+	reqStatus
+	reqEvents
+	reqTimeToLive
+	reqLeases
+	reqHash
+)
+
+func head(r request) []byte { return append(make([]byte, 0, 64), encodingVersion, byte(r)) }
+
+func errMalformed() error { return errs.New(errs.Corrupt, "malformed kv request") }
+
+// EncodeOp returns the command of an operation, or the query if it is read-only.
+func EncodeOp(o Op) []byte { return appendOp(head(reqOp), o) }
+
+const (
+	flagKeysOnly = 1 << iota
+	flagCountOnly
+	flagFilters
+)
+
+const (
+	flagWantPrev = 1 << iota
+	flagKeepValue
+	flagKeepLease
+)
+
+func appendOp(b []byte, o Op) []byte {
+	switch o := o.(type) {
+	case *Range:
+		flags := byte(0)
+		filters := o.MinMod|o.MaxMod|o.MinCreate|o.MaxCreate != 0
+		for i, set := range [...]bool{o.KeysOnly, o.CountOnly, filters} {
+			if set {
+				flags |= 1 << i
+			}
+		}
+		b = append(b, byte(OpRange), flags, byte(o.Target), byte(o.Order))
+		b = appendBytes(appendBytes(b, o.Key), o.End)
+		b = appendInt(appendInt(b, o.Limit), o.Revision)
+		if filters {
+			b = appendInt(appendInt(appendInt(appendInt(b, o.MinMod), o.MaxMod), o.MinCreate), o.MaxCreate)
+		}
+	case *Put:
+		flags := byte(0)
+		for i, set := range [...]bool{o.WantPrev, o.KeepValue, o.KeepLease} {
+			if set {
+				flags |= 1 << i
+			}
+		}
+		b = append(b, byte(OpPut), flags)
+		b = appendInt(appendBytes(appendBytes(b, o.Key), o.Value), o.Lease)
+	case *Delete:
+		flags := byte(0)
+		if o.WantPrev {
+			flags = flagWantPrev
+		}
+		b = append(b, byte(OpDelete), flags)
+		b = appendBytes(appendBytes(b, o.Key), o.End)
+	case *Txn:
+		b = binary.AppendUvarint(append(b, byte(OpTxn)), uint64(len(o.If)))
+		for i := range o.If {
+			c := &o.If[i]
+			b = append(b, byte(c.Target), byte(c.Relation))
+			b = appendBytes(appendBytes(b, c.Key), c.End)
+			if c.Target == Value {
+				b = appendBytes(b, c.Value)
+			} else {
+				b = appendInt(b, c.Number)
+			}
+		}
+		for _, ops := range [...][]Op{o.Then, o.Else} {
+			b = binary.AppendUvarint(b, uint64(len(ops)))
+			for _, o := range ops {
+				b = appendOp(b, o)
+			}
+		}
+	}
+	return b
+}
+
+// appendInt adds a signed number, of which most are small and none negative.
+func appendInt(b []byte, v int64) []byte { return binary.AppendUvarint(b, uint64(v)) }
+
+func appendBytes(b, v []byte) []byte { return append(binary.AppendUvarint(b, uint64(len(v))), v...) }
+
+// decoder reads an encoding. After the first thing that is not there, bad is set and everything is empty. The slices it
+// returns are parts of what it reads.
+type decoder struct {
+	b   []byte
+	bad bool
+}
+
+func (d *decoder) byte() byte {
+	if len(d.b) == 0 {
+		d.bad = true
+		return 0
+	}
+	v := d.b[0]
+	d.b = d.b[1:]
+	return v
+}
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.bad, d.b = true, nil
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) int() int64 { return int64(d.uvarint()) }
+
+func (d *decoder) bytes() []byte {
+	n := d.uvarint()
+	if n > uint64(len(d.b)) {
+		d.bad, d.b = true, nil
+		return nil
+	}
+	v := d.b[:n:n]
+	d.b = d.b[n:]
+	return v
+}
+
+// count reads how many things follow, each of which takes at least size bytes.
+func (d *decoder) count(size int) int {
+	n := d.uvarint()
+	if n > uint64(len(d.b)/size) {
+		d.bad, d.b = true, nil
+		return 0
+	}
+	return int(n)
+}
+
+// end returns an error if anything was missing, or is left.
+func (d *decoder) end() error {
+	if d.bad || len(d.b) > 0 {
+		return errMalformed()
+	}
+	return nil
+}
+
+func (d *decoder) op(depth int) Op {
+	switch kind := OpKind(d.byte()); kind {
+	case OpRange:
+		o := &Range{}
+		flags := d.byte()
+		o.KeysOnly, o.CountOnly = flags&flagKeysOnly != 0, flags&flagCountOnly != 0
+		o.Target, o.Order = SortTarget(d.byte()), SortOrder(d.byte())
+		d.bad = d.bad || o.Target > ByValue || o.Order > Descending
+		o.Key, o.End = d.bytes(), d.bytes()
+		o.Limit, o.Revision = d.int(), d.int()
+		if flags&flagFilters != 0 {
+			o.MinMod, o.MaxMod, o.MinCreate, o.MaxCreate = d.int(), d.int(), d.int(), d.int()
+		}
+		return o
+	case OpPut:
+		o := &Put{}
+		flags := d.byte()
+		o.WantPrev, o.KeepValue, o.KeepLease = flags&flagWantPrev != 0, flags&flagKeepValue != 0, flags&flagKeepLease != 0
+		o.Key, o.Value, o.Lease = d.bytes(), d.bytes(), d.int()
+		return o
+	case OpDelete:
+		o := &Delete{WantPrev: d.byte()&flagWantPrev != 0}
+		o.Key, o.End = d.bytes(), d.bytes()
+		return o
+	case OpTxn:
+		if depth == DepthMax {
+			d.bad = true
+			return nil
+		}
+		o := &Txn{}
+		if n := d.count(5); n > 0 {
+			o.If = make([]Compare, n)
+		}
+		for i := range o.If {
+			c := &o.If[i]
+			c.Target, c.Relation = CompareTarget(d.byte()), Relation(d.byte())
+			d.bad = d.bad || c.Target > Lease || c.Relation > NotEqual
+			c.Key, c.End = d.bytes(), d.bytes()
+			if c.Target == Value {
+				c.Value = d.bytes()
+			} else {
+				c.Number = d.int()
+			}
+		}
+		for _, ops := range [...]*[]Op{&o.Then, &o.Else} {
+			for n := d.count(3); n > 0 && !d.bad; n-- {
+				*ops = append(*ops, d.op(depth+1))
+			}
+		}
+		return o
+	}
+	d.bad = true
+	return nil
+}
+
+// appendAnswer adds an answer in the form that DecodeAnswer reads.
+func appendAnswer(b []byte, a *Answer) []byte {
+	b = appendInt(append(b, byte(a.Op)), a.Revision)
+	switch a.Op {
+	case OpRange:
+		b = appendBool(b, a.More)
+		b = appendKVs(appendInt(b, a.Count), a.KVs)
+	case OpPut:
+		b = appendKVs(b, a.KVs)
+	case OpDelete:
+		b = appendKVs(appendInt(b, a.Count), a.KVs)
+	case OpTxn:
+		b = binary.AppendUvarint(appendBool(b, a.Succeeded), uint64(len(a.Answers)))
+		for i := range a.Answers {
+			b = appendAnswer(b, &a.Answers[i])
+		}
+	}
+	return b
+}
+
+func appendBool(b []byte, v bool) []byte {
+	if v {
+		return append(b, 1)
+	}
+	return append(b, 0)
+}
+
+func appendKVs(b []byte, kvs []KeyValue) []byte {
+	b = binary.AppendUvarint(b, uint64(len(kvs)))
+	for i := range kvs {
+		b = appendKV(b, &kvs[i])
+	}
+	return b
+}
+
+func appendKV(b []byte, kv *KeyValue) []byte {
+	b = appendInt(appendInt(appendInt(appendInt(b, kv.Create), kv.Mod), kv.Version), kv.Lease)
+	return appendBytes(appendBytes(b, kv.Key), kv.Value)
+}
+
+// DecodeAnswer reads the answer to a command or query made with EncodeOp. Its slices are parts of b.
+func DecodeAnswer(b []byte) (Answer, error) {
+	d := decoder{b: b}
+	a := d.answer(0)
+	return a, d.end()
+}
+
+func (d *decoder) answer(depth int) Answer {
+	a := Answer{Op: OpKind(d.byte()), Revision: d.int()}
+	switch a.Op {
+	case OpRange:
+		a.More, a.Count = d.byte() != 0, d.int()
+		a.KVs = d.kvs()
+	case OpPut:
+		a.KVs = d.kvs()
+	case OpDelete:
+		a.Count = d.int()
+		a.KVs = d.kvs()
+	case OpTxn:
+		if depth == DepthMax {
+			d.bad = true
+			return a
+		}
+		a.Succeeded = d.byte() != 0
+		if n := d.count(3); n > 0 {
+			a.Answers = make([]Answer, 0, n)
+			for ; n > 0 && !d.bad; n-- {
+				a.Answers = append(a.Answers, d.answer(depth+1))
+			}
+		}
+	default:
+		d.bad = true
+	}
+	return a
+}
+
+func (d *decoder) kvs() []KeyValue {
+	n := d.count(6)
+	if n == 0 {
+		return nil
+	}
+	kvs := make([]KeyValue, n)
+	for i := range kvs {
+		d.kv(&kvs[i])
+	}
+	return kvs
+}
+
+func (d *decoder) kv(kv *KeyValue) {
+	kv.Create, kv.Mod, kv.Version, kv.Lease = d.int(), d.int(), d.int(), d.int()
+	kv.Key, kv.Value = d.bytes(), d.bytes()
+}
+
+// maxRevision is no revision: it comes after all.
+const maxRevision = math.MaxInt64

@@ -1,0 +1,298 @@
+package kv
+
+import (
+	"bytes"
+	"encoding/binary"
+	"hash/crc32"
+	"time"
+
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// EncodeCompact returns the command that lets go of what only reads before a revision need. Its answer is DecodeCompact's.
+// It fails with ErrCompacted if that is done, and with ErrFutureRevision.
+func EncodeCompact(rev int64) []byte { return appendInt(head(reqCompact), rev) }
+
+// DecodeRevision reads the answer to a command that has no other than the key space's revision.
+func DecodeRevision(b []byte) (int64, error) {
+	d := decoder{b: b}
+	rev := d.int()
+	return rev, d.end()
+}
+
+func (c *call) compact(d *decoder) []byte {
+	rev := d.int()
+	c.failIf(d.end())
+	switch {
+	case c.err != nil:
+	case rev <= c.st.compact:
+		c.fail(ErrCompacted)
+	case rev > c.st.rev:
+		c.fail(ErrFutureRevision)
+	default:
+		c.st.compact = rev
+		c.save()
+		c.tx.SetTimer([]byte{timerCompact}, c.tx.Now())
+	}
+	return appendInt(nil, c.st.rev)
+}
+
+// failIf is fail for what may be no error.
+func (c *call) failIf(err error) {
+	if err != nil {
+		c.fail(err)
+	}
+}
+
+const (
+	// removeMax is how many events one step of a compaction lets go of, save that it leaves no revision half done.
+	removeMax = 1000
+	// removePause is the time between two steps: other requests come between.
+	removePause = 2 * time.Millisecond
+)
+
+// removeHistory does one step of a compaction.
+func (c *call) removeHistory() {
+	type done struct {
+		rev  int64
+		row  []byte
+		prev []byte
+	}
+	var steps []done
+	from := c.st.removed
+	c.st.removed = c.st.compact
+	for row, b := range c.v.Scan(eventKey(from, 0), eventKey(c.st.compact+1, 0)) {
+		rev, ok := eventRev(row)
+		_, prev, key, good := decodeEvent(b)
+		if !ok || !good {
+			c.damaged("event")
+			return
+		}
+		s := done{rev: rev, row: bytes.Clone(row)}
+		if prev > 0 {
+			s.prev = oldKey(key, prev)
+		}
+		steps = append(steps, s)
+		// A revision's events go together, so that where to go on is a revision.
+		if len(steps) > removeMax && steps[len(steps)-2].rev != rev {
+			steps = steps[:len(steps)-1]
+			c.st.removed = rev
+			break
+		}
+	}
+	for _, s := range steps {
+		if s.prev != nil {
+			c.tx.DeleteBulk(s.prev)
+		}
+		if s.rev < c.st.compact {
+			c.tx.DeleteBulk(s.row)
+		}
+	}
+	c.save()
+	if c.st.removed < c.st.compact {
+		c.tx.SetTimer([]byte{timerCompact}, c.tx.Now().Add(removePause))
+	}
+}
+
+// Status is what is known of the key space.
+type Status struct {
+	// Revision is the newest; Compacted is the oldest that can be read, 0 if none was compacted.
+	Revision, Compacted int64
+	// Removed says how far history is removed: a compaction is complete when it equals Compacted.
+	Removed int64
+}
+
+// EncodeStatus returns the query for DecodeStatus's answer.
+func EncodeStatus() []byte { return head(reqStatus) }
+
+// DecodeStatus reads the answer.
+func DecodeStatus(b []byte) (Status, error) {
+	d := decoder{b: b}
+	s := Status{Revision: d.int(), Compacted: d.int(), Removed: d.int()}
+	return s, d.end()
+}
+
+func (c *call) status(d *decoder) []byte {
+	c.failIf(d.end())
+	return appendInt(appendInt(appendInt(nil, c.st.rev), c.st.compact), c.st.removed)
+}
+
+// Event is one change of a key.
+type Event struct {
+	// KV is the new version; of a deletion it has the key and the revision only.
+	KV      KeyValue
+	Deleted bool
+	// Prev is the version before, if it was asked for and is still kept.
+	Prev *KeyValue
+}
+
+// Events is a stretch of history: all events with a revision from that asked for to before Next.
+type Events struct {
+	// Revision is the newest of the key space, Compacted as in Status.
+	Revision, Compacted int64
+	Next                int64
+	Events              []Event
+}
+
+// EncodeEvents returns the query for the history from a revision on, as many revisions as take about bytesMax, at least one if
+// there is any; none is cut. It fails with ErrCompacted.
+func EncodeEvents(from int64, bytesMax int, withPrev bool) []byte {
+	return appendBool(appendInt(appendInt(head(reqEvents), from), int64(bytesMax)), withPrev)
+}
+
+// DecodeEvents reads the answer. Its slices are parts of b.
+func DecodeEvents(b []byte) (Events, error) {
+	d := decoder{b: b}
+	e := Events{Revision: d.int(), Compacted: d.int(), Next: d.int()}
+	if n := d.count(8); n > 0 {
+		e.Events = make([]Event, n)
+	}
+	for i := range e.Events {
+		ev := &e.Events[i]
+		flags := d.byte()
+		ev.Deleted = flags&1 != 0
+		d.kv(&ev.KV)
+		if flags&2 != 0 {
+			ev.Prev = &KeyValue{}
+			d.kv(ev.Prev)
+		}
+	}
+	return e, d.end()
+}
+
+func (c *call) eventsFrom(d *decoder) []byte {
+	from, bytesMax, withPrev := d.int(), d.int(), d.byte() != 0
+	c.failIf(d.end())
+	if from < c.st.compact {
+		c.fail(ErrCompacted)
+	}
+	if c.err != nil {
+		return nil
+	}
+	next := max(from, c.st.rev+1)
+	var body []byte
+	n, last := 0, int64(0)
+	for row, b := range c.v.Scan(eventKey(from, 0), []byte{rowEvent + 1}) {
+		rev, ok := eventRev(row)
+		kind, prev, key, good := decodeEvent(b)
+		if !ok || !good {
+			c.damaged("event")
+			return nil
+		}
+		if rev != last && int64(len(body)) >= bytesMax && n > 0 {
+			next = rev
+			break
+		}
+		last = rev
+		body = c.appendEvent(body, kind, key, rev, prev, withPrev)
+		if n++; len(body) > AnswerBytesMax {
+			c.fail(ErrAnswerTooLarge)
+		}
+		if c.err != nil {
+			return nil
+		}
+	}
+	out := appendInt(appendInt(appendInt(make([]byte, 0, len(body)+32), c.st.rev), c.st.compact), next)
+	return append(binary.AppendUvarint(out, uint64(n)), body...)
+}
+
+func (c *call) appendEvent(b []byte, kind eventKind, key []byte, rev, prev int64, withPrev bool) []byte {
+	kv := KeyValue{Key: key, Mod: rev}
+	flags := byte(0)
+	if kind == eventDelete {
+		flags = 1
+	} else if !c.version(&kv) {
+		c.damaged("event")
+		return b
+	}
+	was := KeyValue{Key: key, Mod: prev}
+	if withPrev && prev > 0 && c.version(&was) {
+		flags |= 2
+	}
+	b = appendKV(append(b, flags), &kv)
+	if flags&2 != 0 {
+		b = appendKV(b, &was)
+	}
+	return b
+}
+
+// version fills in the version of a key of a revision, wherever it is. It reports false if it is no longer kept.
+func (c *call) version(kv *KeyValue) bool {
+	if now, ok := c.head(kv.Key); ok && now.Mod == kv.Mod {
+		*kv = now
+		return true
+	}
+	b, ok := c.v.Get(oldKey(kv.Key, kv.Mod))
+	if !ok {
+		return false
+	}
+	_, ok = decodeVersion(b, kv)
+	return ok
+}
+
+// EncodeHash returns the query for a checksum over everything that is visible at a revision, 0 for the newest, or later. It is
+// equal on all replicas that have applied the revision, whatever they have removed of what was compacted.
+func EncodeHash(rev int64) []byte { return appendInt(head(reqHash), rev) }
+
+// Hash is a checksum and what it covers.
+type Hash struct {
+	Sum uint32
+	// Revision is the key space's, At the one up to which versions were counted, Compacted that from which on.
+	Revision, At, Compacted int64
+}
+
+// DecodeHash reads the answer.
+func DecodeHash(b []byte) (Hash, error) {
+	d := decoder{b: b}
+	h := Hash{Sum: uint32(d.uvarint()), Revision: d.int(), At: d.int(), Compacted: d.int()}
+	return h, d.end()
+}
+
+func (c *call) hash(d *decoder) []byte {
+	rev := d.int()
+	c.failIf(d.end())
+	switch {
+	case c.err != nil:
+		return nil
+	case rev == 0:
+		rev = c.st.rev
+	case rev > c.st.rev:
+		c.fail(ErrFutureRevision)
+	case rev < c.st.compact:
+		c.fail(ErrCompacted)
+	}
+	h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	var buf []byte
+	add := func(kv *KeyValue, until int64) {
+		if kv.Mod > rev || until <= c.st.compact {
+			return
+		}
+		if until > rev {
+			until = 0
+		}
+		buf = appendInt(appendKV(buf[:0], kv), until)
+		_, _ = h.Write(buf)
+	}
+	for kv := range c.heads(keyRange{all: true}) {
+		add(kv, maxRevision)
+	}
+	for row, b := range c.v.Scan([]byte{rowOld}, []byte{rowOld + 1}) {
+		var kv KeyValue
+		key, mod, ok := decodeOldKey(row)
+		until, good := decodeVersion(b, &kv)
+		if !ok || !good {
+			c.damaged("version")
+			break
+		}
+		kv.Key, kv.Mod = key, mod
+		add(&kv, until)
+	}
+	b := binary.AppendUvarint(nil, uint64(h.Sum32()))
+	return appendInt(appendInt(appendInt(b, c.st.rev), rev), c.st.compact)
+}
+
+// changed is what every change of the key space wakes: those who follow it read the events from where they are.
+var changed = []byte{}
+
+// Span is what to watch to hear of every change of the key space.
+func Span() shard.Span { return shard.Span{Module: shard.ModuleKV, From: changed} }
