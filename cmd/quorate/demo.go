@@ -148,13 +148,14 @@ func (d *demo) run(ctx context.Context) (demoResult, error) {
 
 func (d *demo) banner(cl *drill.Cluster, ms int64) {
 	d.say("quorate %s · demo · %d nodes, ready in %d ms", version, len(cl.Nodes), ms)
-	d.say("  NODE  PID      REDIS                  KAFKA                  HTTP")
+	d.say("  NODE  PID      REDIS                  KAFKA                  ETCD                   HTTP")
 	for _, p := range cl.Nodes {
-		d.say("  %-4d  %-7d  %-21s  %-21s  %s", p.ID, p.PID(), p.Addr.Redis, p.Addr.Kafka, p.Addr.HTTP)
+		d.say("  %-4d  %-7d  %-21s  %-21s  %-21s  %s", p.ID, p.PID(), p.Addr.Redis, p.Addr.Kafka, p.Addr.Etcd, p.Addr.HTTP)
 	}
 	_, port, _ := net.SplitHostPort(cl.Nodes[0].Addr.Redis)
 	d.say("  try: redis-cli -p %s get sold:0", port)
 	d.say("       kcat -b %s -C -t orders -e -q | tail", cl.Nodes[0].Addr.Kafka)
+	d.say("       etcdctl --endpoints %s put hello world", cl.Nodes[0].Addr.Etcd)
 	d.say("       quorate status --http %s", cl.Nodes[0].Addr.HTTP)
 	d.say("")
 }

@@ -21,10 +21,10 @@ var version = "0.1.0-dev"
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "quorate",
-		Short: "Keys, events and coordination in one replicated engine, spoken to over Redis and Kafka",
-		Long: `Quorate keeps keys, cache and events in one replicated, fsynced engine. Stock Redis and Kafka clients talk to it, and a
+		Short: "Keys, events and coordination in one replicated engine, spoken to over etcd, Redis and Kafka",
+		Long: `Quorate keeps keys, cache and events in one replicated, fsynced engine. Stock etcd, Redis and Kafka clients talk to it, and a
 state change and its event commit together. Drills prove it on your own cluster.`,
-		Example:       "  quorate demo            three nodes, a small shop, and the leader killed again and again\n  quorate dev             one node in memory, to try redis-cli and kcat on",
+		Example:       "  quorate demo            three nodes, a small shop, and the leader killed again and again\n  quorate dev             one node in memory, to try etcdctl, redis-cli and kcat on",
 		SilenceErrors: true, SilenceUsage: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errs.New(errs.Invalid, "%v", err) })

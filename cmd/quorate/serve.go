@@ -26,7 +26,7 @@ func newServer() *cobra.Command {
   cluster: shop                       # the same on every node
   node: 1
   data: /var/lib/quorate
-  listen: {peer: 10.0.0.1:7400, redis: 10.0.0.1:6379, kafka: 10.0.0.1:9092, http: 10.0.0.1:7070}
+  listen: {peer: 10.0.0.1:7400, redis: 10.0.0.1:6379, kafka: 10.0.0.1:9092, etcd: 10.0.0.1:2379, http: 10.0.0.1:7070}
   peers: {1: 10.0.0.1:7400, 2: 10.0.0.2:7400, 3: 10.0.0.3:7400}
   insecure: true                      # there is no authentication yet`,
 		Example: "  quorate server --config node1.yaml\n  quorate server --config node1.yaml --log-level debug",
@@ -40,7 +40,7 @@ func newServer() *cobra.Command {
 				return err
 			}
 			return server.Run(cmd.Context(), cfg, version, env.Real(), log, func(s *server.Server) {
-				log.Info("ready", "redis", s.Addr().Redis, "kafka", s.Addr().Kafka, "http", s.Addr().HTTP, "peer", s.Addr().Peer)
+				log.Info("ready", "redis", s.Addr().Redis, "kafka", s.Addr().Kafka, "etcd", s.Addr().Etcd, "http", s.Addr().HTTP, "peer", s.Addr().Peer)
 				if readyFile != "" {
 					if err := writeFileAtomic(readyFile, []byte(s.Addr().HTTP+"\n")); err != nil {
 						log.Error("cannot write the ready file", "error", err)
@@ -67,7 +67,12 @@ func writeFileAtomic(name string, b []byte) error {
 func newDev() *cobra.Command {
 	var logs logFlags
 	cfg := server.Config{Cluster: "dev", Node: 1}
-	const redisDefault, kafkaDefault, httpDefault = "127.0.0.1:6379", "127.0.0.1:9092", "127.0.0.1:7070"
+	const (
+		redisDefault = "127.0.0.1:6379"
+		kafkaDefault = "127.0.0.1:9092"
+		etcdDefault  = "127.0.0.1:2379"
+		httpDefault  = "127.0.0.1:7070"
+	)
 	var readyFile string
 	c := &cobra.Command{
 		Use: "dev", Short: "Run one node on this machine, in memory unless --data is given", GroupID: "run", Args: cobra.NoArgs,
@@ -82,7 +87,7 @@ func newDev() *cobra.Command {
 			for _, p := range []struct {
 				flag string
 				addr *string
-			}{{"redis", &cfg.Listen.Redis}, {"kafka", &cfg.Listen.Kafka}, {"http", &cfg.Listen.HTTP}} {
+			}{{"redis", &cfg.Listen.Redis}, {"kafka", &cfg.Listen.Kafka}, {"etcd", &cfg.Listen.Etcd}, {"http", &cfg.Listen.HTTP}} {
 				if cmd.Flags().Changed(p.flag) {
 					continue
 				}
@@ -107,6 +112,7 @@ func newDev() *cobra.Command {
 	f.StringVar(&cfg.Data, "data", "", "data directory (default: memory, lost on exit)")
 	f.StringVar(&cfg.Listen.Redis, "redis", redisDefault, "address of the Redis port")
 	f.StringVar(&cfg.Listen.Kafka, "kafka", kafkaDefault, "address of the Kafka port")
+	f.StringVar(&cfg.Listen.Etcd, "etcd", etcdDefault, "address of the etcd port")
 	f.StringVar(&cfg.Listen.HTTP, "http", httpDefault, "address of the HTTP port (metrics, status)")
 	f.IntVar(&cfg.Shards, "shards", 1, "number of shards")
 	f.StringVar(&readyFile, "ready-file", "", "file to write the http address to once the node is ready")
@@ -125,6 +131,7 @@ func devBanner(w io.Writer, cfg server.Config, s *server.Server, moved []string,
 	fmt.Fprintf(w, "quorate %s · dev · %s\n", version, where)
 	fmt.Fprintf(w, "  Redis  %-21s try: redis-cli -h %s -p %s set hello world\n", a.Redis, redisHost, redisPort)
 	fmt.Fprintf(w, "  Kafka  %-21s try: kcat -b %s -L\n", a.Kafka, a.Kafka)
+	fmt.Fprintf(w, "  etcd   %-21s try: etcdctl --endpoints %s put hello world\n", a.Etcd, a.Etcd)
 	fmt.Fprintf(w, "  HTTP   %-21s try: curl http://%s/status\n", a.HTTP, a.HTTP)
 	for _, m := range moved {
 		fmt.Fprintf(w, "  Note: %s\n", m)

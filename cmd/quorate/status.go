@@ -65,9 +65,9 @@ func fetchStatus(ctx context.Context, addr string) (engine.Status, error) {
 func printStatus(w io.Writer, st engine.Status) error {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintf(t, "cluster %s, seen from node %d\n\n", st.Cluster, st.Node)
-	fmt.Fprintln(t, "NODE\tUP\tREDIS\tKAFKA\tHTTP")
+	fmt.Fprintln(t, "NODE\tUP\tREDIS\tKAFKA\tETCD\tHTTP")
 	for _, n := range st.Nodes {
-		fmt.Fprintf(t, "%d\t%v\t%s\t%s\t%s\n", n.ID, n.Up, n.Addr["redis"], n.Addr["kafka"], n.Addr["http"])
+		fmt.Fprintf(t, "%d\t%v\t%s\t%s\t%s\t%s\n", n.ID, n.Up, n.Addr["redis"], n.Addr["kafka"], n.Addr["etcd"], n.Addr["http"])
 	}
 	for _, n := range st.Nodes {
 		if n.Refused != "" {

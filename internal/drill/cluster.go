@@ -65,8 +65,12 @@ type Addresses struct {
 	Peer  string `json:"peer"`
 	Redis string `json:"redis"`
 	Kafka string `json:"kafka"`
+	Etcd  string `json:"etcd"`
 	HTTP  string `json:"http"`
 }
+
+// portsPerNode is the number of Addresses.
+const portsPerNode = 5
 
 // StartCluster starts all nodes and waits until each is ready.
 func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
@@ -83,16 +87,16 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 		}
 		cfg.Binary = self
 	}
-	ports, err := freePorts(4 * cfg.Nodes)
+	ports, err := freePorts(portsPerNode * cfg.Nodes)
 	if err != nil {
 		return nil, err
 	}
 	c := &Cluster{cfg: cfg}
 	for i := range cfg.Nodes {
-		at := func(n int) string { return fmt.Sprintf("127.0.0.1:%d", ports[4*i+n]) }
+		at := func(n int) string { return fmt.Sprintf("127.0.0.1:%d", ports[portsPerNode*i+n]) }
 		c.Nodes = append(c.Nodes, &Process{
 			ID: i + 1, Dir: filepath.Join(cfg.Dir, fmt.Sprintf("node%d", i+1)), c: c,
-			Addr: Addresses{Peer: at(0), Redis: at(1), Kafka: at(2), HTTP: at(3)},
+			Addr: Addresses{Peer: at(0), Redis: at(1), Kafka: at(2), Etcd: at(3), HTTP: at(4)},
 		})
 	}
 	for _, p := range c.Nodes {
@@ -140,7 +144,7 @@ func (p *Process) configure() error {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "cluster: local\nnode: %d\ndata: %q\nshards: %d\n", p.ID, filepath.Join(p.Dir, "data"), p.c.cfg.Shards)
-	fmt.Fprintf(&b, "listen: {peer: %q, redis: %q, kafka: %q, http: %q}\npeers:\n", p.Addr.Peer, p.Addr.Redis, p.Addr.Kafka, p.Addr.HTTP)
+	fmt.Fprintf(&b, "listen: {peer: %q, redis: %q, kafka: %q, etcd: %q, http: %q}\npeers:\n", p.Addr.Peer, p.Addr.Redis, p.Addr.Kafka, p.Addr.Etcd, p.Addr.HTTP)
 	for _, o := range p.c.Nodes {
 		fmt.Fprintf(&b, "  %d: %q\n", o.ID, o.Addr.Peer)
 	}

@@ -89,6 +89,7 @@ func (c *call) removeHistory() {
 		}
 	}
 	c.save()
+	c.tx.Wake(removed)
 	if c.st.removed < c.st.compact {
 		c.tx.SetTimer([]byte{timerCompact}, c.tx.Now().Add(removePause))
 	}
@@ -290,6 +291,12 @@ func (c *call) hash(d *decoder) []byte {
 	b := binary.AppendUvarint(nil, uint64(h.Sum32()))
 	return appendInt(appendInt(appendInt(b, c.st.rev), rev), c.st.compact)
 }
+
+// removed is what the steps of a compaction wake.
+var removed = []byte{1}
+
+// RemovedSpan is what to watch to hear of the progress of compactions.
+func RemovedSpan() shard.Span { return shard.Span{Module: shard.ModuleKV, From: removed} }
 
 // changed is what every change of the key space wakes: those who follow it read the events from where they are.
 var changed = []byte{}

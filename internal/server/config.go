@@ -50,6 +50,7 @@ type Listen struct {
 	Peer  string `yaml:"peer"`
 	Redis string `yaml:"redis"`
 	Kafka string `yaml:"kafka"`
+	Etcd  string `yaml:"etcd"`
 	HTTP  string `yaml:"http"`
 }
 
@@ -136,7 +137,7 @@ func (c *Config) fill() error {
 		advertse *string
 	}{
 		{"redis", c.Listen.Redis, &c.Advertise.Redis}, {"kafka", c.Listen.Kafka, &c.Advertise.Kafka},
-		{"http", c.Listen.HTTP, &c.Advertise.HTTP}, {"peer", c.Listen.Peer, nil},
+		{"etcd", c.Listen.Etcd, &c.Advertise.Etcd}, {"http", c.Listen.HTTP, &c.Advertise.HTTP}, {"peer", c.Listen.Peer, nil},
 	} {
 		if a.listen == "" {
 			continue

@@ -81,7 +81,7 @@ func (s *Server) WaitReady(ctx context.Context) error {
 }
 
 // Probe asks every shard whether it can be read, and then the node through each of its ports, as a client would: a key over
-// Redis, and the list of API versions over Kafka.
+// Redis, the list of API versions over Kafka, and a key's absence over etcd's HTTP.
 func (s *Server) Probe(ctx context.Context) error {
 	if err := s.engine.Probe(ctx); err != nil {
 		return err
@@ -113,6 +113,18 @@ func (s *Server) Probe(ctx context.Context) error {
 				return fmt.Errorf("answer to request %d, want 7", id)
 			}
 			return nil
+		}))
+	}
+	if s.addr.Etcd != "" {
+		all = append(all, probe(ctx, "etcd", s.addr.Etcd, func(c net.Conn) error {
+			if _, err := io.WriteString(c, "GET /readyz HTTP/1.0\r\n\r\n"); err != nil {
+				return err
+			}
+			line, err := bufio.NewReader(c).ReadString('\n')
+			if err == nil && !strings.Contains(line, " 200 ") {
+				err = errors.New(strings.TrimSpace(line))
+			}
+			return err
 		}))
 	}
 	return errors.Join(all...)

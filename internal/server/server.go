@@ -20,6 +20,8 @@ import (
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/eventlog"
+	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/protocol/kafka"
 	"github.com/quorate/quorate/internal/protocol/redis"
 	"github.com/quorate/quorate/internal/replica"
@@ -35,6 +37,7 @@ type Server struct {
 	engine *engine.Engine
 	redis  *redis.Server
 	kafka  *kafka.Server
+	etcd   *etcd.Server
 	http   *http.Server
 	addr   Listen
 	serves chan struct{}
@@ -45,6 +48,7 @@ func modules() []shard.Module {
 	return []shard.Module{
 		datatypes.New(datatypes.Config{EncodeEvent: encodeEvent}),
 		eventlog.Module{},
+		kv.Module{},
 	}
 }
 
@@ -110,6 +114,10 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	if err != nil {
 		return nil, err
 	}
+	etcdLn, err := listen("etcd", cfg.Listen.Etcd, &s.addr.Etcd)
+	if err != nil {
+		return nil, err
+	}
 	httpLn, err := listen("http", cfg.Listen.HTTP, &s.addr.HTTP)
 	if err != nil {
 		return nil, err
@@ -130,6 +138,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	adv := map[string]string{}
 	for _, a := range []struct{ name, advertise, bound string }{
 		{"redis", cfg.Advertise.Redis, s.addr.Redis}, {"kafka", cfg.Advertise.Kafka, s.addr.Kafka}, {"http", cfg.Advertise.HTTP, s.addr.HTTP},
+		{"etcd", cfg.Advertise.Etcd, s.addr.Etcd},
 	} {
 		if a.advertise != "" {
 			adv[a.name] = a.advertise
@@ -146,9 +155,25 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
+	s.etcd = etcd.New(etcd.Config{Info: s.info}, s.engine, log, reg)
 	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
-	s.serve(redisLn, kafkaLn, httpLn)
+	s.serve(redisLn, kafkaLn, etcdLn, httpLn)
 	return s, nil
+}
+
+// info answers what etcd's operators ask.
+func (s *Server) info(id shard.ID) etcd.Info {
+	st, err := s.engine.Status()
+	if err != nil {
+		return etcd.Info{}
+	}
+	i := etcd.Info{DiskBytes: int64(st.StoreBytes)}
+	for _, sh := range st.Shards {
+		if sh.ID == id {
+			i.Commit, i.Applied = sh.Commit, sh.Applied
+		}
+	}
+	return i
 }
 
 // openDir opens the data directory, or one in memory.
@@ -165,8 +190,8 @@ func openDir(cfg Config) (*storage.Dir, error) {
 }
 
 // serve runs the listeners; serves is closed when all have ended.
-func (s *Server) serve(redisLn, kafkaLn, httpLn net.Listener) {
-	done := make(chan struct{}, 3)
+func (s *Server) serve(redisLn, kafkaLn, etcdLn, httpLn net.Listener) {
+	done := make(chan struct{}, 4)
 	n := 0
 	start := func(name string, ln net.Listener, f func(net.Listener) error) {
 		if ln == nil {
@@ -182,6 +207,7 @@ func (s *Server) serve(redisLn, kafkaLn, httpLn net.Listener) {
 	}
 	start("redis", redisLn, s.redis.Serve)
 	start("kafka", kafkaLn, s.kafka.Serve)
+	start("etcd", etcdLn, s.etcd.Serve)
 	start("http", httpLn, s.http.Serve)
 	go func() {
 		for range n {
@@ -209,6 +235,7 @@ func (s *Server) Close() error {
 	defer cancel()
 	s.redis.Close()
 	err := s.kafka.Close()
+	s.etcd.Close()
 	if e := s.http.Shutdown(ctx); e != nil {
 		_ = s.http.Close()
 	}

@@ -1,0 +1,191 @@
+package etcd
+
+import (
+	"context"
+	"fmt"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/quorate/quorate/internal/kv"
+)
+
+// refused answers what this build does not serve, by name.
+func refused(method, why string) error {
+	return status.Errorf(codes.Unimplemented, "quorate: %s is not served: %s", method, why)
+}
+
+// clusterServer answers questions about members from the topology.
+type clusterServer struct {
+	pb.UnimplementedClusterServer
+	s *Server
+}
+
+// MemberList implements pb.ClusterServer.
+func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
+	var now kv.Status
+	b, err := c.s.query(ctx, kv.EncodeStatus(), !r.Linearizable)
+	if err == nil {
+		now, err = kv.DecodeStatus(b)
+	}
+	if err != nil && r.Linearizable {
+		return nil, err
+	}
+	_, t, _ := c.s.where()
+	resp := &pb.MemberListResponse{Header: c.s.header(now.Revision)}
+	for _, n := range t.Nodes {
+		m := &pb.Member{ID: memberID(t, n.ID), Name: fmt.Sprintf("node%d", n.ID)}
+		if a := n.Addr["etcd"]; a != "" {
+			m.ClientURLs = []string{"http://" + a}
+		}
+		if a := n.Addr["peer"]; a != "" {
+			m.PeerURLs = []string{"http://" + a}
+		}
+		resp.Members = append(resp.Members, m)
+	}
+	return resp, nil
+}
+
+const whyMembers = "the members of a cluster are fixed by its configuration"
+
+// MemberAdd implements pb.ClusterServer.
+func (clusterServer) MemberAdd(context.Context, *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
+	return nil, refused("MemberAdd", whyMembers)
+}
+
+// MemberRemove implements pb.ClusterServer.
+func (clusterServer) MemberRemove(context.Context, *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
+	return nil, refused("MemberRemove", whyMembers)
+}
+
+// MemberUpdate implements pb.ClusterServer.
+func (clusterServer) MemberUpdate(context.Context, *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
+	return nil, refused("MemberUpdate", whyMembers)
+}
+
+// MemberPromote implements pb.ClusterServer.
+func (clusterServer) MemberPromote(context.Context, *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+	return nil, refused("MemberPromote", whyMembers)
+}
+
+// maintenanceServer answers what operators ask.
+type maintenanceServer struct {
+	pb.UnimplementedMaintenanceServer
+	s *Server
+}
+
+// Version is the release of etcd whose API this is: clients choose what they may ask for by it.
+const Version = "3.7.3"
+
+// storageVersion is what etcd calls the version of its files at that release.
+const storageVersion = "3.7.0"
+
+// Status implements pb.MaintenanceServer.
+func (m maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
+	now, err := m.s.status(ctx)
+	if err != nil {
+		return nil, toGRPC(ctx, err)
+	}
+	at, t, err := m.s.where()
+	if err != nil {
+		return nil, toGRPC(ctx, err)
+	}
+	resp := &pb.StatusResponse{
+		Header: m.s.header(now.Revision), Version: Version, StorageVersion: storageVersion, Leader: memberID(t, at.Leader), RaftTerm: at.Term,
+	}
+	if f := m.s.cfg.Info; f != nil {
+		i := f(at.ID)
+		resp.RaftIndex, resp.RaftAppliedIndex, resp.DbSize, resp.DbSizeInUse = i.Commit, i.Applied, i.DiskBytes, i.DiskBytes
+	}
+	if at.Leader == 0 {
+		resp.Errors = append(resp.Errors, "etcdserver: no leader")
+	}
+	return resp, nil
+}
+
+// Alarm implements pb.MaintenanceServer. There are no alarms: a full disk stops the node, and nothing else is a quota.
+func (m maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	if r.Action == pb.AlarmRequest_ACTIVATE {
+		return nil, refused("Alarm ACTIVATE", "there are no space quotas, and damaged replicas repair themselves")
+	}
+	now, err := m.s.status(ctx)
+	if err != nil {
+		return nil, toGRPC(ctx, err)
+	}
+	return &pb.AlarmResponse{Header: m.s.header(now.Revision)}, nil
+}
+
+// Defragment implements pb.MaintenanceServer. Space is reclaimed by merging tables, all the time.
+func (m maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
+	now, err := m.s.status(ctx)
+	if err != nil {
+		return nil, toGRPC(ctx, err)
+	}
+	return &pb.DefragmentResponse{Header: m.s.header(now.Revision)}, nil
+}
+
+func (m maintenanceServer) hashAt(ctx context.Context, rev int64) (kv.Hash, error) {
+	b, err := m.s.query(ctx, kv.EncodeHash(rev), true)
+	if err != nil {
+		return kv.Hash{}, err
+	}
+	h, err := kv.DecodeHash(b)
+	return h, toGRPC(ctx, err)
+}
+
+// Hash implements pb.MaintenanceServer.
+func (m maintenanceServer) Hash(ctx context.Context, _ *pb.HashRequest) (*pb.HashResponse, error) {
+	h, err := m.hashAt(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.HashResponse{Header: m.s.header(h.Revision), Hash: h.Sum}, nil
+}
+
+// HashKV implements pb.MaintenanceServer.
+func (m maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
+	h, err := m.hashAt(ctx, r.Revision)
+	if err != nil {
+		return nil, err
+	}
+	compacted := h.Compacted
+	if compacted == 0 {
+		compacted = -1
+	}
+	return &pb.HashKVResponse{Header: m.s.header(h.Revision), Hash: h.Sum, CompactRevision: compacted, HashRevision: h.At}, nil
+}
+
+// Snapshot implements pb.MaintenanceServer.
+func (maintenanceServer) Snapshot(*pb.SnapshotRequest, grpc.ServerStreamingServer[pb.SnapshotResponse]) error {
+	return refused("Snapshot", "this release cannot write etcd's file format yet")
+}
+
+// MoveLeader implements pb.MaintenanceServer.
+func (maintenanceServer) MoveLeader(context.Context, *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	return nil, refused("MoveLeader", "this release cannot hand over leadership on request yet")
+}
+
+// Downgrade implements pb.MaintenanceServer.
+func (maintenanceServer) Downgrade(context.Context, *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
+	return nil, refused("Downgrade", "there is no etcd to go back to; its releases are not Quorate's")
+}
+
+// authServer says that there is no authentication yet.
+type authServer struct {
+	pb.UnimplementedAuthServer
+	s *Server
+}
+
+// AuthStatus implements pb.AuthServer.
+func (a authServer) AuthStatus(ctx context.Context, _ *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
+	now, err := a.s.status(ctx)
+	if err != nil {
+		return nil, toGRPC(ctx, err)
+	}
+	return &pb.AuthStatusResponse{Header: a.s.header(now.Revision)}, nil
+}
+
+// probeRange is the read that tells whether the key space can be read.
+var probeRange = &pb.RangeRequest{Key: []byte("health"), CountOnly: true}

@@ -1,0 +1,53 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/kv"
+)
+
+// named are kv's own errors.
+var named = []struct{ err, to error }{
+	{kv.ErrCompacted, rpctypes.ErrGRPCCompacted},
+	{kv.ErrFutureRevision, rpctypes.ErrGRPCFutureRev},
+	{kv.ErrKeyNotFound, rpctypes.ErrGRPCKeyNotFound},
+	{kv.ErrDuplicateKey, rpctypes.ErrGRPCDuplicateKey},
+	{kv.ErrLeaseNotFound, rpctypes.ErrGRPCLeaseNotFound},
+	{kv.ErrLeaseExists, rpctypes.ErrGRPCLeaseExist},
+	{kv.ErrLeaseTTLTooLarge, rpctypes.ErrGRPCLeaseTTLTooLarge},
+}
+
+// kinds says what the other errors are to an etcd client. An unknown outcome is etcd's time-out, which clients do not repeat by
+// themselves; nothing says "not done" that may have been done.
+var kinds = map[errs.Kind]error{
+	errs.TooLarge:       rpctypes.ErrGRPCRequestTooLarge,
+	errs.Overloaded:     rpctypes.ErrGRPCRequestTooManyRequests,
+	errs.Unavailable:    rpctypes.ErrGRPCNoLeader,
+	errs.OutcomeUnknown: rpctypes.ErrGRPCTimeout,
+	errs.Corrupt:        rpctypes.ErrGRPCCorrupt,
+}
+
+// toGRPC turns an error into what an etcd client expects.
+func toGRPC(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	for _, n := range named {
+		if errors.Is(err, n.err) {
+			return n.to
+		}
+	}
+	if to := kinds[errs.KindOf(err)]; to != nil {
+		return to
+	}
+	return status.Error(codes.Unknown, "etcdserver: "+err.Error())
+}

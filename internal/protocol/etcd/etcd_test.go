@@ -1,0 +1,698 @@
+package etcd
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/shard"
+	"github.com/quorate/quorate/internal/shardtest"
+)
+
+// rig is a server over shards in memory, and a client of it.
+type rig struct {
+	t     *testing.T
+	shard *shardtest.Client
+	addr  string
+	kv    pb.KVClient
+	watch pb.WatchClient
+	lease pb.LeaseClient
+	conn  *grpc.ClientConn
+	s     *Server
+}
+
+func newRig(t *testing.T, cfg Config) *rig {
+	t.Helper()
+	r := &rig{t: t, shard: shardtest.New(t, shardtest.Options{RealTime: true}, kv.Module{})}
+	r.s = New(cfg, r.shard, slog.New(slog.DiscardHandler), nil)
+	var lc net.ListenConfig
+	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- r.s.Serve(ln) }()
+	r.addr = ln.Addr().String()
+	if r.conn, err = grpc.NewClient(r.addr, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = r.conn.Close()
+		r.s.Close()
+		if err := <-served; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	r.kv, r.watch, r.lease = pb.NewKVClient(r.conn), pb.NewWatchClient(r.conn), pb.NewLeaseClient(r.conn)
+	return r
+}
+
+// ctx is that of a step which must end in a generous time.
+func (r *rig) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	r.t.Cleanup(cancel)
+	return ctx
+}
+
+func (r *rig) put(key, value string) int64 {
+	r.t.Helper()
+	p, err := r.kv.Put(r.ctx(), &pb.PutRequest{Key: []byte(key), Value: []byte(value)})
+	if err != nil {
+		r.t.Fatalf("put %s: %v", key, err)
+	}
+	return p.Header.Revision
+}
+
+func put(key, value string) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte(key), Value: []byte(value)}}}
+}
+
+func del(key, end string) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(key), RangeEnd: []byte(end)}}}
+}
+
+func nested(then, els []*pb.RequestOp) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{Success: then, Failure: els}}}
+}
+
+func TestKV_HeadersAndAnswers(t *testing.T) {
+	r := newRig(t, Config{})
+	a, err := r.kv.Range(r.ctx(), &pb.RangeRequest{Key: []byte("a")})
+	if err != nil || a.Header.Revision != 1 || a.Header.ClusterId == 0 || a.Header.MemberId == 0 || a.Header.RaftTerm != 1 {
+		t.Fatalf("empty: %v %v", a, err)
+	}
+	if rev := r.put("a", "1"); rev != 2 {
+		t.Errorf("revision %d", rev)
+	}
+	p, err := r.kv.Put(r.ctx(), &pb.PutRequest{Key: []byte("a"), Value: []byte("2"), PrevKv: true})
+	if err != nil || string(p.PrevKv.Value) != "1" {
+		t.Errorf("put: %v %v", p, err)
+	}
+	tx, err := r.kv.Txn(r.ctx(), &pb.TxnRequest{
+		Compare: []*pb.Compare{{Key: []byte("a"), Target: pb.Compare_VALUE, TargetUnion: &pb.Compare_Value{Value: []byte("2")}}},
+		Success: []*pb.RequestOp{put("b", "3"), nested([]*pb.RequestOp{del("a", "")}, nil)},
+	})
+	if err != nil || !tx.Succeeded || tx.Header.Revision != 4 || tx.Responses[0].GetResponsePut().Header.Revision != 4 ||
+		tx.Responses[1].GetResponseTxn().Responses[0].GetResponseDeleteRange().Deleted != 1 {
+		t.Errorf("txn: %v %v", tx, err)
+	}
+	d, err := r.kv.DeleteRange(r.ctx(), &pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, PrevKv: true})
+	if err != nil || d.Deleted != 1 || string(d.PrevKvs[0].Key) != "b" {
+		t.Errorf("delete: %v %v", d, err)
+	}
+	if a, err = r.kv.Range(r.ctx(), &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: 3, Serializable: true}); err != nil || a.Count != 1 {
+		t.Errorf("old: %v %v", a, err)
+	}
+}
+
+// Clients compare the texts of errors.
+func TestErrors_AreEtcds(t *testing.T) {
+	r := newRig(t, Config{})
+	r.put("a", "1")
+	r.put("a", "2")
+	if _, err := r.kv.Compact(r.ctx(), &pb.CompactionRequest{Revision: 3, Physical: true}); err != nil {
+		t.Fatal(err)
+	}
+	ctx := r.ctx()
+	txn := func(ops ...*pb.RequestOp) error {
+		_, err := r.kv.Txn(ctx, &pb.TxnRequest{Success: ops})
+		return err
+	}
+	rng := func(q *pb.RangeRequest) error { _, err := r.kv.Range(ctx, q); return err }
+	pt := func(q *pb.PutRequest) error { _, err := r.kv.Put(ctx, q); return err }
+	k := []byte("a")
+	var many []*pb.RequestOp
+	for i := range 129 {
+		many = append(many, put(fmt.Sprint(i), ""))
+	}
+	for i, c := range []struct{ got, want error }{
+		{rng(&pb.RangeRequest{}), rpctypes.ErrGRPCEmptyKey},
+		{rng(&pb.RangeRequest{Key: k, SortOrder: 7}), rpctypes.ErrGRPCInvalidSortOption},
+		{rng(&pb.RangeRequest{Key: k, Revision: 2}), rpctypes.ErrGRPCCompacted},
+		{rng(&pb.RangeRequest{Key: k, Revision: 9}), rpctypes.ErrGRPCFutureRev},
+		{pt(&pb.PutRequest{}), rpctypes.ErrGRPCEmptyKey},
+		{pt(&pb.PutRequest{Key: k, Value: k, IgnoreValue: true}), rpctypes.ErrGRPCValueProvided},
+		{pt(&pb.PutRequest{Key: k, Lease: 1, IgnoreLease: true}), rpctypes.ErrGRPCLeaseProvided},
+		{pt(&pb.PutRequest{Key: []byte("x"), IgnoreValue: true}), rpctypes.ErrGRPCKeyNotFound},
+		{pt(&pb.PutRequest{Key: k, Lease: 1}), rpctypes.ErrGRPCLeaseNotFound},
+		{pt(&pb.PutRequest{Key: k, Value: make([]byte, 3<<19)}), rpctypes.ErrGRPCRequestTooLarge},
+		{txn(put("x", ""), put("x", "")), rpctypes.ErrGRPCDuplicateKey},
+		{txn(put("x", ""), del("w", "z")), rpctypes.ErrGRPCDuplicateKey},
+		{txn(put("x", ""), nested([]*pb.RequestOp{put("x", "")}, nil)), rpctypes.ErrGRPCDuplicateKey},
+		{txn(nested([]*pb.RequestOp{del("a", "z")}, nil), put("x", "")), rpctypes.ErrGRPCDuplicateKey},
+		{txn(nested([]*pb.RequestOp{put("x", "")}, []*pb.RequestOp{put("x", "")})), nil},
+		{txn(many...), rpctypes.ErrGRPCTooManyOps},
+		{txn(&pb.RequestOp{}), rpctypes.ErrGRPCKeyNotFound},
+	} {
+		if got, want := status.Convert(c.got), status.Convert(c.want); got.Code() != want.Code() || got.Message() != want.Message() {
+			t.Errorf("%d: %v, want %v", i, c.got, c.want)
+		}
+	}
+	if _, err := r.kv.Compact(ctx, &pb.CompactionRequest{Revision: 3}); status.Convert(err).Message() != status.Convert(rpctypes.ErrGRPCCompacted).Message() {
+		t.Errorf("compact again: %v", err)
+	}
+	for kind, want := range map[errs.Kind]error{
+		errs.OutcomeUnknown: rpctypes.ErrGRPCTimeout, errs.Unavailable: rpctypes.ErrGRPCNoLeader, errs.Overloaded: rpctypes.ErrGRPCRequestTooManyRequests,
+	} {
+		r.shard.Refuse(errs.New(kind, "no"))
+		if got := pt(&pb.PutRequest{Key: k}); status.Convert(got).Message() != status.Convert(want).Message() {
+			t.Errorf("%v: %v, want %v", kind, got, want)
+		}
+	}
+	r.shard.Refuse(nil)
+	if _, err := pb.NewMaintenanceClient(r.conn).MoveLeader(ctx, &pb.MoveLeaderRequest{}); status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "MoveLeader") {
+		t.Errorf("not served: %v", err)
+	}
+}
+
+func TestRangeStream_PartsOfOneRevision(t *testing.T) {
+	r := newRig(t, Config{})
+	n := 2*rangeStreamKeys + 10
+	for i := 0; i < n; i += 128 {
+		var ops []*pb.RequestOp
+		for j := i; j < min(i+128, n); j++ {
+			ops = append(ops, put(fmt.Sprintf("k%05d", j), "v"))
+		}
+		if _, err := r.kv.Txn(r.ctx(), &pb.TxnRequest{Success: ops}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, limit := range []int64{0, rangeStreamKeys, rangeStreamKeys + 5, 3} {
+		st, err := r.kv.RangeStream(r.ctx(), &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Limit: limit})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all pb.RangeResponse
+		for {
+			m, err := st.Recv()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(all.Kvs) == 0 {
+				// A key that comes between two parts is in neither.
+				r.put("zz", "late")
+			}
+			proto.Merge(&all, m.RangeResponse)
+		}
+		want := int64(n)
+		if limit > 0 {
+			want = limit
+		}
+		if int64(len(all.Kvs)) != want || all.Count != int64(n) || all.More != (limit > 0) || all.Header.GetRevision() == 0 {
+			t.Errorf("limit %d: %d keys, want %d; count %d more %v header %v", limit, len(all.Kvs), want, all.Count, all.More, all.Header)
+		}
+		if d, err := r.kv.DeleteRange(r.ctx(), &pb.DeleteRangeRequest{Key: []byte("zz")}); err != nil || d.Deleted != 1 {
+			t.Fatal(err)
+		}
+	}
+}
+
+// watching is a Watch call.
+type watching struct {
+	r *rig
+	s grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse]
+}
+
+func (r *rig) watching(ctx context.Context) *watching {
+	r.t.Helper()
+	s, err := r.watch.Watch(ctx)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return &watching{r, s}
+}
+
+func (w *watching) create(c *pb.WatchCreateRequest) {
+	w.r.t.Helper()
+	if err := w.s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: c}}); err != nil {
+		w.r.t.Fatal(err)
+	}
+}
+
+func (w *watching) recv() *pb.WatchResponse {
+	w.r.t.Helper()
+	m, err := w.s.Recv()
+	if err != nil {
+		w.r.t.Fatalf("watch: %v", err)
+	}
+	return m
+}
+
+// line renders an answer.
+func line(m *pb.WatchResponse) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d@%d", m.WatchId, m.Header.Revision)
+	for _, e := range m.Events {
+		fmt.Fprintf(&b, " %s %s=%s@%d", e.Type, e.Kv.Key, e.Kv.Value, e.Kv.ModRevision)
+		if e.PrevKv != nil {
+			fmt.Fprintf(&b, "<%s", e.PrevKv.Value)
+		}
+	}
+	if m.Created {
+		b.WriteString(" created")
+	}
+	if m.Canceled {
+		b.WriteString(" canceled")
+	}
+	if m.CompactRevision != 0 {
+		fmt.Fprintf(&b, " compacted %d", m.CompactRevision)
+	}
+	if m.CancelReason != "" {
+		b.WriteString(" " + m.CancelReason)
+	}
+	return b.String()
+}
+
+func (w *watching) want(want string) {
+	w.r.t.Helper()
+	if got := line(w.recv()); got != want {
+		w.r.t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestWatch_PastPresentFuture(t *testing.T) {
+	r := newRig(t, Config{})
+	r.put("a", "1")
+	r.put("b", "2")
+	w := r.watching(r.ctx())
+	w.create(&pb.WatchCreateRequest{Key: []byte("a"), RangeEnd: []byte("c"), StartRevision: 2, PrevKv: true})
+	w.want("0@3 created")
+	w.want("0@3 PUT a=1@2 PUT b=2@3")
+	r.put("a", "3")
+	w.want("0@4 PUT a=3@4<1")
+	w.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 6, Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT}})
+	w.want("1@4 created")
+	r.put("x", "not for anyone")
+	if _, err := r.kv.DeleteRange(r.ctx(), &pb.DeleteRangeRequest{Key: []byte("a")}); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{line(w.recv()): true, line(w.recv()): true}
+	for _, want := range []string{"0@6 DELETE a=@6<3", "1@6 DELETE a=@6"} {
+		if !got[want] {
+			t.Errorf("no %q in %v", want, got)
+		}
+	}
+	if err := w.s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: 0}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.want("0@6 canceled")
+	r.put("b", "nobody")
+	w.create(&pb.WatchCreateRequest{Key: []byte("b"), WatchId: 1})
+	w.want("-1@7 created canceled " + reasonDuplicate)
+	w.create(&pb.WatchCreateRequest{Key: []byte("b"), RangeEnd: []byte("a")})
+	w.want("-1@7 created canceled " + reasonEmpty)
+	w.create(&pb.WatchCreateRequest{Key: []byte("b"), WatchId: 9})
+	w.want("9@7 created")
+	r.put("b", "9")
+	w.want("9@8 PUT b=9@8")
+}
+
+func TestWatch_Compacted(t *testing.T) {
+	r := newRig(t, Config{})
+	for i := range 5 {
+		r.put("a", fmt.Sprint(i))
+	}
+	if _, err := r.kv.Compact(r.ctx(), &pb.CompactionRequest{Revision: 4}); err != nil {
+		t.Fatal(err)
+	}
+	w := r.watching(r.ctx())
+	w.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 3})
+	w.want("0@6 created")
+	w.want("0@6 canceled compacted 4")
+	w.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 4})
+	w.want("1@6 created")
+	w.want("1@6 PUT a=2@4 PUT a=3@5 PUT a=4@6")
+	w.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: -1})
+	w.want("-1@6 created canceled " + rpctypes.ErrCompacted.Error())
+}
+
+func TestWatch_Progress(t *testing.T) {
+	r := newRig(t, Config{ProgressInterval: 20 * time.Millisecond})
+	w := r.watching(r.ctx())
+	w.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 1})
+	w.want("0@1 created")
+	r.put("a", "1")
+	w.want("0@2 PUT a=1@2")
+	r.put("b", "2")
+	// What was asked for is told when all that was acknowledged before has arrived here, if it is asked for often enough.
+	for {
+		if err := w.s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}}); err != nil {
+			t.Fatal(err)
+		}
+		if m := w.recv(); m.WatchId != noWatch || len(m.Events) > 0 {
+			t.Fatalf("got %s", line(m))
+		} else if m.Header.Revision == 3 {
+			break
+		}
+	}
+	w.create(&pb.WatchCreateRequest{Key: []byte("z"), ProgressNotify: true})
+	w.want("1@3 created")
+	w.want("1@3")
+}
+
+// A stream that does not read costs nobody anything: others go on, memory is bounded, and it misses nothing in the end.
+func TestWatch_SlowStream(t *testing.T) {
+	r := newRig(t, Config{StreamBytesMax: 10_000})
+	slow, fast := r.watching(r.ctx()), r.watching(r.ctx())
+	for _, w := range []*watching{slow, fast} {
+		w.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l")})
+		w.want("0@1 created")
+	}
+	value := strings.Repeat("v", 10_000)
+	const n = 300
+	for i := range n {
+		rev := r.put(fmt.Sprint("k", i%7), value)
+		if m := fast.recv(); len(m.Events) != 1 || m.Events[0].Kv.ModRevision != rev {
+			t.Fatalf("fast: %.100s", line(m))
+		}
+	}
+	r.s.feed.mu.Lock()
+	for w := range r.s.feed.ranges {
+		if w.st.bytes > 30_000 {
+			t.Errorf("%d bytes wait for a stream", w.st.bytes)
+		}
+	}
+	r.s.feed.mu.Unlock()
+	next := int64(2)
+	for next < n+2 {
+		for _, e := range slow.recv().Events {
+			if e.Kv.ModRevision != next {
+				t.Fatalf("revision %d, want %d", e.Kv.ModRevision, next)
+			}
+			next++
+		}
+	}
+	rev := r.put("k", "live again")
+	if m := slow.recv(); m.Events[0].Kv.ModRevision != rev {
+		t.Errorf("got %s", line(m))
+	}
+}
+
+func TestWatch_Fragments(t *testing.T) {
+	r := newRig(t, Config{RequestBytesMax: 10_000})
+	w := r.watching(r.ctx())
+	w.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), Fragment: true, WatchId: 1})
+	w.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), WatchId: 2})
+	w.want("1@1 created")
+	w.want("2@1 created")
+	// Both are with the feed: one revision after the other, then three that are too much for a message.
+	var ops []*pb.RequestOp
+	for i := range 9 {
+		ops = append(ops, put(fmt.Sprint("k", i), strings.Repeat("v", 1000)))
+	}
+	if _, err := r.kv.Txn(r.ctx(), &pb.TxnRequest{Success: ops}); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int64]int{}
+	for seen[1] < 9 || seen[2] < 9 {
+		m := w.recv()
+		if m.WatchId == 2 && len(m.Events) != 9 {
+			t.Errorf("a revision was cut: %d events", len(m.Events))
+		}
+		seen[m.WatchId] += len(m.Events)
+		if m.WatchId == 1 && m.Fragment != (seen[1] < 9) {
+			t.Errorf("fragment %v after %d events", m.Fragment, seen[1])
+		}
+	}
+}
+
+// Watches that come and go while keys change see each change once and in order.
+func TestWatch_NoGapsWhileJoining(t *testing.T) {
+	r := newRig(t, Config{})
+	const n = 400
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range n {
+			if _, err := r.kv.Put(t.Context(), &pb.PutRequest{Key: fmt.Append(nil, "k", i%5), Value: []byte("v")}); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	for i := range 20 {
+		ctx, cancel := context.WithCancel(r.ctx())
+		w := r.watching(ctx)
+		start := int64(0)
+		if i%2 == 0 {
+			start = 2
+		}
+		w.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), StartRevision: start, PrevKv: i%3 == 0})
+		m := w.recv()
+		if !m.Created {
+			t.Fatalf("got %s", line(m))
+		}
+		next := m.Header.Revision + 1
+		if start > 0 {
+			next = start
+		}
+		for until := min(next+30, n+2); next < until; {
+			for _, e := range w.recv().Events {
+				if e.Kv.ModRevision != next {
+					t.Fatalf("watch %d: revision %d, want %d", i, e.Kv.ModRevision, next)
+				}
+				if i%3 == 0 && e.Kv.Version > 1 && e.PrevKv == nil {
+					t.Errorf("watch %d: no version before %v", i, e.Kv)
+				}
+				next++
+			}
+		}
+		cancel()
+	}
+	<-done
+}
+
+func TestLease_RPCs(t *testing.T) {
+	r := newRig(t, Config{})
+	g, err := r.lease.LeaseGrant(r.ctx(), &pb.LeaseGrantRequest{TTL: 100})
+	if err != nil || g.ID <= 0 || g.TTL != 100 {
+		t.Fatalf("grant: %v %v", g, err)
+	}
+	if _, err := r.lease.LeaseGrant(r.ctx(), &pb.LeaseGrantRequest{TTL: 100, ID: g.ID}); status.Convert(err).Message() != status.Convert(rpctypes.ErrGRPCLeaseExist).Message() {
+		t.Errorf("again: %v", err)
+	}
+	if _, err := r.kv.Put(r.ctx(), &pb.PutRequest{Key: []byte("a"), Lease: g.ID}); err != nil {
+		t.Fatal(err)
+	}
+	ka, err := r.lease.LeaseKeepAlive(r.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []int64{g.ID, 12345, g.ID} {
+		if err := ka.Send(&pb.LeaseKeepAliveRequest{ID: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []int64{100, 0, 100} {
+		if m, err := ka.Recv(); err != nil || m.TTL != want {
+			t.Errorf("keep-alive: %v %v, want %d", m, err, want)
+		}
+	}
+	ttl, err := r.lease.LeaseTimeToLive(r.ctx(), &pb.LeaseTimeToLiveRequest{ID: g.ID, Keys: true})
+	if err != nil || ttl.GrantedTTL != 100 || ttl.TTL < 90 || len(ttl.Keys) != 1 {
+		t.Errorf("time to live: %v %v", ttl, err)
+	}
+	if l, err := r.lease.LeaseLeases(r.ctx(), &pb.LeaseLeasesRequest{}); err != nil || len(l.Leases) != 1 || l.Leases[0].ID != g.ID {
+		t.Errorf("leases: %v %v", l, err)
+	}
+	if v, err := r.lease.LeaseRevoke(r.ctx(), &pb.LeaseRevokeRequest{ID: g.ID}); err != nil || v.Header.Revision != 3 {
+		t.Errorf("revoke: %v %v", v, err)
+	}
+	if a, err := r.kv.Range(r.ctx(), &pb.RangeRequest{Key: []byte("a")}); err != nil || a.Count != 0 {
+		t.Errorf("key: %v %v", a, err)
+	}
+	if m, err := r.lease.LeaseTimeToLive(r.ctx(), &pb.LeaseTimeToLiveRequest{ID: g.ID}); err != nil || m.TTL != -1 {
+		t.Errorf("gone: %v %v", m, err)
+	}
+}
+
+func TestMaintenance_Truthful(t *testing.T) {
+	r := newRig(t, Config{Info: func(shard.ID) Info { return Info{Commit: 9, Applied: 8, DiskBytes: 7} }})
+	m := pb.NewMaintenanceClient(r.conn)
+	r.put("a", "1")
+	st, err := m.Status(r.ctx(), &pb.StatusRequest{})
+	if err != nil || st.Version != Version || st.Leader != st.Header.MemberId || st.RaftIndex != 9 || st.RaftAppliedIndex != 8 || st.DbSize != 7 {
+		t.Errorf("status: %v %v", st, err)
+	}
+	h1, err1 := m.HashKV(r.ctx(), &pb.HashKVRequest{Revision: 2})
+	r.put("a", "2")
+	h2, err2 := m.HashKV(r.ctx(), &pb.HashKVRequest{Revision: 2})
+	if err1 != nil || err2 != nil || h1.Hash != h2.Hash || h2.HashRevision != 2 || h2.CompactRevision != -1 {
+		t.Errorf("hash of a revision: %v %v, then %v %v", h1, err1, h2, err2)
+	}
+	if h3, err := m.HashKV(r.ctx(), &pb.HashKVRequest{}); err != nil || h3.Hash == h2.Hash {
+		t.Errorf("hash of another: %v %v", h3, err)
+	}
+	if a, err := m.Alarm(r.ctx(), &pb.AlarmRequest{}); err != nil || len(a.Alarms) != 0 {
+		t.Errorf("alarms: %v %v", a, err)
+	}
+	if l, err := pb.NewClusterClient(r.conn).MemberList(r.ctx(), &pb.MemberListRequest{Linearizable: true}); err != nil || len(l.Members) != 1 || l.Members[0].ID != st.Leader {
+		t.Errorf("members: %v %v", l, err)
+	}
+	if a, err := pb.NewAuthClient(r.conn).AuthStatus(r.ctx(), &pb.AuthStatusRequest{}); err != nil || a.Enabled {
+		t.Errorf("auth: %v %v", a, err)
+	}
+}
+
+func TestLeaderRequired(t *testing.T) {
+	r := newRig(t, Config{})
+	ctx := metadata.AppendToOutgoingContext(r.ctx(), rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader)
+	w := r.watching(ctx)
+	w.create(&pb.WatchCreateRequest{Key: []byte("a")})
+	w.want("0@1 created")
+	r.shard.SetTopology(func(t *shard.Topology) {
+		t.Shards = []shard.ShardInfo{t.Shards[0]}
+		t.Shards[0].Leader = 0
+	})
+	if _, err := w.s.Recv(); status.Convert(err).Message() != status.Convert(rpctypes.ErrGRPCNoLeader).Message() {
+		t.Errorf("stream: %v", err)
+	}
+	if _, err := r.kv.Put(ctx, &pb.PutRequest{Key: []byte("a")}); status.Convert(err).Message() != status.Convert(rpctypes.ErrGRPCNoLeader).Message() {
+		t.Errorf("put: %v", err)
+	}
+}
+
+func (r *rig) post(path, body string) (int, map[string]any) {
+	r.t.Helper()
+	req, err := http.NewRequestWithContext(r.ctx(), http.MethodPost, "http://"+r.addr+path, strings.NewReader(body))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to the end
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var m map[string]any
+	if err := json.Unmarshal(b, &m); err != nil {
+		r.t.Fatalf("%s: %s: %v", path, b, err)
+	}
+	return resp.StatusCode, m
+}
+
+func TestGateway(t *testing.T) {
+	r := newRig(t, Config{})
+	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+	if code, m := r.post("/v3/kv/put", fmt.Sprintf(`{"key":%q,"value":%q}`, b64("a"), b64("1"))); code != 200 || m["header"].(map[string]any)["revision"] != "2" {
+		t.Errorf("put: %d %v", code, m)
+	}
+	code, m := r.post("/v3/kv/range", fmt.Sprintf(`{"key":%q}`, b64("a")))
+	if code != 200 || m["count"] != "1" || m["kvs"].([]any)[0].(map[string]any)["mod_revision"] != "2" {
+		t.Errorf("range: %d %v", code, m)
+	}
+	if code, m := r.post("/v3/kv/range", `{}`); code != 400 || m["message"] != "etcdserver: key is not provided" {
+		t.Errorf("no key: %d %v", code, m)
+	}
+	if code, m := r.post("/v3/lease/grant", `{"TTL":"10"}`); code != 200 || m["TTL"] != "10" {
+		t.Errorf("lease: %d %v", code, m)
+	}
+	// A watch is a stream of lines.
+	ctx, cancel := context.WithCancel(r.ctx())
+	defer cancel()
+	body := fmt.Sprintf(`{"create_request":{"key":%q,"start_revision":"2"}}`, b64("a"))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+r.addr+"/v3/watch", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // a stream that never ends
+	d := json.NewDecoder(resp.Body)
+	for i := range 2 {
+		var m struct {
+			Result struct {
+				Created bool
+				Events  []any
+			}
+		}
+		if err := d.Decode(&m); err != nil || m.Result.Created != (i == 0) || len(m.Result.Events) != i {
+			t.Errorf("watch: %+v %v", m, err)
+		}
+	}
+	get := func(path string) (int, string) {
+		req, err := http.NewRequestWithContext(r.ctx(), http.MethodGet, "http://"+r.addr+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close() //nolint:errcheck // read to the end
+		b, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(b)
+	}
+	for path, want := range map[string]string{
+		"/version": `"etcdserver":"` + Version + `"`, "/health": `"health":"true"`, "/readyz": "ok", "/livez": "ok", "/health?serializable=true": `"health":"true"`,
+	} {
+		if code, b := get(path); code != 200 || !strings.Contains(b, want) {
+			t.Errorf("%s: %d %s", path, code, b)
+		}
+	}
+	r.shard.Refuse(errs.New(errs.Unavailable, "down"))
+	defer r.shard.Refuse(nil)
+	if code, b := get("/health"); code != 503 || !strings.Contains(b, `"health":"false"`) {
+		t.Errorf("sick: %d %s", code, b)
+	}
+}
+
+// What is no etcd client gets an answer or a closed connection, and others are served meanwhile.
+func TestBadInput(t *testing.T) {
+	r := newRig(t, Config{HelloTimeout: 200 * time.Millisecond})
+	dial := func() net.Conn {
+		var d net.Dialer
+		c, err := d.DialContext(r.ctx(), "tcp", r.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	quiet := dial()
+	for _, in := range [][]byte{
+		[]byte("*1\r\n$4\r\nPING\r\n"), {0x16, 3, 1, 0, 200, 1}, []byte("GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+		[]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + strings.Repeat("\xff", 100)), bytes.Repeat([]byte("A"), 1<<20),
+	} {
+		c := dial()
+		// The other side may close while this is written.
+		_, _ = c.Write(in)
+		b, _ := io.ReadAll(c)
+		t.Logf("%.20q: %.60q", in, b)
+	}
+	r.put("a", "1")
+	if b, err := io.ReadAll(quiet); err != nil || len(b) > 0 {
+		t.Errorf("a connection that says nothing: %q %v", b, err)
+	}
+}

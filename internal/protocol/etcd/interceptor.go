@@ -1,0 +1,135 @@
+package etcd
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// wantsLeader says whether a client would rather have an error than wait for a leader.
+func wantsLeader(ctx context.Context) bool {
+	md, _ := metadata.FromIncomingContext(ctx)
+	v := md.Get(rpctypes.MetadataRequireLeaderKey)
+	return len(v) > 0 && v[0] == rpctypes.MetadataHasLeader
+}
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	began := time.Now()
+	resp, err := any(nil), error(errNoLeader)
+	if !wantsLeader(ctx) || s.hasLeader() {
+		resp, err = next(ctx, req)
+	}
+	method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
+	s.m.requests.WithLabelValues(method, status.Code(err).String()).Inc()
+	s.m.seconds.WithLabelValues(method).Observe(time.Since(began).Seconds())
+	return resp, err
+}
+
+// strictStream is a stream that ends when there is no leader.
+type strictStream struct {
+	grpc.ServerStream
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+}
+
+// Context implements grpc.ServerStream.
+func (s *strictStream) Context() context.Context { return s.ctx }
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if wantsLeader(ss.Context()) {
+		if !s.hasLeader() {
+			return errNoLeader
+		}
+		st := &strictStream{ServerStream: ss}
+		st.ctx, st.cancel = context.WithCancelCause(ss.Context())
+		defer st.cancel(nil)
+		s.mu.Lock()
+		s.strict[st] = struct{}{}
+		s.mu.Unlock()
+		defer func() {
+			s.mu.Lock()
+			delete(s.strict, st)
+			s.mu.Unlock()
+		}()
+		ss = st
+	}
+	s.m.streams.Inc()
+	defer s.m.streams.Dec()
+	err := next(srv, ss)
+	if st, ok := ss.(*strictStream); ok && context.Cause(st.ctx) == errNoLeader {
+		return errNoLeader
+	}
+	return err
+}
+
+// A leader is missed for leaderTries times leaderCheck before streams that want one are ended: three times etcd's election time-out.
+const (
+	leaderCheck = 500 * time.Millisecond
+	leaderTries = 6
+)
+
+// watchLeader ends strict streams when there has been no leader for a while.
+func (s *Server) watchLeader() {
+	tick := time.NewTicker(leaderCheck)
+	defer tick.Stop()
+	missed := 0
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if missed++; s.hasLeader() {
+			missed = 0
+		}
+		if missed < leaderTries {
+			continue
+		}
+		missed = 0
+		s.mu.Lock()
+		for st := range s.strict {
+			st.cancel(errNoLeader)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// metrics of the server.
+type metrics struct {
+	connections, streams, watchers, lagging prometheus.Gauge
+	requests                                *prometheus.CounterVec
+	seconds                                 *prometheus.HistogramVec
+	events                                  prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "quorate_etcd_" + name, Help: help})
+	}
+	m := &metrics{
+		connections: gauge("connections", "Open connections of etcd clients."),
+		streams:     gauge("streams", "Open streams of etcd clients: watches and lease renewals."),
+		watchers:    gauge("watchers", "Open watches."),
+		lagging:     gauge("watchers_lagging", "Watches that read events from history, since they began in the past or their client is slow."),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "quorate_etcd_requests_total", Help: "Requests answered, by method and gRPC code.",
+		}, []string{"method", "code"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "quorate_etcd_request_seconds", Help: "Time to answer a request. Writes above the time of a sync of the raft log wait for something else.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
+		}, []string{"method"}),
+		events: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "quorate_etcd_watch_events_total", Help: "Events handed to watches.",
+		}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.connections, m.streams, m.watchers, m.lagging, m.requests, m.seconds, m.events)
+	}
+	return m
+}

@@ -1,0 +1,406 @@
+// Package etcd serves the etcd v3 API (https://etcd.io/docs/v3.7/learning/api/) over shard.Client: gRPC, and plain HTTP on the
+// same port for what asks for it. The key space is that of package kv, on the first shard of a space.
+//
+// Messages and error texts are those of etcd's own API module: its clients compare texts.
+package etcd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"hash/fnv"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// Config describes a server. The zero value of each field means its default.
+type Config struct {
+	// Space whose keys are served; default "default".
+	Space string
+	// RequestBytesMax bounds one request; default 1.5 MiB, as in etcd.
+	RequestBytesMax int
+	// TxnOpsMax bounds the operations of a transaction; default 128, as in etcd.
+	TxnOpsMax int
+	// ConnectionsMax bounds the open connections; default 10,000. More are closed at once.
+	ConnectionsMax int
+	// HelloTimeout is how long a connection may take to say what it speaks, and an HTTP request to say what it wants; default 10 s.
+	HelloTimeout time.Duration
+	// ProgressInterval is how often a quiet watch that asked for it is told how far it is; default 10 minutes, as in etcd.
+	ProgressInterval time.Duration
+	// StreamBytesMax bounds the events that wait for one watch stream; default 256 KiB. A stream that is slower reads its events
+	// from history.
+	StreamBytesMax int
+	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
+	Info func(shard.ID) Info
+}
+
+// Info is what operators ask of a node.
+type Info struct {
+	// Commit and Applied are raft indexes of the shard.
+	Commit, Applied uint64
+	// DiskBytes is what the node's state takes on disk.
+	DiskBytes int64
+}
+
+func (c *Config) fill() {
+	if c.Space == "" {
+		c.Space = "default"
+	}
+	if c.RequestBytesMax == 0 {
+		c.RequestBytesMax = 3 << 19
+	}
+	if c.TxnOpsMax == 0 {
+		c.TxnOpsMax = 128
+	}
+	if c.ConnectionsMax == 0 {
+		c.ConnectionsMax = 10_000
+	}
+	if c.HelloTimeout == 0 {
+		c.HelloTimeout = 10 * time.Second
+	}
+	if c.ProgressInterval == 0 {
+		c.ProgressInterval = 10 * time.Minute
+	}
+	if c.StreamBytesMax == 0 {
+		c.StreamBytesMax = 256 << 10
+	}
+}
+
+// Timings of etcd's gRPC server, by its defaults: clients that ping more often are cut off.
+const (
+	keepAliveMin      = 5 * time.Second
+	keepAliveInterval = 2 * time.Hour
+	keepAliveTimeout  = 20 * time.Second
+	// requestOverhead is what a message may have besides the request, as in etcd.
+	requestOverhead = 512 << 10
+)
+
+// Server serves the etcd API. Make it with New, give it listeners with Serve, and end it with Close.
+type Server struct {
+	cfg    Config
+	client shard.Client
+	log    *slog.Logger
+	m      *metrics
+	grpc   *grpc.Server
+	health *health.Server
+	http   *http.Server
+	// self is the gateway's connection with grpc.
+	self *grpc.ClientConn
+	feed *feed
+	// toGRPC and toHTTP take the connections, once it is known what they speak.
+	toGRPC, toHTTP *queue
+
+	ctx  context.Context
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+
+	mu sync.Mutex
+	// closed says that Close was called; listeners and conns are what it has to end. Guarded by mu.
+	closed    bool
+	listeners map[net.Listener]struct{}
+	conns     map[net.Conn]struct{}
+	// strict are the streams that end when there is no leader. Guarded by mu.
+	strict map[*strictStream]struct{}
+}
+
+// New returns a server that asks client. Metrics are registered with reg unless it is nil.
+func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Registerer) *Server {
+	cfg.fill()
+	s := &Server{
+		cfg: cfg, client: client, log: log.With("protocol", "etcd"), m: newMetrics(reg),
+		toGRPC: newQueue(), toHTTP: newQueue(),
+		listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]struct{}{}, strict: map[*strictStream]struct{}{},
+	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.feed = newFeed(s)
+	s.grpc = grpc.NewServer(
+		grpc.MaxRecvMsgSize(cfg.RequestBytesMax+requestOverhead), grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAliveMin}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAliveInterval, Timeout: keepAliveTimeout}),
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
+	)
+	pb.RegisterKVServer(s.grpc, kvServer{s: s})
+	pb.RegisterWatchServer(s.grpc, watchServer{s: s})
+	pb.RegisterLeaseServer(s.grpc, leaseServer{s: s})
+	pb.RegisterClusterServer(s.grpc, clusterServer{s: s})
+	pb.RegisterMaintenanceServer(s.grpc, maintenanceServer{s: s})
+	pb.RegisterAuthServer(s.grpc, authServer{s: s})
+	s.health = health.NewServer()
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout}
+	for _, f := range []func(){
+		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, s.feed.run, s.watchLeader,
+	} {
+		s.wg.Go(f)
+	}
+	return s
+}
+
+// Serve accepts connections until the listener or the server is closed, and takes the listener over. It returns nil after
+// Close.
+func (s *Server) Serve(ln net.Listener) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return errors.Join(errs.New(errs.Unavailable, "the etcd server is closed"), ln.Close())
+	}
+	s.listeners[ln] = struct{}{}
+	s.wg.Add(1)
+	s.mu.Unlock()
+	defer s.wg.Done()
+	for {
+		nc, err := ln.Accept()
+		if err != nil {
+			s.mu.Lock()
+			delete(s.listeners, ln)
+			closed := s.closed
+			s.mu.Unlock()
+			_ = ln.Close()
+			if closed || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return err
+		}
+		s.admit(nc)
+	}
+}
+
+// admit finds out what a connection speaks and passes it on, or turns it away.
+func (s *Server) admit(nc net.Conn) {
+	s.mu.Lock()
+	if s.closed || len(s.conns) >= s.cfg.ConnectionsMax {
+		full := !s.closed
+		s.mu.Unlock()
+		_ = nc.Close()
+		if full {
+			s.log.Warn("connection refused: too many are open", "connections_max", s.cfg.ConnectionsMax)
+		}
+		return
+	}
+	c := &conn{Conn: nc, s: s}
+	s.conns[c] = struct{}{}
+	s.wg.Add(1)
+	s.mu.Unlock()
+	s.m.connections.Inc()
+	go func() {
+		defer s.wg.Done()
+		to := s.toHTTP
+		if isGRPC, err := c.sniff(); err != nil {
+			_ = c.Close()
+			return
+		} else if isGRPC {
+			to = s.toGRPC
+		}
+		if !to.put(c) {
+			_ = c.Close()
+		}
+	}()
+}
+
+// Close ends all connections and listeners and waits for every goroutine. Requests in flight are cut off.
+func (s *Server) Close() {
+	s.mu.Lock()
+	s.closed = true
+	for ln := range s.listeners {
+		_ = ln.Close()
+	}
+	conns := make([]net.Conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	s.stop()
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	_ = s.self.Close()
+	s.grpc.Stop()
+	_ = s.http.Close()
+	s.wg.Wait()
+}
+
+// conn is a connection whose first bytes were looked at.
+type conn struct {
+	net.Conn
+	s    *Server
+	once sync.Once
+	// seen are the bytes that nobody has read yet.
+	seen []byte
+}
+
+// preface begins every HTTP/2 connection (RFC 9113, section 3.4), and no HTTP/1 request.
+var preface = []byte("PRI ")
+
+func (c *conn) sniff() (isGRPC bool, err error) {
+	if err := c.SetReadDeadline(time.Now().Add(c.s.cfg.HelloTimeout)); err != nil {
+		return false, err
+	}
+	b := make([]byte, len(preface))
+	for n := 0; n < len(b); {
+		m, err := c.Conn.Read(b[n:])
+		if n += m; !bytes.HasPrefix(preface, b[:n]) {
+			c.seen = b[:n]
+			return false, c.SetReadDeadline(time.Time{})
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	c.seen = b
+	return true, c.SetReadDeadline(time.Time{})
+}
+
+// Read implements net.Conn.
+func (c *conn) Read(b []byte) (int, error) {
+	if len(c.seen) > 0 {
+		n := copy(b, c.seen)
+		c.seen = c.seen[n:]
+		return n, nil
+	}
+	return c.Conn.Read(b)
+}
+
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() {
+		c.s.mu.Lock()
+		delete(c.s.conns, c)
+		c.s.mu.Unlock()
+		c.s.m.connections.Dec()
+	})
+	return err
+}
+
+// queue is a listener that others accept for.
+type queue struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newQueue() *queue { return &queue{conns: make(chan net.Conn), done: make(chan struct{})} }
+
+func (q *queue) put(c net.Conn) bool {
+	select {
+	case q.conns <- c:
+		return true
+	case <-q.done:
+		return false
+	}
+}
+
+// Accept implements net.Listener.
+func (q *queue) Accept() (net.Conn, error) {
+	select {
+	case c := <-q.conns:
+		return c, nil
+	case <-q.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (q *queue) Close() error {
+	q.once.Do(func() { close(q.done) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (q *queue) Addr() net.Addr { return &net.TCPAddr{} }
+
+// where returns the shard that has the key space, and what is known of it.
+func (s *Server) where() (shard.ShardInfo, *shard.Topology, error) {
+	t := s.client.Topology()
+	sp, ok := t.Space(s.cfg.Space)
+	if !ok || len(sp.Shards) == 0 {
+		return shard.ShardInfo{}, t, errs.New(errs.Unavailable, "space %q is not known to this node yet", s.cfg.Space)
+	}
+	info, _ := t.Shard(sp.Shards[0])
+	info.ID = sp.Shards[0]
+	return info, t, nil
+}
+
+// submit runs a command of kv's.
+func (s *Server) submit(ctx context.Context, cmd []byte) ([]byte, error) {
+	at, _, err := s.where()
+	if err != nil {
+		return nil, toGRPC(ctx, err)
+	}
+	res := s.client.Submit(ctx, shard.Route{Shard: at.ID}, shard.Command{Module: shard.ModuleKV, Data: cmd}).Wait(ctx)
+	return res.Data, toGRPC(ctx, res.Err)
+}
+
+// query runs a query of kv's.
+func (s *Server) query(ctx context.Context, q []byte, stale bool) ([]byte, error) {
+	b, err := s.ask(ctx, q, stale)
+	return b, toGRPC(ctx, err)
+}
+
+// ask is query with kv's own errors.
+func (s *Server) ask(ctx context.Context, q []byte, stale bool) ([]byte, error) {
+	at, _, err := s.where()
+	if err != nil {
+		return nil, err
+	}
+	return s.client.Query(ctx, shard.Route{Shard: at.ID}, shard.Consistency{Stale: stale}, shard.Command{Module: shard.ModuleKV, Data: q})
+}
+
+// status returns what this node knows of the key space.
+func (s *Server) status(ctx context.Context) (kv.Status, error) {
+	b, err := s.ask(ctx, kv.EncodeStatus(), true)
+	if err != nil {
+		return kv.Status{}, err
+	}
+	return kv.DecodeStatus(b)
+}
+
+// header returns an answer's header.
+func (s *Server) header(rev int64) *pb.ResponseHeader {
+	at, t, _ := s.where()
+	return &pb.ResponseHeader{ClusterId: clusterID(t), MemberId: memberID(t, t.Self), Revision: rev, RaftTerm: at.Term}
+}
+
+// clusterID returns the number by which etcd's clients know a cluster.
+func clusterID(t *shard.Topology) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(t.Cluster))
+	return h.Sum64()
+}
+
+// memberID returns the number by which etcd's clients know a node.
+func memberID(t *shard.Topology, id shard.NodeID) uint64 {
+	if id == 0 {
+		return 0
+	}
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(t.Cluster))
+	_, _ = h.Write([]byte{0, byte(id >> 24), byte(id >> 16), byte(id >> 8), byte(id)})
+	return h.Sum64()
+}
+
+// hasLeader says whether this node knows who leads the key space's shard.
+func (s *Server) hasLeader() bool {
+	at, _, err := s.where()
+	return err == nil && at.Leader != 0
+}
+
+// errNoLeader is what a client gets that asked for a leader.
+var errNoLeader = rpctypes.ErrGRPCNoLeader

@@ -1,0 +1,274 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quorate/quorate/internal/kv"
+)
+
+// watchServer serves Watch.
+type watchServer struct {
+	pb.UnimplementedWatchServer
+	s *Server
+}
+
+// What etcd says of watches that it does not make.
+const (
+	reasonDuplicate = "mvcc: duplicate watch ID provided on the WatchStream"
+	reasonEmpty     = "mvcc: watcher range is empty"
+)
+
+// noWatch is the id of an answer that is not about one watch.
+const noWatch = -1
+
+// catchUpBytes is how much of history a watch reads at a time.
+const catchUpBytes = 256 << 10
+
+// watcher is one watch. Its fields do not change, except for those that feed.mu guards.
+type watcher struct {
+	st       *watchStream
+	id       int64
+	key, end []byte
+	noPut    bool
+	noDelete bool
+	prev     bool
+	progress bool
+	fragment bool
+
+	// next is the first revision that it has not been given. lagging says that it reads history, and is not with the feed.
+	// quiet says that nothing came since it was last told how far it is. gone says that it was cancelled. Guarded by feed.mu.
+	next    int64
+	lagging bool
+	quiet   bool
+	gone    bool
+	// batch collects its events of one reading of the feed.
+	batch []*mvccpb.Event
+}
+
+// watchStream is one Watch call: its watches, and what is to be sent. All but the first two fields are guarded by feed.mu.
+type watchStream struct {
+	s    *Server
+	wake chan struct{}
+
+	watchers map[int64]*watcher
+	lagging  map[*watcher]struct{}
+	queue    []*pb.WatchResponse
+	// bytes counts the events in queue.
+	bytes  int
+	nextID int64
+	// asked says that the client wants to know how far all is, once nothing lags.
+	asked bool
+}
+
+// Watch implements pb.WatchServer. This goroutine sends: what the feed put into the queue, and what lagging watches read from
+// history.
+func (w watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	st := &watchStream{
+		s: w.s, wake: make(chan struct{}, 1), watchers: map[int64]*watcher{}, lagging: map[*watcher]struct{}{},
+	}
+	defer w.s.feed.drop(st)
+	ended := make(chan error, 1)
+	go func() { ended <- st.receive(ctx, stream) }()
+	err := st.send(ctx, stream, ended)
+	if errors.Is(err, context.Canceled) {
+		err = rpctypes.ErrGRPCWatchCanceled
+	}
+	return err
+}
+
+// receive takes in what the client wants.
+func (st *watchStream) receive(ctx context.Context, stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch r := r.RequestUnion.(type) {
+		case *pb.WatchRequest_CreateRequest:
+			if r.CreateRequest != nil {
+				if err := st.create(ctx, r.CreateRequest); err != nil {
+					return err
+				}
+			}
+		case *pb.WatchRequest_CancelRequest:
+			if r.CancelRequest != nil {
+				st.s.feed.cancel(st, r.CancelRequest.WatchId)
+			}
+		case *pb.WatchRequest_ProgressRequest:
+			st.s.feed.tell(st)
+		}
+	}
+}
+
+// create begins a watch.
+func (st *watchStream) create(ctx context.Context, r *pb.WatchCreateRequest) error {
+	w := &watcher{
+		st: st, id: r.WatchId, key: r.Key, end: r.RangeEnd, next: r.StartRevision,
+		prev: r.PrevKv, progress: r.ProgressNotify, fragment: r.Fragment,
+	}
+	if len(w.key) == 0 {
+		w.key = []byte{0}
+	}
+	for _, f := range r.Filters {
+		w.noPut = w.noPut || f == pb.WatchCreateRequest_NOPUT
+		w.noDelete = w.noDelete || f == pb.WatchCreateRequest_NODELETE
+	}
+	now, err := st.s.status(ctx)
+	if err != nil {
+		return toGRPC(ctx, err)
+	}
+	reason := ""
+	switch {
+	case r.StartRevision < 0:
+		reason = rpctypes.ErrCompacted.Error()
+	case len(w.end) > 0 && string(w.end) != "\x00" && string(w.key) >= string(w.end):
+		reason = reasonEmpty
+	case r.StartRevision == 0:
+		w.next = now.Revision + 1
+	}
+	st.s.feed.add(w, now.Revision, reason)
+	return nil
+}
+
+// wants says whether an event is for the watcher.
+func (w *watcher) wants(e *kv.Event) bool {
+	if e.Deleted && w.noDelete || !e.Deleted && w.noPut || e.KV.Mod < w.next {
+		return false
+	}
+	k := string(e.KV.Key)
+	switch string(w.end) {
+	case "":
+		return k == string(w.key)
+	case "\x00":
+		return k >= string(w.key)
+	}
+	return k >= string(w.key) && k < string(w.end)
+}
+
+// send sends until the stream ends.
+func (st *watchStream) send(ctx context.Context, stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse], ended <-chan error) error {
+	tick := time.NewTicker(st.s.cfg.ProgressInterval)
+	defer tick.Stop()
+	for {
+		queue, late := st.s.feed.take(st)
+		for _, r := range queue {
+			if err := st.sendOne(stream, r); err != nil {
+				return err
+			}
+		}
+		if late != nil {
+			r, err := late.read(ctx)
+			if r != nil {
+				err = st.sendOne(stream, r)
+			}
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if len(queue) > 0 {
+			continue
+		}
+		select {
+		case <-st.wake:
+		case <-tick.C:
+			st.s.feed.tellQuiet(st)
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-st.s.ctx.Done():
+			return rpctypes.ErrGRPCStopped
+		}
+	}
+}
+
+// sendOne sends an answer, in parts if its watch can take them.
+func (st *watchStream) sendOne(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse], r *pb.WatchResponse) error {
+	if !r.Fragment {
+		return stream.Send(r)
+	}
+	// Fragment is the mark of an answer that may be cut, until here.
+	r.Fragment = false
+	if len(r.Events) < 2 || proto.Size(r) < st.s.cfg.RequestBytesMax {
+		return stream.Send(r)
+	}
+	for events := r.Events; len(events) > 0; {
+		n, size := 0, 0
+		for n < len(events) {
+			if size += proto.Size(events[n]) + 8; n > 0 && size >= st.s.cfg.RequestBytesMax {
+				break
+			}
+			n++
+		}
+		part := &pb.WatchResponse{Header: r.Header, WatchId: r.WatchId, Events: events[:n], Fragment: n < len(events)}
+		if err := stream.Send(part); err != nil {
+			return err
+		}
+		events = events[n:]
+	}
+	return nil
+}
+
+// read reads a part of history for a lagging watch, and lets it join the feed when it has caught up. It returns what to send.
+func (w *watcher) read(ctx context.Context) (*pb.WatchResponse, error) {
+	f := w.st.s.feed
+	from, ok := f.join(w)
+	if ok {
+		return nil, nil
+	}
+	b, err := w.st.s.ask(ctx, kv.EncodeEvents(from, catchUpBytes, w.prev), true)
+	if errors.Is(err, kv.ErrCompacted) {
+		now, err := w.st.s.status(ctx)
+		if err != nil {
+			return nil, toGRPC(ctx, err)
+		}
+		f.remove(w)
+		return &pb.WatchResponse{
+			Header: w.st.s.header(now.Revision), WatchId: w.id, Canceled: true, CompactRevision: max(now.Compacted, 1),
+		}, nil
+	}
+	if err != nil {
+		return nil, toGRPC(ctx, err)
+	}
+	e, err := kv.DecodeEvents(b)
+	if err != nil {
+		return nil, toGRPC(ctx, err)
+	}
+	var events []*mvccpb.Event
+	for i := range e.Events {
+		if ev := &e.Events[i]; w.wants(ev) {
+			events = append(events, toEvent(ev, w.prev))
+		}
+	}
+	if !f.advance(w, e.Next, len(events) > 0) || len(events) == 0 {
+		return nil, nil
+	}
+	w.st.s.m.events.Add(float64(len(events)))
+	return &pb.WatchResponse{Header: w.st.s.header(e.Next - 1), WatchId: w.id, Events: events, Fragment: w.fragment}, nil
+}
+
+func toEvent(e *kv.Event, prev bool) *mvccpb.Event {
+	out := &mvccpb.Event{Kv: fromKV(&e.KV)}
+	if e.Deleted {
+		out.Type = mvccpb.Event_DELETE
+	}
+	if prev && e.Prev != nil {
+		out.PrevKv = fromKV(e.Prev)
+	}
+	return out
+}
