@@ -31,7 +31,7 @@ race: ## Unit tests with the race detector
 	go test -race -short -p 2 -timeout 20m ./...
 
 .PHONY: clients
-clients: ## Stock Redis and Kafka clients against clusters of real processes
+clients: ## Stock etcd, Redis and Kafka clients against clusters of real processes
 	scripts/deps.sh
 	cd test && go test ./...
 
@@ -48,6 +48,7 @@ fmt: bin/golangci-lint ## Format all Go files
 generate: ## Rewrite the documents that are made from code
 	go test ./internal/protocol/redis -run TestCompatDocument -rewrite
 	go test ./internal/protocol/kafka -run 'APIs|Compat|Document' -rewrite
+	go test ./internal/protocol/etcd -run TestCompatDocument -rewrite
 	go test . -run 'TestMetrics' -rewrite
 
 .PHONY: check-generate

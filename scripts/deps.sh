@@ -8,10 +8,11 @@ declare -A package_of=(
   [redis-server]=redis-server
   [redis-cli]=redis-tools
   [kcat]=kcat
+  [etcdctl]=etcd-client
 )
 
 missing=()
-for command in gcc redis-server redis-cli kcat; do
+for command in gcc redis-server redis-cli kcat etcdctl; do
   command -v "$command" >/dev/null 2>&1 || missing+=("${package_of[$command]}")
 done
 # A compiler alone is not enough: the race detector links against libc.

@@ -33,6 +33,7 @@ type node struct {
 	peer   string
 	redis  string
 	kafka  string
+	etcd   string
 	http   string
 	config string
 	ready  string
@@ -64,23 +65,23 @@ func newCluster(nodes, shards int) (*cluster, error) {
 		return nil, err
 	}
 	c := &cluster{dir: dir, shards: shards}
-	ports, err := freePorts(4 * nodes)
+	ports, err := freePorts(5 * nodes)
 	if err != nil {
 		return c, err
 	}
 	var peers []string
 	for i := range nodes {
-		p := ports[4*i:]
+		p := ports[5*i:]
 		n := &node{
-			c: c, id: i + 1, peer: p[0], redis: p[1], kafka: p[2], http: p[3],
+			c: c, id: i + 1, peer: p[0], redis: p[1], kafka: p[2], http: p[3], etcd: p[4],
 			config: filepath.Join(dir, fmt.Sprintf("node%d.yaml", i+1)), ready: filepath.Join(dir, fmt.Sprintf("ready%d", i+1)),
 		}
 		c.nodes = append(c.nodes, n)
 		peers = append(peers, fmt.Sprintf("%d: %q", n.id, n.peer))
 	}
 	for _, n := range c.nodes {
-		text := fmt.Sprintf("cluster: test\nnode: %d\ndata: %q\nshards: %d\nlisten: {peer: %q, redis: %q, kafka: %q, http: %q}\npeers: {%s}\n",
-			n.id, filepath.Join(dir, fmt.Sprintf("data%d", n.id)), shards, n.peer, n.redis, n.kafka, n.http, strings.Join(peers, ", "))
+		text := fmt.Sprintf("cluster: test\nnode: %d\ndata: %q\nshards: %d\nlisten: {peer: %q, redis: %q, kafka: %q, http: %q, etcd: %q}\npeers: {%s}\n",
+			n.id, filepath.Join(dir, fmt.Sprintf("data%d", n.id)), shards, n.peer, n.redis, n.kafka, n.http, n.etcd, strings.Join(peers, ", "))
 		if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
 			return c, err
 		}

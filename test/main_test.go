@@ -1,5 +1,5 @@
 // Package test drives clusters of real quorate processes with clients that were written for other servers: go-redis,
-// redis-cli, franz-go and kcat, which is librdkafka. It uses nothing of Quorate but its binary.
+// redis-cli, franz-go, kcat, which is librdkafka, and etcd's own client and etcdctl. It uses nothing of Quorate but its binary.
 package test
 
 import (

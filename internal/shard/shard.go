@@ -25,7 +25,7 @@ type ID = storage.ShardID
 type NodeID uint32
 
 // Revision is the number of a shard's last applied write. It rises by one with each request that changes anything, and is
-// the etcd revision, the session token and the fencing token.
+// the session token. (The etcd revision is the key space's own; see package kv.)
 type Revision uint64
 
 // ModuleID tags a module's keys and commands. It is written to disk: never reused. 0 is the shard's own.

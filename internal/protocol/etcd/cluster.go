@@ -48,7 +48,13 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 	return resp, nil
 }
 
-const whyMembers = "the members of a cluster are fixed by its configuration"
+const (
+	whyMembers      = "the members of a cluster are fixed by its configuration"
+	whyNoAlarms     = "there are no space quotas, and damaged replicas repair themselves"
+	whyNoSnapshot   = "this release cannot write etcd's file format yet"
+	whyNoMoveLeader = "this release cannot hand over leadership on request yet"
+	whyNoDowngrade  = "there is no etcd to go back to; its releases are not Quorate's"
+)
 
 // MemberAdd implements pb.ClusterServer.
 func (clusterServer) MemberAdd(context.Context, *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
@@ -108,7 +114,7 @@ func (m maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb
 // Alarm implements pb.MaintenanceServer. There are no alarms: a full disk stops the node, and nothing else is a quota.
 func (m maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	if r.Action == pb.AlarmRequest_ACTIVATE {
-		return nil, refused("Alarm ACTIVATE", "there are no space quotas, and damaged replicas repair themselves")
+		return nil, refused("Alarm ACTIVATE", whyNoAlarms)
 	}
 	now, err := m.s.status(ctx)
 	if err != nil {
@@ -159,17 +165,17 @@ func (m maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb
 
 // Snapshot implements pb.MaintenanceServer.
 func (maintenanceServer) Snapshot(*pb.SnapshotRequest, grpc.ServerStreamingServer[pb.SnapshotResponse]) error {
-	return refused("Snapshot", "this release cannot write etcd's file format yet")
+	return refused("Snapshot", whyNoSnapshot)
 }
 
 // MoveLeader implements pb.MaintenanceServer.
 func (maintenanceServer) MoveLeader(context.Context, *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
-	return nil, refused("MoveLeader", "this release cannot hand over leadership on request yet")
+	return nil, refused("MoveLeader", whyNoMoveLeader)
 }
 
 // Downgrade implements pb.MaintenanceServer.
 func (maintenanceServer) Downgrade(context.Context, *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
-	return nil, refused("Downgrade", "there is no etcd to go back to; its releases are not Quorate's")
+	return nil, refused("Downgrade", whyNoDowngrade)
 }
 
 // authServer says that there is no authentication yet.

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -21,11 +22,14 @@ func wantsLeader(ctx context.Context) bool {
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	began := time.Now()
+	method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
 	resp, err := any(nil), error(errNoLeader)
 	if !wantsLeader(ctx) || s.hasLeader() {
 		resp, err = next(ctx, req)
 	}
-	method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
+	if status.Code(err) == codes.Unimplemented && strings.HasPrefix(info.FullMethod, "/etcdserverpb.Auth/") {
+		err = refused(method, noAuth)
+	}
 	s.m.requests.WithLabelValues(method, status.Code(err).String()).Inc()
 	s.m.seconds.WithLabelValues(method).Observe(time.Since(began).Seconds())
 	return resp, err
@@ -109,14 +113,15 @@ type metrics struct {
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
-	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "quorate_etcd_" + name, Help: help})
-	}
+	gauge := prometheus.NewGauge
 	m := &metrics{
-		connections: gauge("connections", "Open connections of etcd clients."),
-		streams:     gauge("streams", "Open streams of etcd clients: watches and lease renewals."),
-		watchers:    gauge("watchers", "Open watches."),
-		lagging:     gauge("watchers_lagging", "Watches that read events from history, since they began in the past or their client is slow."),
+		connections: gauge(prometheus.GaugeOpts{Name: "quorate_etcd_connections", Help: "Open connections of etcd clients."}),
+		streams:     gauge(prometheus.GaugeOpts{Name: "quorate_etcd_streams", Help: "Open streams of etcd clients: watches and lease renewals."}),
+		watchers:    gauge(prometheus.GaugeOpts{Name: "quorate_etcd_watchers", Help: "Open watches."}),
+		lagging: gauge(prometheus.GaugeOpts{
+			Name: "quorate_etcd_watchers_lagging",
+			Help: "Watches that read events from history, since they began in the past or their client is slow. It should be near 0.",
+		}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "quorate_etcd_requests_total", Help: "Requests answered, by method and gRPC code.",
 		}, []string{"method", "code"}),

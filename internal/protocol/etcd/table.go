@@ -1,0 +1,71 @@
+package etcd
+
+// call describes an RPC, for docs/compat/etcd.md.
+type call struct {
+	service, method string
+	served          served
+	// notes say what is different, or why it is refused. kine is what kine v0.16.4 makes of it, by its source.
+	notes, kine string
+}
+
+type served uint8
+
+const (
+	whole served = iota
+	partly
+	refusedByName
+)
+
+func (s served) String() string { return [...]string{"yes", "in part", "refused by name"}[s] }
+
+const (
+	kineNo  = "not supported"
+	kineYes = "yes"
+	noAuth  = "there is no authentication yet"
+)
+
+// calls lists every RPC of the API. A test compares it with the services that are registered.
+var calls = []call{
+	{"KV", "Range", whole, "All options. A count takes as long as reading the keys. An answer of more than 256 MiB is refused: use a limit, or RangeStream.", "without sort, filters and serializable"},
+	{"KV", "RangeStream", whole, "1,000 keys a message.", kineNo},
+	{"KV", "Put", whole, "", "as one of four shapes of Txn"},
+	{"KV", "DeleteRange", whole, "What one request deletes is bounded by 32 MiB of keys.", kineNo},
+	{"KV", "Txn", whole, "Nested, with ranges and all comparisons. A key that is deleted and written by one request is refused also where only the state shows it.", "four shapes"},
+	{"KV", "Compact", whole, "Removal goes on in small steps. With physical=true the answer waits until this node has done it.", "acknowledged, not done"},
+	{"Watch", "Watch", whole, "Progress that is asked for while a watch reads history is told when it has caught up.", kineYes},
+	{"Lease", "LeaseGrant", whole, "TTLs below 2 s are raised to 2 s, as by etcd with its default timers.", "the id is the TTL"},
+	{"Lease", "LeaseRevoke", whole, "", kineNo},
+	{"Lease", "LeaseKeepAlive", whole, "A renewal is a replicated write.", kineNo},
+	{"Lease", "LeaseTimeToLive", whole, "", kineNo},
+	{"Lease", "LeaseLeases", whole, "", kineNo},
+	{"Cluster", "MemberList", whole, "", kineYes},
+	{"Cluster", "MemberAdd", refusedByName, whyMembers, kineNo},
+	{"Cluster", "MemberRemove", refusedByName, whyMembers, kineNo},
+	{"Cluster", "MemberUpdate", refusedByName, whyMembers, kineNo},
+	{"Cluster", "MemberPromote", refusedByName, whyMembers, kineNo},
+	{"Maintenance", "Status", whole, "The version is that of the etcd whose API this is. Sizes are those of the node's whole state store.", kineYes},
+	{"Maintenance", "Alarm", partly, "The list is always empty; ACTIVATE is refused: " + whyNoAlarms + ".", kineNo},
+	{"Maintenance", "Defragment", whole, "Nothing needs to be done: space is reclaimed all the time.", kineNo},
+	{"Maintenance", "Hash", whole, "A checksum of its own kind, equal on all members at an equal revision.", kineNo},
+	{"Maintenance", "HashKV", whole, "As Hash, at the revision asked for.", kineNo},
+	{"Maintenance", "Snapshot", refusedByName, whyNoSnapshot, kineNo},
+	{"Maintenance", "MoveLeader", refusedByName, whyNoMoveLeader, kineNo},
+	{"Maintenance", "Downgrade", refusedByName, whyNoDowngrade, kineNo},
+	{"Auth", "AuthStatus", whole, "Always off.", kineNo},
+	{"Auth", "AuthEnable", refusedByName, noAuth, kineNo},
+	{"Auth", "AuthDisable", refusedByName, noAuth, kineNo},
+	{"Auth", "Authenticate", refusedByName, noAuth, kineNo},
+	{"Auth", "UserAdd", refusedByName, noAuth, kineNo},
+	{"Auth", "UserGet", refusedByName, noAuth, kineNo},
+	{"Auth", "UserList", refusedByName, noAuth, kineNo},
+	{"Auth", "UserDelete", refusedByName, noAuth, kineNo},
+	{"Auth", "UserChangePassword", refusedByName, noAuth, kineNo},
+	{"Auth", "UserGrantRole", refusedByName, noAuth, kineNo},
+	{"Auth", "UserRevokeRole", refusedByName, noAuth, kineNo},
+	{"Auth", "RoleAdd", refusedByName, noAuth, kineNo},
+	{"Auth", "RoleGet", refusedByName, noAuth, kineNo},
+	{"Auth", "RoleList", refusedByName, noAuth, kineNo},
+	{"Auth", "RoleDelete", refusedByName, noAuth, kineNo},
+	{"Auth", "RoleGrantPermission", refusedByName, noAuth, kineNo},
+	{"Auth", "RoleRevokePermission", refusedByName, noAuth, kineNo},
+}

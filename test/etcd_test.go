@@ -1,0 +1,394 @@
+package test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+	"go.uber.org/zap"
+)
+
+func (c *cluster) etcdAddrs() []string {
+	var all []string
+	for _, n := range c.nodes {
+		all = append(all, n.etcd)
+	}
+	return all
+}
+
+func etcdClient(t *testing.T, addrs ...string) *clientv3.Client {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: addrs, DialTimeout: 20 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func TestEtcd_EachNodeServesAll(t *testing.T) {
+	c := shared(t, 1)
+	ctx := within(t)
+	for i, n := range c.nodes {
+		e := etcdClient(t, n.etcd)
+		key := fmt.Sprintf("each/%d", i)
+		put, err := e.Put(ctx, key, "1", clientv3.WithPrevKV())
+		if err != nil || put.PrevKv != nil {
+			t.Fatalf("node %d: put: %v %v", n.id, put, err)
+		}
+		// A linearizable read on any node sees what was acknowledged on another.
+		for _, o := range c.nodes {
+			get, err := etcdClient(t, o.etcd).Get(ctx, key)
+			if err != nil || get.Count != 1 || get.Kvs[0].ModRevision != put.Header.Revision || get.Header.Revision < put.Header.Revision {
+				t.Errorf("node %d after a put on %d: %v %v", o.id, n.id, get, err)
+			}
+		}
+		tx, err := e.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", put.Header.Revision)).
+			Then(clientv3.OpPut(key, "2"), clientv3.OpGet(key)).Else(clientv3.OpGet(key)).Commit()
+		if err != nil || !tx.Succeeded || string(tx.Responses[1].GetResponseRange().Kvs[0].Value) != "2" {
+			t.Errorf("node %d: txn: %v %v", n.id, tx, err)
+		}
+		del, err := e.Delete(ctx, key, clientv3.WithPrevKV())
+		if err != nil || del.Deleted != 1 || string(del.PrevKvs[0].Value) != "2" {
+			t.Errorf("node %d: delete: %v %v", n.id, del, err)
+		}
+		st, err := e.Status(ctx, n.etcd)
+		if err != nil || st.Leader == 0 || st.RaftTerm == 0 || st.RaftAppliedIndex == 0 {
+			t.Errorf("node %d: status: %v %v", n.id, st, err)
+		}
+	}
+	e := etcdClient(t, c.etcdAddrs()...)
+	ms, err := e.MemberList(ctx)
+	if err != nil || len(ms.Members) != 3 {
+		t.Fatalf("members: %v %v", ms, err)
+	}
+	// All replicas have the same checksum at the same revision.
+	get, err := e.Get(ctx, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sums := map[uint32]bool{}
+	for _, n := range c.nodes {
+		eventually(t, "the node has the revision", func() (bool, string) {
+			h, err := e.HashKV(ctx, n.etcd, get.Header.Revision)
+			if err != nil {
+				return false, err.Error()
+			}
+			sums[h.Hash] = true
+			return true, ""
+		})
+	}
+	if len(sums) != 1 {
+		t.Errorf("checksums differ: %v", sums)
+	}
+}
+
+func TestEtcd_WatchThroughAFollower(t *testing.T) {
+	c := shared(t, 1)
+	ctx := within(t)
+	e := etcdClient(t, c.etcdAddrs()...)
+	first, err := e.Put(ctx, "watched/0", "0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range c.nodes {
+		w := etcdClient(t, n.etcd).Watch(ctx, "watched/", clientv3.WithPrefix(), clientv3.WithRev(first.Header.Revision), clientv3.WithPrevKV())
+		next := first.Header.Revision
+		for range 10 {
+			if _, err := e.Put(ctx, "watched/0", "1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for next < first.Header.Revision+10 {
+			r, ok := <-w
+			if !ok || r.Err() != nil {
+				t.Fatalf("node %d: watch ended: %v", n.id, r.Err())
+			}
+			for _, ev := range r.Events {
+				if ev.Kv.ModRevision != next || ev.IsModify() != (ev.PrevKv != nil) {
+					t.Fatalf("node %d: %v, want revision %d", n.id, ev, next)
+				}
+				next++
+			}
+		}
+	}
+}
+
+func TestEtcd_LeasesEndOnTime(t *testing.T) {
+	c := shared(t, 1)
+	ctx := within(t)
+	e := etcdClient(t, c.etcdAddrs()...)
+	short, err := e.Grant(ctx, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long, err := e.Grant(ctx, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alive, err := e.KeepAlive(ctx, long.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for range alive {
+		}
+	}()
+	for id, key := range map[clientv3.LeaseID]string{short.ID: "lease/short", long.ID: "lease/long"} {
+		if _, err := e.Put(ctx, key, "v", clientv3.WithLease(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	began := time.Now()
+	w := e.Watch(ctx, "lease/", clientv3.WithPrefix())
+	for r := range w {
+		if len(r.Events) == 0 {
+			continue
+		}
+		if ev := r.Events[0]; ev.Type != mvccpb.Event_DELETE || string(ev.Kv.Key) != "lease/short" || time.Since(began) > 30*time.Second {
+			t.Errorf("after %v: %v", time.Since(began), ev)
+		}
+		break
+	}
+	if g, err := e.Get(ctx, "lease/long"); err != nil || g.Count != 1 {
+		t.Errorf("a lease that is kept alive: %v %v", g, err)
+	}
+	if ttl, err := e.TimeToLive(ctx, long.ID, clientv3.WithAttachedKeys()); err != nil || len(ttl.Keys) != 1 || ttl.GrantedTTL != 2 {
+		t.Errorf("time to live: %v %v", ttl, err)
+	}
+	if _, err := e.Revoke(ctx, long.ID); err != nil {
+		t.Error(err)
+	}
+	if g, err := e.Get(ctx, "lease/long"); err != nil || g.Count != 0 {
+		t.Errorf("after revoking: %v %v", g, err)
+	}
+}
+
+// The recipes of etcd's own concurrency package.
+func TestEtcd_Concurrency(t *testing.T) {
+	c := shared(t, 1)
+	ctx := within(t)
+	var inside atomic.Int32
+	done := make(chan error, 3)
+	for _, n := range c.nodes {
+		e := etcdClient(t, n.etcd)
+		go func() {
+			s, err := concurrency.NewSession(e, concurrency.WithTTL(10))
+			if err != nil {
+				done <- err
+				return
+			}
+			defer s.Close()
+			m := concurrency.NewMutex(s, "mutex/")
+			for range 5 {
+				if err := m.Lock(ctx); err != nil {
+					done <- err
+					return
+				}
+				if inside.Add(1) != 1 {
+					done <- errors.New("two hold the mutex")
+				}
+				inside.Add(-1)
+				if err := m.Unlock(ctx); err != nil {
+					done <- err
+					return
+				}
+			}
+			// And a counter in software transactional memory.
+			for range 5 {
+				_, err := concurrency.NewSTM(e, func(s concurrency.STM) error {
+					n := 0
+					_, _ = fmt.Sscan(s.Get("stm"), &n)
+					s.Put("stm", fmt.Sprint(n+1))
+					return nil
+				})
+				if err != nil {
+					done <- err
+					return
+				}
+			}
+			done <- nil
+		}()
+	}
+	for range c.nodes {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := etcdClient(t, c.etcdAddrs()...)
+	if g, err := e.Get(ctx, "stm"); err != nil || string(g.Kvs[0].Value) != "15" {
+		t.Errorf("counter: %v %v", g, err)
+	}
+	s, err := concurrency.NewSession(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	el := concurrency.NewElection(s, "election/")
+	if err := el.Campaign(ctx, "me"); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := el.Leader(ctx); err != nil || string(l.Kvs[0].Value) != "me" {
+		t.Errorf("leader: %v %v", l, err)
+	}
+}
+
+func TestEtcd_CompactedReadersAreTold(t *testing.T) {
+	c := shared(t, 1)
+	ctx := within(t)
+	e := etcdClient(t, c.etcdAddrs()...)
+	var rev int64
+	for i := range 5 {
+		p, err := e.Put(ctx, "compact", fmt.Sprint(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rev = p.Header.Revision
+	}
+	if _, err := e.Compact(ctx, rev-1, clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Get(ctx, "compact", clientv3.WithRev(rev-2)); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("read: %v", err)
+	}
+	if r := <-e.Watch(ctx, "compact", clientv3.WithRev(rev-2)); r.CompactRevision != rev-1 {
+		t.Errorf("watch: %+v", r)
+	}
+	if g, err := e.Get(ctx, "compact", clientv3.WithRev(rev-1)); err != nil || string(g.Kvs[0].Value) != "3" {
+		t.Errorf("read at: %v %v", g, err)
+	}
+}
+
+// The leader is killed again and again. A watch sees each acknowledged write once, in order, and no revision twice.
+func TestEtcd_WatchHasNoGapsOverLeaderKills(t *testing.T) {
+	c := start(t, 1)
+	ctx := within(t)
+	e := etcdClient(t, c.etcdAddrs()...)
+	load, stop := context.WithCancel(ctx)
+	acked := map[int64]string{}
+	var progress atomic.Int64
+	writes := make(chan struct{})
+	go func() {
+		defer close(writes)
+		for i := 0; load.Err() == nil; i++ {
+			try, cancel := context.WithTimeout(ctx, 10*time.Second)
+			p, err := e.Put(try, "gap", fmt.Sprint(i))
+			cancel()
+			if err == nil {
+				acked[p.Header.Revision] = fmt.Sprint(i)
+				progress.Add(1)
+			}
+		}
+	}()
+	seen := map[int64]string{}
+	var last atomic.Int64
+	watched := make(chan error, 1)
+	watch, endWatch := context.WithCancel(ctx)
+	defer endWatch()
+	go func() {
+		for r := range e.Watch(clientv3.WithRequireLeader(watch), "gap", clientv3.WithRev(1)) {
+			if err := r.Err(); err != nil {
+				watched <- err
+				return
+			}
+			for _, ev := range r.Events {
+				if ev.Kv.ModRevision <= last.Load() {
+					watched <- fmt.Errorf("revision %d after %d", ev.Kv.ModRevision, last.Load())
+					return
+				}
+				last.Store(ev.Kv.ModRevision)
+				seen[ev.Kv.ModRevision] = string(ev.Kv.Value)
+			}
+		}
+		watched <- nil
+	}()
+	goesOn := func() {
+		from := progress.Load()
+		eventually(t, "writes go on", func() (bool, string) { return progress.Load() > from+100, fmt.Sprint(progress.Load() - from) })
+	}
+	goesOn()
+	for range 3 {
+		l := c.leader(t, 1)
+		if err := l.stop(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		goesOn()
+		if err := l.start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.waitReady(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	<-writes
+	var end int64
+	for rev := range acked {
+		end = max(end, rev)
+	}
+	eventually(t, "the watch has all", func() (bool, string) {
+		select {
+		case err := <-watched:
+			t.Fatalf("watch ended: %v", err)
+		default:
+		}
+		return last.Load() >= end, fmt.Sprintf("at %d of %d", last.Load(), end)
+	})
+	endWatch()
+	if err := <-watched; err != nil {
+		t.Fatal(err)
+	}
+	for rev, v := range acked {
+		if seen[rev] != v {
+			t.Errorf("revision %d: the watch saw %q, acknowledged was %q", rev, seen[rev], v)
+		}
+	}
+	t.Logf("%d writes acknowledged, %d seen", len(acked), len(seen))
+}
+
+// Debian's etcdctl is of 2022; the other is of the release whose API is served.
+func TestEtcdctl(t *testing.T) {
+	c := shared(t, 1)
+	for name, ctl := range map[string][]string{"Debian": {"etcdctl"}, "newest": {"go", "tool", "etcdctl"}} {
+		t.Run(name, func(t *testing.T) {
+			run := func(stdin string, args ...string) string {
+				t.Helper()
+				all := append(append([]string{}, ctl[1:]...), "--endpoints", strings.Join(c.etcdAddrs(), ","))
+				return tool(t, stdin, ctl[0], append(all, args...)...)
+			}
+			key := "ctl/" + name
+			for _, s := range []struct {
+				stdin string
+				args  []string
+				want  string
+			}{
+				{"", []string{"put", key, "world"}, "OK\n"},
+				{"", []string{"get", key}, key + "\nworld\n"},
+				{"", []string{"get", key, "--print-value-only"}, "world\n"},
+				{"", []string{"get", "ctl/", "--prefix", "--keys-only", "--limit=0"}, key},
+				{fmt.Sprintf("value(%q) = \"world\"\n\nput %s there\nget %s\n\nput %s no\n\n", key, key, key, key), []string{"txn"}, "SUCCESS"},
+				{"", []string{"endpoint", "health"}, "is healthy"},
+				{"", []string{"endpoint", "status", "-w", "table"}, "3.7.3"},
+				{"", []string{"endpoint", "hashkv"}, c.nodes[0].etcd},
+				{"", []string{"member", "list"}, "node1"},
+				{"", []string{"lease", "grant", "60"}, "granted with TTL(60s)"},
+				{"", []string{"alarm", "list"}, ""},
+				{"", []string{"lock", "ctl/lock", "echo", "locked"}, "locked\n"},
+				{"", []string{"del", key}, "1\n"},
+			} {
+				if got := run(s.stdin, s.args...); !strings.Contains(got, s.want) {
+					t.Errorf("%v: %s\nwant %s", s.args, got, s.want)
+				}
+			}
+		})
+	}
+}
