@@ -485,6 +485,53 @@ func TestWatch_NoGapsWhileJoining(t *testing.T) {
 	<-done
 }
 
+// A watch that wants the versions before may join between the feed's reading and its handing out: then what was read lacks them.
+func TestFeed_PreviousVersionsForOneThatJustCame(t *testing.T) {
+	r := newRig(t, Config{})
+	r.put("a", "1")
+	r.put("a", "2")
+	f := r.s.feed
+	st := &watchStream{s: r.s, wake: make(chan struct{}, 1), watchers: map[int64]*watcher{}, lagging: map[*watcher]struct{}{}}
+	w := &watcher{st: st, key: []byte("a"), prev: true, next: 1000}
+	f.add(w, 3, "")
+	if _, joined := f.join(w); !joined {
+		t.Fatal("did not join")
+	}
+	ev := kv.Event{KV: kv.KeyValue{Key: []byte("a"), Mod: 1000, Version: 9}}
+	f.mu.Lock()
+	next := f.next
+	f.mu.Unlock()
+	f.handOut(&kv.Events{Next: 1001, Events: []kv.Event{ev}}, false)
+	f.mu.Lock()
+	if !w.lagging || w.next != 1000 || len(st.queue) != 1 {
+		t.Errorf("lagging %v from %d, %d answers; it must read revision 1000 by itself", w.lagging, w.next, len(st.queue))
+	}
+	f.next = next
+	f.mu.Unlock()
+	f.drop(st)
+	f.add(w, 3, "")
+	if f.watchers != 0 {
+		t.Errorf("%d watches after the end of the stream", f.watchers)
+	}
+}
+
+func TestWatch_TooMany(t *testing.T) {
+	r := newRig(t, Config{WatchersMax: 2})
+	w := r.watching(r.ctx())
+	for i := range 2 {
+		w.create(&pb.WatchCreateRequest{Key: []byte("a")})
+		w.want(fmt.Sprintf("%d@1 created", i))
+	}
+	w.create(&pb.WatchCreateRequest{Key: []byte("a")})
+	w.want("-1@1 created canceled " + reasonTooMany)
+	if err := w.s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.want("1@1 canceled")
+	w.create(&pb.WatchCreateRequest{Key: []byte("a")})
+	w.want("2@1 created")
+}
+
 func TestLease_RPCs(t *testing.T) {
 	r := newRig(t, Config{})
 	g, err := r.lease.LeaseGrant(r.ctx(), &pb.LeaseGrantRequest{TTL: 100})

@@ -25,8 +25,8 @@ type feed struct {
 	// keys are the watches of one key, ranges all others.
 	keys   map[string]map[*watcher]struct{}
 	ranges map[*watcher]struct{}
-	// prevs counts those that want previous versions.
-	prevs int
+	// prevs counts those that want previous versions; watchers counts all, also those that lag.
+	prevs, watchers int
 }
 
 // feedBytes is how much of the changes is read at a time.
@@ -142,7 +142,7 @@ func (f *feed) scatter(next int64) {
 func (f *feed) handOut(e *kv.Events, prev bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var touched []*watcher
+	var touched, again []*watcher
 	for i := range e.Events {
 		ev := &e.Events[i]
 		// Most watches do not want the version before, and share one event.
@@ -152,7 +152,9 @@ func (f *feed) handOut(e *kv.Events, prev bool) {
 				return
 			}
 			if w.prev && !prev {
-				// It came after the events were read.
+				// It came after the events were read, without what it wants of them.
+				w.next = ev.KV.Mod
+				again = append(again, w)
 				return
 			}
 			p := &plain
@@ -173,6 +175,10 @@ func (f *feed) handOut(e *kv.Events, prev bool) {
 		for w := range f.ranges {
 			give(w)
 		}
+		for _, w := range again {
+			f.lagLocked(w)
+		}
+		again = again[:0]
 	}
 	var h *pb.ResponseHeader
 	for _, w := range touched {
@@ -254,6 +260,12 @@ func (f *feed) add(w *watcher, rev int64, reason string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	st := w.st
+	if st.dropped {
+		return
+	}
+	if reason == "" && f.watchers >= f.s.cfg.WatchersMax {
+		reason = reasonTooMany
+	}
 	if reason == "" {
 		if w.id == 0 {
 			for st.watchers[st.nextID] != nil {
@@ -270,6 +282,7 @@ func (f *feed) add(w *watcher, rev int64, reason string) {
 		r.WatchId, r.Canceled, r.CancelReason = noWatch, true, reason
 	} else {
 		st.watchers[w.id] = w
+		f.watchers++
 		f.s.m.watchers.Inc()
 		w.quiet = true
 		w.lagging = true
@@ -296,17 +309,20 @@ func (f *feed) removeLocked(w *watcher) {
 	f.leaveLocked(w)
 	delete(w.st.watchers, w.id)
 	w.gone = true
+	f.watchers--
 	f.s.m.watchers.Dec()
 }
 
-// remove ends a watch whose history is gone.
-func (f *feed) remove(w *watcher) {
+// remove ends a watch whose history is gone. It reports false if its client did that meanwhile.
+func (f *feed) remove(w *watcher) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !w.gone {
-		f.removeLocked(w)
-		f.answerLocked(w.st)
+	if w.gone {
+		return false
 	}
+	f.removeLocked(w)
+	f.answerLocked(w.st)
+	return true
 }
 
 // drop ends a stream.
@@ -316,7 +332,7 @@ func (f *feed) drop(st *watchStream) {
 	for _, w := range st.watchers {
 		f.removeLocked(w)
 	}
-	st.queue = nil
+	st.queue, st.dropped = nil, true
 }
 
 // take returns what a stream has to send, and one of its watches that lag.

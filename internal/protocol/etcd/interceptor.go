@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -23,7 +24,7 @@ func wantsLeader(ctx context.Context) bool {
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	began := time.Now()
 	method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
-	resp, err := any(nil), error(errNoLeader)
+	resp, err := any(nil), errNoLeader
 	if !wantsLeader(ctx) || s.hasLeader() {
 		resp, err = next(ctx, req)
 	}
@@ -66,7 +67,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	s.m.streams.Inc()
 	defer s.m.streams.Dec()
 	err := next(srv, ss)
-	if st, ok := ss.(*strictStream); ok && context.Cause(st.ctx) == errNoLeader {
+	if st, ok := ss.(*strictStream); ok && errors.Is(context.Cause(st.ctx), errNoLeader) {
 		return errNoLeader
 	}
 	return err

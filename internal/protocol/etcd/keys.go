@@ -94,8 +94,11 @@ func (k kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, e
 	return resp, nil
 }
 
-// serializable says whether all reads of a transaction may be stale.
+// serializable says whether a transaction reads, and all its reads may be stale.
 func serializable(r *pb.TxnRequest) bool {
+	if len(r.Success)+len(r.Failure) == 0 {
+		return false
+	}
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		for _, o := range ops {
 			if q := o.GetRequestRange(); q == nil || !q.Serializable {

@@ -43,6 +43,8 @@ type Config struct {
 	HelloTimeout time.Duration
 	// ProgressInterval is how often a quiet watch that asked for it is told how far it is; default 10 minutes, as in etcd.
 	ProgressInterval time.Duration
+	// WatchersMax bounds the open watches of this node; default 1,000,000. Each takes about half a kilobyte.
+	WatchersMax int
 	// StreamBytesMax bounds the events that wait for one watch stream; default 256 KiB. A stream that is slower reads its events
 	// from history.
 	StreamBytesMax int
@@ -76,6 +78,9 @@ func (c *Config) fill() {
 	}
 	if c.ProgressInterval == 0 {
 		c.ProgressInterval = 10 * time.Minute
+	}
+	if c.WatchersMax == 0 {
+		c.WatchersMax = 1_000_000
 	}
 	if c.StreamBytesMax == 0 {
 		c.StreamBytesMax = 256 << 10
@@ -131,7 +136,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s.feed = newFeed(s)
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(cfg.RequestBytesMax+requestOverhead), grpc.MaxSendMsgSize(math.MaxInt32),
-		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.MaxConcurrentStreams(math.MaxUint32), grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAliveMin}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAliveInterval, Timeout: keepAliveTimeout}),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),

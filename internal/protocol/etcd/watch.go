@@ -25,6 +25,7 @@ type watchServer struct {
 const (
 	reasonDuplicate = "mvcc: duplicate watch ID provided on the WatchStream"
 	reasonEmpty     = "mvcc: watcher range is empty"
+	reasonTooMany   = "quorate: too many watches are open on this node; close some, or use another node"
 )
 
 // noWatch is the id of an answer that is not about one watch.
@@ -65,6 +66,8 @@ type watchStream struct {
 	// bytes counts the events in queue.
 	bytes  int
 	nextID int64
+	// dropped says that the stream has ended.
+	dropped bool
 	// asked says that the client wants to know how far all is, once nothing lags.
 	asked bool
 }
@@ -237,7 +240,9 @@ func (w *watcher) read(ctx context.Context) (*pb.WatchResponse, error) {
 		if err != nil {
 			return nil, toGRPC(ctx, err)
 		}
-		f.remove(w)
+		if !f.remove(w) {
+			return nil, nil
+		}
 		return &pb.WatchResponse{
 			Header: w.st.s.header(now.Revision), WatchId: w.id, Canceled: true, CompactRevision: max(now.Compacted, 1),
 		}, nil
