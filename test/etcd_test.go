@@ -14,6 +14,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"go.uber.org/zap"
 )
 
@@ -239,6 +241,66 @@ func TestEtcd_Concurrency(t *testing.T) {
 	}
 	if l, err := el.Leader(ctx); err != nil || string(l.Kvs[0].Value) != "me" {
 		t.Errorf("leader: %v %v", l, err)
+	}
+}
+
+// etcd's Lock and Election services, by the stubs of its server.
+func TestEtcd_LockAndElectionServices(t *testing.T) {
+	c := shared(t, 1)
+	ctx := within(t)
+	e := etcdClient(t, c.etcdAddrs()...)
+	l := v3lockpb.NewLockClient(e.ActiveConnection())
+	lease, err := e.Grant(ctx, 60)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := l.Lock(ctx, &v3lockpb.LockRequest{Name: []byte("svc"), Lease: int64(lease.ID)})
+	if err != nil || string(a.Key) != fmt.Sprintf("svc/%x", lease.ID) || a.Header.Revision == 0 {
+		t.Fatalf("lock: %v %v", a, err)
+	}
+	got := make(chan error, 1)
+	go func() {
+		b, err := l.Lock(ctx, &v3lockpb.LockRequest{Name: []byte("svc")})
+		if err == nil && b.Header.Revision <= a.Header.Revision {
+			err = fmt.Errorf("second lock %v", b)
+		}
+		got <- err
+	}()
+	if _, err := l.Unlock(ctx, &v3lockpb.UnlockRequest{Key: a.Key}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Fatal(err)
+	}
+	el := v3electionpb.NewElectionClient(e.ActiveConnection())
+	if _, err := el.Leader(ctx, &v3electionpb.LeaderRequest{Name: []byte("vote")}); err == nil || !strings.Contains(err.Error(), "election: no leader") {
+		t.Errorf("nobody: %v", err)
+	}
+	o, err := el.Observe(ctx, &v3electionpb.LeaderRequest{Name: []byte("vote")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := el.Campaign(ctx, &v3electionpb.CampaignRequest{Name: []byte("vote"), Lease: int64(lease.ID), Value: []byte("me")})
+	if err != nil || w.Leader.Rev != w.Header.Revision {
+		t.Fatalf("campaign: %v %v", w, err)
+	}
+	if r, err := o.Recv(); err != nil || string(r.Kv.Value) != "me" || r.Kv.CreateRevision != w.Leader.Rev {
+		t.Errorf("observed: %v %v", r, err)
+	}
+	if _, err := el.Proclaim(ctx, &v3electionpb.ProclaimRequest{Leader: w.Leader, Value: []byte("still me")}); err != nil {
+		t.Error(err)
+	}
+	if r, err := el.Leader(ctx, &v3electionpb.LeaderRequest{Name: []byte("vote")}); err != nil || string(r.Kv.Value) != "still me" {
+		t.Errorf("leader: %v %v", r, err)
+	}
+	if _, err := el.Resign(ctx, &v3electionpb.ResignRequest{Leader: w.Leader}); err != nil {
+		t.Error(err)
+	}
+	if _, err := el.Proclaim(ctx, &v3electionpb.ProclaimRequest{Leader: w.Leader}); err == nil || !strings.Contains(err.Error(), "election: not leader") {
+		t.Errorf("after resigning: %v", err)
+	}
+	if _, err := el.Proclaim(ctx, &v3electionpb.ProclaimRequest{}); err == nil || !strings.Contains(err.Error(), "must be provided") {
+		t.Errorf("no leader key: %v", err)
 	}
 }
 

@@ -295,6 +295,14 @@ func (c *call) hash(d *decoder) []byte {
 // removed is what the steps of a compaction wake.
 var removed = []byte{1}
 
+// gone is the beginning of what the deletion of a key wakes.
+const gone = 2
+
+// GoneSpan is what to watch to hear of a key's deletion.
+func GoneSpan(key []byte) shard.Span {
+	return shard.Span{Module: shard.ModuleKV, From: append([]byte{gone}, key...)}
+}
+
 // RemovedSpan is what to watch to hear of the progress of compactions.
 func RemovedSpan() shard.Span { return shard.Span{Module: shard.ModuleKV, From: removed} }
 

@@ -300,6 +300,8 @@ func (c *call) remove(kv *KeyValue) {
 	c.attach(kv.Key, kv.Lease, 0)
 	c.tx.Delete(appendHeadKey(make([]byte, 0, 1+len(kv.Key)), kv.Key))
 	c.tx.Emit("delete", changed, kv.Key, nil)
+	c.key = append(append(c.key[:0], gone), kv.Key...)
+	c.tx.Wake(c.key)
 }
 
 // event notes that a key changes, and moves the version that it had, if any, to where older ones are.

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
 )
@@ -21,6 +22,9 @@ var named = []struct{ err, to error }{
 	{kv.ErrLeaseNotFound, rpctypes.ErrGRPCLeaseNotFound},
 	{kv.ErrLeaseExists, rpctypes.ErrGRPCLeaseExist},
 	{kv.ErrLeaseTTLTooLarge, rpctypes.ErrGRPCLeaseTTLTooLarge},
+	{coord.ErrNotLeader, status.Error(codes.Unknown, "election: not leader")},
+	{coord.ErrNoLeader, status.Error(codes.Unknown, "election: no leader")},
+	{coord.ErrLeaseOver, status.Error(codes.Unknown, "mutex: session is expired")},
 }
 
 // kinds says what the other errors are to an etcd client. An unknown outcome is etcd's time-out, which clients do not repeat by
@@ -37,6 +41,9 @@ var kinds = map[errs.Kind]error{
 func toGRPC(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
 	}
 	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()

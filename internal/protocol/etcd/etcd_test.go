@@ -660,6 +660,19 @@ func TestGateway(t *testing.T) {
 	if code, m := r.post("/v3/lease/grant", `{"TTL":"10"}`); code != 200 || m["TTL"] != "10" {
 		t.Errorf("lease: %d %v", code, m)
 	}
+	code, m = r.post("/v3/lock/lock", fmt.Sprintf(`{"name":%q}`, b64("l")))
+	if code != 200 || m["key"] == "" || m["header"] == nil {
+		t.Errorf("lock: %d %v", code, m)
+	}
+	if code, m := r.post("/v3/lock/unlock", fmt.Sprintf(`{"key":%q}`, m["key"])); code != 200 {
+		t.Errorf("unlock: %d %v", code, m)
+	}
+	if code, m := r.post("/v3/election/leader", fmt.Sprintf(`{"name":%q}`, b64("e"))); code != 500 || m["message"] != "election: no leader" {
+		t.Errorf("election: %d %v", code, m)
+	}
+	if code, m := r.post("/v3/lock/lock", `{"name":7}`); code != 400 {
+		t.Errorf("no lock: %d %v", code, m)
+	}
 	// A watch is a stream of lines.
 	ctx, cancel := context.WithCancel(r.ctx())
 	defer cancel()

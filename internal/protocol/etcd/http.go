@@ -102,5 +102,8 @@ func (s *Server) gateway() http.Handler {
 			panic(err)
 		}
 	}
+	if err := s.handleRecipes(m, c); err != nil {
+		panic(err)
+	}
 	return m
 }

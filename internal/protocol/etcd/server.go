@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
@@ -108,6 +109,8 @@ type Server struct {
 	// self is the gateway's connection with grpc.
 	self *grpc.ClientConn
 	feed *feed
+	// coord serves the Lock and Election services.
+	coord *coord.Client
 	// toGRPC and toHTTP take the connections, once it is known what they speak.
 	toGRPC, toHTTP *queue
 
@@ -147,6 +150,11 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	pb.RegisterClusterServer(s.grpc, clusterServer{s: s})
 	pb.RegisterMaintenanceServer(s.grpc, maintenanceServer{s: s})
 	pb.RegisterAuthServer(s.grpc, authServer{s: s})
+	s.coord = coord.New(client, func() (shard.Route, error) {
+		at, _, err := s.where()
+		return routeOf(at), err
+	})
+	s.registerRecipes()
 	s.health = health.NewServer()
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
 	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout}

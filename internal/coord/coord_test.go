@@ -1,0 +1,200 @@
+package coord
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/shard"
+	"github.com/quorate/quorate/internal/shardtest"
+)
+
+func newClient(t *testing.T) *Client {
+	t.Helper()
+	s := shardtest.New(t, shardtest.Options{RealTime: true}, kv.Module{})
+	return New(s, func() (shard.Route, error) { return shard.Route{Shard: 1}, nil })
+}
+
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func grant(t *testing.T, c *Client, ttl int64) int64 {
+	t.Helper()
+	id, err := c.Grant(within(t), ttl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func TestLock_OneHolderAndRisingTokens(t *testing.T) {
+	c := newClient(t)
+	ctx := within(t)
+	name := []byte("lock")
+	var inside atomic.Int32
+	var last atomic.Int64
+	done := make(chan error, 8)
+	for range cap(done) {
+		lease := grant(t, c, 60)
+		go func() {
+			for range 5 {
+				cl, err := c.Lock(ctx, name, lease)
+				if err != nil {
+					done <- err
+					return
+				}
+				if inside.Add(1) != 1 || last.Swap(cl.Token) >= cl.Token {
+					done <- errors.New("two hold the lock, or a token did not rise")
+				}
+				inside.Add(-1)
+				if _, err := c.Unlock(ctx, cl.Key); err != nil {
+					done <- err
+					return
+				}
+			}
+			done <- nil
+		}()
+	}
+	for range cap(done) {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestLock_TwiceWithOneLeaseIsOnce(t *testing.T) {
+	c := newClient(t)
+	lease := grant(t, c, 60)
+	a, err := c.Lock(within(t), []byte("l"), lease)
+	b, err2 := c.Lock(within(t), []byte("l"), lease)
+	if err != nil || err2 != nil || string(a.Key) != string(b.Key) || a.Token != b.Token {
+		t.Errorf("%+v %v, then %+v %v", a, err, b, err2)
+	}
+	if cl, err := c.Lock(within(t), []byte("other"), 0); err != nil || cl.Lease == 0 {
+		t.Errorf("without a lease: %+v %v", cl, err)
+	}
+}
+
+func TestLock_GoesOnWhenALeaseEnds(t *testing.T) {
+	c := newClient(t)
+	first, err := c.Lock(within(t), []byte("l"), grant(t, c, kv.LeaseTTLMin))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := c.Lock(within(t), []byte("l"), grant(t, c, 60))
+	if err != nil || second.Token <= first.Token {
+		t.Fatalf("%+v %v", second, err)
+	}
+	// What the first one writes under its token is refused now.
+	if _, err := c.Proclaim(within(t), first, []byte("late")); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("stale holder: %v", err)
+	}
+}
+
+func TestLock_LeaseEndsWhileWaiting(t *testing.T) {
+	c := newClient(t)
+	holder, err := c.Lock(within(t), []byte("l"), grant(t, c, 60))
+	if err != nil {
+		t.Fatal(err)
+	}
+	short := grant(t, c, kv.LeaseTTLMin)
+	got := make(chan error, 1)
+	go func() {
+		_, err := c.Lock(within(t), []byte("l"), short)
+		got <- err
+	}()
+	// The waiting key goes with its lease; then the holder lets go.
+	from, to := prefixOf([]byte("l"))
+	var waiting kv.KeyValue
+	for waiting.Lease != short {
+		a, err := c.Do(within(t), &kv.Range{Key: from, End: to, Target: kv.ByCreate, Order: kv.Descending})
+		if err != nil {
+			t.Fatal(err)
+		}
+		waiting = a.KVs[0]
+	}
+	if err := c.WaitGone(within(t), waiting.Key, waiting.Create); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Unlock(within(t), holder.Key); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; !errors.Is(err, ErrLeaseOver) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCampaign_ThatGivesUpLeavesNothing(t *testing.T) {
+	c := newClient(t)
+	if _, err := c.Campaign(within(t), []byte("e"), grant(t, c, 60), []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.Campaign(ctx, []byte("e"), grant(t, c, 60), []byte("second")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	from, to := prefixOf([]byte("e"))
+	if a, err := c.Do(within(t), &kv.Range{Key: from, End: to}); err != nil || a.Count != 1 {
+		t.Errorf("%d keys left: %v", a.Count, err)
+	}
+}
+
+func TestElection_ValuesAndObservers(t *testing.T) {
+	c := newClient(t)
+	name := []byte("e")
+	if _, _, err := c.Leader(within(t), name); !errors.Is(err, ErrNoLeader) {
+		t.Errorf("nobody: %v", err)
+	}
+	ctx, cancel := context.WithCancel(within(t))
+	seen := make(chan string)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- c.Observe(ctx, name, func(l kv.KeyValue, _ int64) error {
+			seen <- string(l.Value)
+			return nil
+		})
+	}()
+	a, err := c.Campaign(within(t), name, grant(t, c, 60), []byte("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(v string) {
+		t.Helper()
+		if got := <-seen; got != v {
+			t.Errorf("observed %q, want %q", got, v)
+		}
+	}
+	want("a")
+	if a, err = c.Proclaim(within(t), a, []byte("a2")); err != nil {
+		t.Fatal(err)
+	}
+	want("a2")
+	won := make(chan Claim, 1)
+	go func() {
+		b, err := c.Campaign(within(t), name, grant(t, c, 60), []byte("b"))
+		if err != nil {
+			t.Error(err)
+		}
+		won <- b
+	}()
+	if _, err := c.Resign(within(t), a); err != nil {
+		t.Fatal(err)
+	}
+	b := <-won
+	want("b")
+	if l, _, err := c.Leader(within(t), name); err != nil || string(l.Value) != "b" || l.Create != b.Token {
+		t.Errorf("leader %+v %v", l, err)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("observer: %v", err)
+	}
+}
