@@ -82,8 +82,8 @@ type recipe struct {
 	path    string
 	in, out protoreflect.MessageDescriptor
 	// unary answers with one message; stream, if there is one, with several.
-	unary  func(s *Server, ctx context.Context, in message) (message, error)
-	stream func(s *Server, ctx context.Context, in message, send func(message) error) error
+	unary  func(ctx context.Context, s *Server, in message) (message, error)
+	stream func(ctx context.Context, s *Server, in message, send func(message) error) error
 }
 
 // message is a dynamic message with short ways to its fields.
@@ -167,7 +167,7 @@ func makeRecipes() []*recipe {
 	return all
 }
 
-func (r *recipe) lock(s *Server, ctx context.Context, in message) (message, error) {
+func (r *recipe) lock(ctx context.Context, s *Server, in message) (message, error) {
 	cl, err := s.coord.Lock(ctx, in.bytes("name"), in.int("lease"))
 	if err != nil {
 		return message{}, err
@@ -177,7 +177,7 @@ func (r *recipe) lock(s *Server, ctx context.Context, in message) (message, erro
 	return m, nil
 }
 
-func (r *recipe) unlock(s *Server, ctx context.Context, in message) (message, error) {
+func (r *recipe) unlock(ctx context.Context, s *Server, in message) (message, error) {
 	if len(in.bytes("key")) == 0 {
 		return message{}, rpctypes.ErrGRPCEmptyKey
 	}
@@ -185,7 +185,7 @@ func (r *recipe) unlock(s *Server, ctx context.Context, in message) (message, er
 	return r.answer(s, rev), err
 }
 
-func (r *recipe) campaign(s *Server, ctx context.Context, in message) (message, error) {
+func (r *recipe) campaign(ctx context.Context, s *Server, in message) (message, error) {
 	cl, err := s.coord.Campaign(ctx, in.bytes("name"), in.int("lease"), in.bytes("value"))
 	if err != nil {
 		return message{}, err
@@ -213,7 +213,7 @@ func claim(in message) (coord.Claim, error) {
 	return coord.Claim{Name: l.bytes("name"), Key: l.bytes("key"), Token: l.int("rev"), Lease: l.int("lease")}, nil
 }
 
-func (r *recipe) proclaim(s *Server, ctx context.Context, in message) (message, error) {
+func (r *recipe) proclaim(ctx context.Context, s *Server, in message) (message, error) {
 	cl, err := claim(in)
 	if err == nil {
 		cl, err = s.coord.Proclaim(ctx, cl, in.bytes("value"))
@@ -221,7 +221,7 @@ func (r *recipe) proclaim(s *Server, ctx context.Context, in message) (message, 
 	return r.answer(s, cl.Revision), err
 }
 
-func (r *recipe) resign(s *Server, ctx context.Context, in message) (message, error) {
+func (r *recipe) resign(ctx context.Context, s *Server, in message) (message, error) {
 	cl, err := claim(in)
 	var rev int64
 	if err == nil {
@@ -230,14 +230,14 @@ func (r *recipe) resign(s *Server, ctx context.Context, in message) (message, er
 	return r.answer(s, rev), err
 }
 
-func (r *recipe) leader(s *Server, ctx context.Context, in message) (message, error) {
+func (r *recipe) leader(ctx context.Context, s *Server, in message) (message, error) {
 	l, rev, err := s.coord.Leader(ctx, in.bytes("name"))
 	m := r.answer(s, rev)
 	m.set("kv", fromKV(&l))
 	return m, err
 }
 
-func (r *recipe) observe(s *Server, ctx context.Context, in message, send func(message) error) error {
+func (r *recipe) observe(ctx context.Context, s *Server, in message, send func(message) error) error {
 	return s.coord.Observe(ctx, in.bytes("name"), func(l kv.KeyValue, rev int64) error {
 		m := r.answer(s, rev)
 		m.set("kv", fromKV(&l))
@@ -260,7 +260,7 @@ func (s *Server) registerRecipes() {
 				if err := st.RecvMsg(in.Message); err != nil {
 					return err
 				}
-				return toGRPC(st.Context(), r.stream(s, st.Context(), in, func(m message) error { return st.SendMsg(m.Message) }))
+				return toGRPC(st.Context(), r.stream(st.Context(), s, in, func(m message) error { return st.SendMsg(m.Message) }))
 			}})
 			continue
 		}
@@ -270,7 +270,7 @@ func (s *Server) registerRecipes() {
 				return nil, err
 			}
 			call := func(ctx context.Context, _ any) (any, error) {
-				m, err := r.unary(s, ctx, in)
+				m, err := r.unary(ctx, s, in)
 				if err != nil {
 					return nil, toGRPC(ctx, err)
 				}
