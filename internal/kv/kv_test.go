@@ -761,6 +761,37 @@ func TestEncode_RoundTrip(t *testing.T) {
 	}
 }
 
+// What is on disk and in logs must stay readable.
+func TestEncodings_Golden(t *testing.T) {
+	v := KeyValue{Key: []byte("k"), Value: []byte("v"), Create: 2, Mod: 300, Version: 3, Lease: 4}
+	s := space{rev: 5, compact: 4, removed: 3, term: 2, since: 1}
+	l := lease{ttl: 60, granted: 60, end: 1_700_000_000_000, term: 7}
+	for _, c := range []struct {
+		name string
+		got  []byte
+		want string
+	}{
+		{"space", s.encode(), "01" + "0500000000000000" + "0400000000000000" + "0300000000000000" + "0200000000000000" + "0100000000000000"},
+		{"newest key", appendHeadKey(nil, []byte("a\x00b")), "6b" + "610062"},
+		{"older key", oldKey([]byte("a\x00b"), 300), "6f" + "6100ff62" + "0001" + "fffffffffffffed3"},
+		{"version", encodeVersion(v.Mod, &v), "ac02" + "02" + "03" + "04" + "76"},
+		{"event key", eventKey(300, 2), "72" + "000000000000012c" + "00000002"},
+		{"event", encodeEvent(eventDelete, 299, []byte("k")), "01" + "ab02" + "6b"},
+		{"lease key", leaseKey(-2), "6c" + "fffffffffffffffe"},
+		{"lease", l.encode(), "3c" + "3c" + "80d095ffbc31" + "07"},
+		{"attached", attachedKey(4, []byte("k")), "61" + "0000000000000004" + "6b"},
+		{"range", EncodeOp(&Range{Key: []byte("a"), End: []byte{0}, Limit: 1, KeysOnly: true, MinMod: 2, Target: ByMod, Order: Descending}), "0101" + "01050302" + "0161" + "0100" + "01" + "00" + "02000000"},
+		{"put", EncodeOp(&Put{Key: []byte("a"), Value: []byte("b"), Lease: 3, WantPrev: true}), "0101" + "0201" + "0161" + "0162" + "03"},
+		{"delete", EncodeOp(&Delete{Key: []byte("a")}), "0101" + "0300" + "0161" + "00"},
+		{"txn", EncodeOp(&Txn{If: []Compare{{Key: []byte("a"), Target: Value, Value: []byte("b")}}, Then: []Op{&Delete{}}}), "0101" + "0401" + "0300" + "0161" + "00" + "0162" + "01" + "03000000" + "00"},
+		{"compact", EncodeCompact(9), "010209"}, {"grant", EncodeGrant(1, 2), "01030102"}, {"revoke", EncodeRevoke(1), "010401"}, {"renewal", EncodeKeepAlive(1), "010501"},
+	} {
+		if got := fmt.Sprintf("%x", c.got); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
 // emptyView is a key space without rows.
 type emptyView struct{ shard.View }
 

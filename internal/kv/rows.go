@@ -206,7 +206,7 @@ func rangeOf(key, end []byte) keyRange {
 	return keyRange{from: key, to: end}
 }
 
-// heads returns the bounds of the head rows; none says that the range is empty.
+// heads returns the bounds of the rows of newest versions.
 func (r keyRange) heads() (from, to []byte) {
 	from = appendHeadKey(nil, r.from)
 	if r.all {
