@@ -93,6 +93,7 @@ var libraries = []struct {
 	{"github.com/prometheus/client_golang", []string{"internal/engine", "internal/protocol/redis", "internal/protocol/kafka", "internal/protocol/etcd", "internal/server"}, "metrics, on the registerer that is passed in"},
 	{"github.com/prometheus/client_model", []string{"internal/protocol/redis"}, "tests read metrics"},
 	{"github.com/spf13/cobra", []string{"cmd/quorate"}, "the command line"},
+	{"github.com/spf13/pflag", []string{"cmd/quorate"}, "cobra's flags"},
 	{"go.yaml.in/yaml/v3", []string{"internal/server"}, "the configuration file"},
 	{"github.com/anishathalye/porcupine", []string{"internal/drill", "internal/sim"}, "linearizability"},
 }

@@ -28,6 +28,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := newRoot()
+	root.SetArgs(asEtcd(os.Args))
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		os.Exit(exitOK)

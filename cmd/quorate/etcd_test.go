@@ -1,0 +1,71 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+func TestEtcdFlags(t *testing.T) {
+	plain := etcdFlags{
+		name: "b", token: "tok", state: "new", data: "d",
+		clientURLs: []string{"http://127.0.0.1:1"}, advertise: []string{"http://localhost:1"},
+		peerURLs: []string{"http://127.0.0.1:2"}, advertisePeers: []string{"http://127.0.0.1:2"},
+	}
+	cfg, err := plain.config()
+	if err != nil || cfg.Cluster != "tok" || cfg.Node != 1 || cfg.Peers[1] != "127.0.0.1:2" || cfg.Listen.Etcd != "127.0.0.1:1" ||
+		cfg.Advertise.Etcd != "localhost:1" || !filepath.IsAbs(cfg.Data) || !strings.HasSuffix(cfg.Data, "/d") {
+		t.Errorf("alone: %+v %v", cfg, err)
+	}
+	// The order of the members is not the same on every command line.
+	three := plain
+	three.cluster = []string{"c=http://127.0.0.1:3", "a=http://127.0.0.1:4", "b=http://127.0.0.1:2"}
+	if cfg, err = three.config(); err != nil || cfg.Node != 2 || cfg.Peers[1] != "127.0.0.1:4" || cfg.Peers[3] != "127.0.0.1:3" {
+		t.Errorf("three: %+v %v", cfg, err)
+	}
+	for want, change := range map[string]func(*etcdFlags){
+		"there is no TLS yet":           func(f *etcdFlags) { f.clientURLs = []string{"https://127.0.0.1:1"} },
+		"one is supported":              func(f *etcdFlags) { f.clientURLs = append(f.clientURLs, "http://127.0.0.1:9") },
+		"write NAME=URL":                func(f *etcdFlags) { f.cluster = []string{"a"} },
+		"does not have this node":       func(f *etcdFlags) { f.cluster = []string{"x=http://127.0.0.1:2"} },
+		"has two URLs for b":            func(f *etcdFlags) { f.cluster = []string{"b=http://127.0.0.1:2", "b=http://127.0.0.1:5"} },
+		"it is new or existing":         func(f *etcdFlags) { f.state = "old" },
+		"without a port":                func(f *etcdFlags) { f.peerURLs = []string{"http://127.0.0.1"} },
+		"write http://host:port":        func(f *etcdFlags) { f.peerURLs = []string{"127.0.0.1:1"} },
+		"--listen-peer-urls has 0 URLs": func(f *etcdFlags) { f.peerURLs = nil },
+	} {
+		f := plain
+		f.clientURLs = append([]string(nil), plain.clientURLs...)
+		change(&f)
+		if _, err := f.config(); err == nil || !strings.Contains(err.Error(), want) || errs.KindOf(err) == errs.Internal {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+func TestEtcdCommand_FlagsAndEnvironment(t *testing.T) {
+	c := newEtcd()
+	// What has no effect may have a value or none.
+	if err := c.ParseFlags([]string{"--name=n", "--snapshot-count=10", "--logger", "--pre-vote=true", "--quota-backend-bytes=1"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("ETCD_NAME", "other")
+	t.Setenv("ETCD_DATA_DIR", "/somewhere")
+	if err := fromEnvironment(c.Flags()); err != nil {
+		t.Fatal(err)
+	}
+	if n, d := c.Flag("name").Value.String(), c.Flag("data-dir").Value.String(); n != "n" || d != "/somewhere" {
+		t.Errorf("name %q, data %q", n, d)
+	}
+	if err := newEtcd().ParseFlags([]string{"--auth-token=jwt"}); err == nil {
+		t.Error("a flag that is not served was accepted")
+	}
+	if got := asEtcd([]string{"/usr/bin/etcd", "--name", "x"}); strings.Join(got, " ") != "etcd --name x" {
+		t.Errorf("called as etcd: %q", got)
+	}
+	if got := asEtcd([]string{"quorate", "dev"}); strings.Join(got, " ") != "dev" {
+		t.Errorf("called as quorate: %q", got)
+	}
+}
