@@ -186,30 +186,34 @@ func (c *call) timeToLive(d *decoder) []byte {
 	return c.answerTTL(max(left, 0), l.granted, keys)
 }
 
-// EncodeLeases returns the query for the ids of all leases, in ascending order. The answer is DecodeLeases's.
+// EncodeLeases returns the query for all leases, in the order of their ids. The answer is DecodeLeases's.
 func EncodeLeases() []byte { return head(reqLeases) }
 
-// DecodeLeases reads the answer: the key space's revision, and the ids.
-func DecodeLeases(b []byte) (rev int64, ids []int64, err error) {
+// LeaseTTL is a lease and the TTL that it was granted, in seconds.
+type LeaseTTL struct{ ID, TTL int64 }
+
+// DecodeLeases reads the answer: the key space's revision, and the leases.
+func DecodeLeases(b []byte) (rev int64, leases []LeaseTTL, err error) {
 	d := decoder{b: b}
 	rev = d.int()
-	for n := d.count(1); n > 0 && !d.bad; n-- {
-		ids = append(ids, d.int())
+	for n := d.count(2); n > 0 && !d.bad; n-- {
+		leases = append(leases, LeaseTTL{d.int(), d.int()})
 	}
-	return rev, ids, d.end()
+	return rev, leases, d.end()
 }
 
 func (c *call) leases(d *decoder) []byte {
 	c.failIf(d.end())
-	var ids []int64
-	for row := range c.v.Scan([]byte{rowLease}, []byte{rowLease + 1}) {
-		if len(row) == 9 {
-			ids = append(ids, int64(binary.BigEndian.Uint64(row[1:])))
+	var all []byte
+	n := uint64(0)
+	for row, b := range c.v.Scan([]byte{rowLease}, []byte{rowLease + 1}) {
+		var l lease
+		if len(row) != 9 || !l.decode(b) {
+			c.damaged("lease")
+			return nil
 		}
+		all = appendInt(appendInt(all, int64(binary.BigEndian.Uint64(row[1:]))), l.granted)
+		n++
 	}
-	b := binary.AppendUvarint(appendInt(nil, c.st.rev), uint64(len(ids)))
-	for _, id := range ids {
-		b = appendInt(b, id)
-	}
-	return b
+	return append(binary.AppendUvarint(appendInt(nil, c.st.rev), n), all...)
 }

@@ -155,7 +155,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
-	s.etcd = etcd.New(etcd.Config{Info: s.info}, s.engine, log, reg)
+	s.etcd = etcd.New(etcd.Config{Info: s.info, TempDir: cfg.tempDir()}, s.engine, log, reg)
 	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
 	s.serve(redisLn, kafkaLn, etcdLn, httpLn)
 	return s, nil

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -51,7 +50,6 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 const (
 	whyMembers      = "the members of a cluster are fixed by its configuration"
 	whyNoAlarms     = "there are no space quotas, and damaged replicas repair themselves"
-	whyNoSnapshot   = "this release cannot write etcd's file format yet"
 	whyNoMoveLeader = "this release cannot hand over leadership on request yet"
 	whyNoDowngrade  = "there is no etcd to go back to; its releases are not Quorate's"
 )
@@ -161,11 +159,6 @@ func (m maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb
 		compacted = -1
 	}
 	return &pb.HashKVResponse{Header: m.s.header(h.Revision), Hash: h.Sum, CompactRevision: compacted, HashRevision: h.At}, nil
-}
-
-// Snapshot implements pb.MaintenanceServer.
-func (maintenanceServer) Snapshot(*pb.SnapshotRequest, grpc.ServerStreamingServer[pb.SnapshotResponse]) error {
-	return refused("Snapshot", whyNoSnapshot)
 }
 
 // MoveLeader implements pb.MaintenanceServer.

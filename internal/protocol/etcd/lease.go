@@ -71,13 +71,13 @@ func (l leaseServer) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest) 
 	if err != nil {
 		return nil, err
 	}
-	rev, ids, err := kv.DecodeLeases(b)
+	rev, leases, err := kv.DecodeLeases(b)
 	if err != nil {
 		return nil, toGRPC(ctx, err)
 	}
 	resp := &pb.LeaseLeasesResponse{Header: l.s.header(rev)}
-	for _, id := range ids {
-		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: id})
+	for _, l := range leases {
+		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: l.ID})
 	}
 	return resp, nil
 }

@@ -13,6 +13,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -49,6 +50,9 @@ type Config struct {
 	// StreamBytesMax bounds the events that wait for one watch stream; default 256 KiB. A stream that is slower reads its events
 	// from history.
 	StreamBytesMax int
+	// TempDir is where snapshots are made, a directory that no other server uses: what a crash left there is removed. Default
+	// os.TempDir, where nothing is.
+	TempDir string
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
 	Info func(shard.ID) Info
 }
@@ -76,6 +80,9 @@ func (c *Config) fill() {
 	}
 	if c.HelloTimeout == 0 {
 		c.HelloTimeout = 10 * time.Second
+	}
+	if c.TempDir == "" {
+		c.TempDir = os.TempDir()
 	}
 	if c.ProgressInterval == 0 {
 		c.ProgressInterval = 10 * time.Minute
@@ -129,6 +136,9 @@ type Server struct {
 
 // New returns a server that asks client. Metrics are registered with reg unless it is nil.
 func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Registerer) *Server {
+	if cfg.TempDir != "" {
+		dropSnapshots(cfg.TempDir)
+	}
 	cfg.fill()
 	s := &Server{
 		cfg: cfg, client: client, log: log.With("protocol", "etcd"), m: newMetrics(reg),

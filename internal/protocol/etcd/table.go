@@ -48,7 +48,7 @@ var calls = []call{
 	{"Maintenance", "Defragment", whole, "Nothing needs to be done: space is reclaimed all the time.", kineNo},
 	{"Maintenance", "Hash", whole, "A checksum of its own kind, equal on all members at an equal revision.", kineNo},
 	{"Maintenance", "HashKV", whole, "As Hash, at the revision asked for.", kineNo},
-	{"Maintenance", "Snapshot", refusedByName, whyNoSnapshot, kineNo},
+	{"Maintenance", "Snapshot", whole, "A bbolt file of one revision, without history before it, which etcdutl restores for etcd 3.6 and later. It takes its size in the node's directory for temporary files while it is sent.", kineNo},
 	{"Maintenance", "MoveLeader", refusedByName, whyNoMoveLeader, kineNo},
 	{"Maintenance", "Downgrade", refusedByName, whyNoDowngrade, kineNo},
 	{"Lock", "Lock", whole, "The key's creation revision is the fencing token.", kineNo},
