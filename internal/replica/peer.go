@@ -46,6 +46,7 @@ func (h *Host) receive(f Frame) {
 	}
 	if !p.greeted {
 		p.greeted = true
+		h.bear()
 		h.greet()
 	}
 	for len(body) > 0 {
@@ -134,7 +135,7 @@ func travels(m *raftpb.Message) error {
 
 // receiveRaft steps a raft message that is meant for this replica.
 func (r *replica) receiveRaft(m *raftpb.Message) {
-	if r.rn == nil {
+	if r.rn == nil || r.unborn {
 		return
 	}
 	if to := m.GetTo(); to != r.rid {

@@ -246,6 +246,25 @@ func (h *Host) knows(p *peer, hd frameHeader) bool {
 	return false
 }
 
+// introduced says whether every peer was heard of since this node started: if it had promised anything under another log, whoever
+// it promised that to would have said so. Before that a node without a past may be one whose disk was replaced; with another that
+// is new indeed it would be a majority which knows nothing of what was acknowledged. So a new cluster needs all its nodes once.
+func (h *Host) introduced() bool {
+	for _, p := range h.peers {
+		if !p.greeted && !env.Mutant(env.MutantAmnesia) {
+			return false
+		}
+	}
+	return true
+}
+
+// bear lets replicas without a past take part, if that is what they are.
+func (h *Host) bear() {
+	for _, r := range h.order {
+		r.unborn = r.unborn && !h.introduced()
+	}
+}
+
 // awareBit marks the log id of a node that knows it started over: none of its replicas has its first id.
 const awareBit = 1 << 63
 

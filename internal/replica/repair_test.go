@@ -103,6 +103,56 @@ func TestRepair_NewDiskIsNoticedByThePeers(t *testing.T) {
 	}
 }
 
+// Nodes without a past elect nobody before all have met: one of them may have had one, on another disk, of which only the node
+// that is away knows (seed 505517).
+func TestRepair_NodesWithoutAPastWaitForAll(t *testing.T) {
+	r := newRig(t, 3, nil)
+	led := func() bool {
+		for _, n := range r.nodes {
+			if n.host != nil && n.host.Shards()[0].Leads {
+				return true
+			}
+		}
+		return false
+	}
+	late := r.nodes[2]
+	late.stop()
+	if r.run(10 * time.Second); led() {
+		t.Fatal("two of three new nodes began without the third")
+	}
+	late.start(false)
+	lead, _ := r.elect()
+	lead.do("k=1")
+	r.run(time.Second)
+	lead.stop()
+	for _, n := range r.nodes {
+		if n != lead {
+			n.stop()
+			n.newDisk()
+			n.start(false)
+		}
+	}
+	if r.run(10 * time.Second); led() {
+		t.Error("two nodes with new disks elected one of them")
+	}
+	// Once all have met, a majority is enough for ever.
+	r = newRig(t, 3, nil)
+	lead, _ = r.elect()
+	lead.do("k=1")
+	r.run(time.Second)
+	for _, n := range r.nodes {
+		n.stop()
+	}
+	for _, n := range r.nodes {
+		if n != lead {
+			n.start(false)
+		}
+	}
+	if r.run(10 * time.Second); !led() {
+		t.Error("two of three that have met before do not begin without the third")
+	}
+}
+
 // A replica that was replaced may have been the second of two that vote. Those that know so must still know it after a crash,
 // or they wait for ever for the vote of one that is gone (seed 110586).
 func TestRepair_TheNewConfigurationOutlivesACrash(t *testing.T) {

@@ -29,6 +29,10 @@ type replica struct {
 
 	conf confCache
 
+	// unborn says that the replica has promised nothing yet, as far as it knows, and may not before all peers had a chance to know
+	// better; see Host.introduced.
+	unborn bool
+
 	dirty bool
 	// awake says that raft's timers run; listed that the replica is in Host.awake.
 	awake, listed bool
@@ -231,6 +235,7 @@ func (r *replica) start() error {
 	r.state = storage.HardState{Term: st.GetTerm(), Vote: st.GetVote(), Commit: st.GetCommit()}
 	r.saved = r.view.state
 	r.digests = map[uint64]uint64{}
+	r.unborn = r.rid == replicaID(h.cfg.Node, 1) && r.state.Term == 0 && r.view.last.Index == 0 && !h.introduced()
 	r.wake()
 	if len(h.cfg.Nodes) == 1 {
 		_ = rn.Campaign()
@@ -526,10 +531,12 @@ func (r *replica) wake() {
 // tick advances raft's timers by one.
 func (r *replica) tick() {
 	h := r.host
-	if r.rn == nil {
+	if r.rn == nil || r.unborn {
 		r.expire()
 		r.reads.tick(r)
-		r.askReplacement()
+		if r.rn == nil {
+			r.askReplacement()
+		}
 		return
 	}
 	if !r.campaignAt.IsZero() && !h.now.Before(r.campaignAt) {

@@ -56,6 +56,10 @@ var regressions = []struct {
 		func(o *Options) { *o = FromSeed(50046) },
 	},
 	{
+		"a node whose disk was replaced, and one that was never there, elect nobody while the third is away", 505517,
+		func(o *Options) { *o = FromSeed(505517) },
+	},
+	{
 		"nodes that know of a new voter know of it after a crash", 110586,
 		func(o *Options) { *o = FromSeed(110586) },
 	},
