@@ -151,7 +151,6 @@ func TestStatus_SaysWhyALinkIsRefused(t *testing.T) {
 			c.Spaces = []shard.Space{{Name: "default", Shards: []shard.ID{1, 2, 3}}}
 		}
 	})
-	write(t, nodes[0], 1, "the two that agree go on")
 	for i, other := range []int{3, 3, 1} {
 		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 			st, err := nodes[i].Status()

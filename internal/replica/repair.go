@@ -258,6 +258,21 @@ func (h *Host) introduced() bool {
 	return true
 }
 
+// noteMissing says, once, for whom a new cluster waits.
+func (h *Host) noteMissing() {
+	r := h.order[0]
+	if r.lonelyTicks++; r.lonelyTicks != 2*h.cfg.ElectionTicks {
+		return
+	}
+	var missing []shard.NodeID
+	for _, id := range h.peerIDs {
+		if !h.peers[id].greeted {
+			missing = append(missing, id)
+		}
+	}
+	h.note(true, 0, "a new cluster begins when all its nodes have met; start those that are missing, and see whether their links are refused", "missing", missing)
+}
+
 // bear lets replicas without a past take part, if that is what they are.
 func (h *Host) bear() {
 	for _, r := range h.order {

@@ -120,6 +120,9 @@ func TestRepair_NodesWithoutAPastWaitForAll(t *testing.T) {
 	if r.run(10 * time.Second); led() {
 		t.Fatal("two of three new nodes began without the third")
 	}
+	if !r.noted("a new cluster begins when all its nodes have met") {
+		t.Errorf("nobody says for whom they wait: %v", r.notes)
+	}
 	late.start(false)
 	lead, _ := r.elect()
 	lead.do("k=1")

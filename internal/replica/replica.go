@@ -536,6 +536,8 @@ func (r *replica) tick() {
 		r.reads.tick(r)
 		if r.rn == nil {
 			r.askReplacement()
+		} else if r == h.order[0] {
+			h.noteMissing()
 		}
 		return
 	}
