@@ -230,6 +230,21 @@ func TestRangeStream_PartsOfOneRevision(t *testing.T) {
 	}
 }
 
+// The header has the newest revision, also when an older one was asked for.
+func TestRangeStream_HeaderOfAnOldRevision(t *testing.T) {
+	r := newRig(t, Config{})
+	r.put("a", "1")
+	r.put("a", "2")
+	st, err := r.kv.RangeStream(r.ctx(), &pb.RangeRequest{Key: []byte("a"), Revision: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := st.Recv()
+	if err != nil || m.RangeResponse.Header.Revision != 3 || string(m.RangeResponse.Kvs[0].Value) != "1" {
+		t.Errorf("%v %v, want revision 3 and the old value", m, err)
+	}
+}
+
 // watching is a Watch call.
 type watching struct {
 	r *rig

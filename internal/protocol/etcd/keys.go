@@ -167,6 +167,8 @@ func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer
 	ctx := out.Context()
 	part := toRange(r)
 	left, count, stale := r.Limit, int64(0), r.Serializable
+	// rev is the newest revision when the stream began, whatever revision was asked for.
+	rev := int64(0)
 	for {
 		if part.Limit = rangeStreamKeys; left > 0 {
 			part.Limit = min(part.Limit, left)
@@ -179,9 +181,12 @@ func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer
 		if err != nil {
 			return err
 		}
-		if part.Revision == 0 {
+		if rev == 0 {
 			// What follows is of the same revision, which this node has.
-			part.Revision, stale = a.Revision, true
+			rev, stale = a.Revision, true
+			if part.Revision <= 0 {
+				part.Revision = rev
+			}
 		}
 		if count == 0 {
 			count = a.Count
@@ -190,7 +195,7 @@ func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer
 		last := !a.More || left > 0 && left == n
 		resp := &pb.RangeResponse{Kvs: fromKVs(a.KVs)}
 		if last {
-			resp.Header, resp.Count, resp.More = k.s.header(part.Revision), count, a.More
+			resp.Header, resp.Count, resp.More = k.s.header(rev), count, a.More
 		}
 		if err := out.Send(&pb.RangeStreamResponse{RangeResponse: resp}); err != nil || last {
 			return err
