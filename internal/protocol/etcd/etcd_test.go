@@ -230,6 +230,44 @@ func TestRangeStream_PartsOfOneRevision(t *testing.T) {
 	}
 }
 
+// Without an order a target does not count: the parts would not fit together.
+func TestRangeStream_TargetWithoutAnOrder(t *testing.T) {
+	r := newRig(t, Config{})
+	n := rangeStreamKeys + 10
+	for i := 0; i < n; i += 100 {
+		var ops []*pb.RequestOp
+		for j := i; j < min(i+100, n); j++ {
+			ops = append(ops, put(fmt.Sprintf("k%05d", j), fmt.Sprintf("v%05d", n-j)))
+		}
+		if _, err := r.kv.Txn(r.ctx(), &pb.TxnRequest{Success: ops}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st, err := r.kv.RangeStream(r.ctx(), &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l"), SortTarget: pb.RangeRequest_VALUE})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := map[string]bool{}
+	for {
+		m, err := st.Recv()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range m.RangeResponse.Kvs {
+			if keys[string(k.Key)] {
+				t.Fatalf("%s twice", k.Key)
+			}
+			keys[string(k.Key)] = true
+		}
+	}
+	if len(keys) != n {
+		t.Errorf("%d keys, want %d", len(keys), n)
+	}
+}
+
 // The header has the newest revision, also when an older one was asked for.
 func TestRangeStream_HeaderOfAnOldRevision(t *testing.T) {
 	r := newRig(t, Config{})

@@ -166,6 +166,8 @@ func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer
 	}
 	ctx := out.Context()
 	part := toRange(r)
+	// The next part begins behind the last key, so that parts are in the order of keys whatever the target.
+	part.Target = kv.ByKey
 	left, count, stale := r.Limit, int64(0), r.Serializable
 	// rev is the newest revision when the stream began, whatever revision was asked for.
 	rev := int64(0)
