@@ -66,10 +66,6 @@ func startNodes(t *testing.T, n int, change ...func(*Config)) []*testNode {
 				peers[shard.NodeID(j+1)] = lns[j].Addr().String()
 			}
 		}
-		dir, err := storage.OpenDir(storage.VolatileFS(), "data", storage.Owner{Cluster: "t", Node: uint32(i + 1), Shards: 2}, storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 1 << 20})
-		if err != nil {
-			t.Fatal(err)
-		}
 		cfg := Config{
 			Cluster: "t", Node: shard.NodeID(i + 1), Peers: peers, Addr: map[string]string{"redis": fmt.Sprintf("r%d", i+1)},
 			Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1, 2}}},
@@ -77,22 +73,32 @@ func startNodes(t *testing.T, n int, change ...func(*Config)) []*testNode {
 		for _, f := range change {
 			f(&cfg)
 		}
-		e, err := Start(cfg, dir, []shard.Module{register{}}, lns[i], env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-		if err != nil {
-			t.Fatal(err)
-		}
-		node := &testNode{e, dir}
-		all = append(all, node)
-		t.Cleanup(func() {
-			if err := node.Close(); err != nil {
-				t.Errorf("close node %d: %v", i+1, err)
-			}
-			if err := dir.Close(); err != nil {
-				t.Errorf("close the directory of node %d: %v", i+1, err)
-			}
-		})
+		all = append(all, startNode(t, cfg, lns[i]))
 	}
 	return all
+}
+
+// startNode starts one node with nothing on its disk, and ends it with the test.
+func startNode(t *testing.T, cfg Config, ln net.Listener) *testNode {
+	t.Helper()
+	dir, err := storage.OpenDir(storage.VolatileFS(), "data", storage.Owner{Cluster: "t", Node: uint32(cfg.Node), Shards: 2}, storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := Start(cfg, dir, []shard.Module{register{}}, ln, env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := &testNode{e, dir}
+	t.Cleanup(func() {
+		if err := node.Close(); err != nil {
+			t.Errorf("close node %d: %v", cfg.Node, err)
+		}
+		if err := dir.Close(); err != nil {
+			t.Errorf("close the directory of node %d: %v", cfg.Node, err)
+		}
+	})
+	return node
 }
 
 func command(s string) shard.Command { return shard.Command{Module: registerID, Data: []byte(s)} }
@@ -146,11 +152,19 @@ func TestEngine_WritesAreReadThroughAnyNode(t *testing.T) {
 }
 
 func TestStatus_SaysWhyALinkIsRefused(t *testing.T) {
-	nodes := startNodes(t, 3, func(c *Config) {
-		if c.Node == 3 {
-			c.Spaces = []shard.Space{{Name: "default", Shards: []shard.ID{1, 2, 3}}}
-		}
-	})
+	nodes := startNodes(t, 3)
+	write(t, nodes[0], 1, "all have met")
+	if err := nodes[2].Close(); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", nodes[0].cfg.Peers[3])
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := nodes[2].cfg
+	cfg.Spaces = []shard.Space{{Name: "default", Shards: []shard.ID{1, 2, 3}}}
+	nodes[2] = startNode(t, cfg, ln)
+	write(t, nodes[0], 1, "the two that agree go on")
 	for i, other := range []int{3, 3, 1} {
 		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 			st, err := nodes[i].Status()

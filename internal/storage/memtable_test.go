@@ -132,7 +132,7 @@ func TestMemTable_Empty(t *testing.T) {
 func TestMemTable_StaysSmall(t *testing.T) {
 	tab := &memTable{}
 	for i := range 64 * 64 {
-		tab.put(fmt.Appendf(nil, "place000%08d", i), nil, false)
+		tab.put(fmt.Appendf(nil, "%08d", i), nil, false)
 	}
 	leaves := 0
 	var count func(n *memNode)
@@ -149,7 +149,7 @@ func TestMemTable_StaysSmall(t *testing.T) {
 	}
 	before := leaves
 	for range 10_000 {
-		tab.put([]byte("place00000000007"), []byte("again"), false)
+		tab.put([]byte("00000007"), []byte("again"), false)
 	}
 	leaves = 0
 	if count(tab.root); leaves != before || tab.rows != 64*64 {
