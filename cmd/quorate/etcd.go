@@ -105,10 +105,11 @@ func (i *ignoredFlag) Type() string       { return "any" }
 func fromEnvironment(fs *pflag.FlagSet) error {
 	var err error
 	fs.VisitAll(func(f *pflag.Flag) {
-		v, ok := os.LookupEnv("ETCD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")))
+		name := "ETCD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		v, ok := os.LookupEnv(name)
 		if ok && !f.Changed && err == nil {
 			if e := fs.Set(f.Name, v); e != nil {
-				err = errs.New(errs.Invalid, "ETCD_%s: %v", strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")), e)
+				err = errs.New(errs.Invalid, "%s: %v", name, e)
 			}
 		}
 	})

@@ -80,15 +80,20 @@ func (c *Client) Do(ctx context.Context, o kv.Op) (kv.Answer, error) {
 	return kv.DecodeAnswer(b)
 }
 
+// NewLease draws the id of a lease, which is positive.
+func NewLease() int64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:])
+	return int64(binary.LittleEndian.Uint64(b[:])>>1) | 1
+}
+
 // Grant makes a lease with a TTL in seconds and returns its id.
 func (c *Client) Grant(ctx context.Context, ttl int64) (int64, error) {
 	r, err := c.route()
 	if err != nil {
 		return 0, err
 	}
-	var b [8]byte
-	_, _ = rand.Read(b[:])
-	id := int64(binary.LittleEndian.Uint64(b[:])>>1) | 1
+	id := NewLease()
 	res := c.shard.Submit(ctx, r, shard.Command{Module: shard.ModuleKV, Data: kv.EncodeGrant(id, ttl)}).Wait(ctx)
 	return id, res.Err
 }

@@ -1,6 +1,7 @@
 package kv
 
 import (
+	"bytes"
 	"iter"
 
 	"github.com/quorate/quorate/internal/errs"
@@ -45,10 +46,8 @@ func (c *call) finish() error {
 	if c.err != nil || c.tx == nil {
 		return c.err
 	}
-	if term := int64(c.tx.Term()); c.st.term != term && c.events > 0 {
-		c.noteTerm()
-	}
 	if c.events > 0 {
+		c.noteTerm()
 		c.st.rev++
 		c.save()
 	}
@@ -57,11 +56,15 @@ func (c *call) finish() error {
 
 func (c *call) save() { c.tx.SetFresh([]byte{rowSpace}, c.st.encode()) }
 
-// noteTerm notes when a leader was first seen: leases of an earlier one's time get their whole TTL from then.
-func (c *call) noteTerm() {
-	if term := int64(c.tx.Term()); c.st.term != term {
-		c.st.term, c.st.since = term, c.tx.Now().UnixMilli()
+// noteTerm notes when a leader was first seen: leases of an earlier one's time get their whole TTL from then. It says whether that is
+// now.
+func (c *call) noteTerm() bool {
+	term := int64(c.tx.Term())
+	if c.st.term == term {
+		return false
 	}
+	c.st.term, c.st.since = term, c.tx.Now().UnixMilli()
+	return true
 }
 
 // next returns the revision that reads of this command see: what it has written itself counts.
@@ -159,18 +162,15 @@ func (c *call) olds(r keyRange, at int64) iter.Seq[*KeyValue] {
 // oldsFrom does a part of olds and returns where to go on, nil at the end.
 func (c *call) oldsFrom(from, to []byte, at int64, kv *KeyValue, yield func(*KeyValue) bool) []byte {
 	var last []byte
-	steps, seen := 0, false
+	steps, seen, first := 0, false, true
 	for row, b := range c.v.Scan(from, to) {
 		key, mod, ok := decodeOldKey(row)
 		if !ok {
 			c.damaged("version")
 			return nil
 		}
-		if string(key) != string(last) || last == nil {
-			last, steps, seen = append(last[:0], key...), 0, false
-			if last == nil {
-				last = []byte{}
-			}
+		if first || !bytes.Equal(key, last) {
+			last, steps, seen, first = key, 0, false, false
 		}
 		if steps++; steps > oldStepsMax {
 			// Many versions of a key: past the one that counts, or before it, they are skipped.
@@ -246,12 +246,7 @@ func (Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 	var out []byte
 	switch r {
 	case reqOp:
-		o := d.op(0)
-		if err := d.end(); err != nil {
-			return nil, err
-		}
-		a := c.do(o)
-		out = appendAnswer(make([]byte, 0, c.size+64), &a)
+		out = c.operation(&d)
 	case reqCompact:
 		out = c.compact(&d)
 	case reqGrant:
@@ -276,15 +271,7 @@ func (Module) Query(v shard.View, q []byte) ([]byte, error) {
 	var out []byte
 	switch r {
 	case reqOp:
-		o := d.op(0)
-		if err := d.end(); err != nil {
-			return nil, err
-		}
-		if !ReadOnly(o) {
-			return nil, errs.New(errs.Invalid, "a kv query that writes")
-		}
-		a := c.do(o)
-		out = appendAnswer(make([]byte, 0, c.size+64), &a)
+		out = c.operation(&d)
 	case reqStatus:
 		out = c.status(&d)
 	case reqEvents:

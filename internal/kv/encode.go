@@ -55,7 +55,7 @@ func appendOp(b []byte, o Op) []byte {
 	switch o := o.(type) {
 	case *Range:
 		flags := byte(0)
-		filters := o.MinMod|o.MaxMod|o.MinCreate|o.MaxCreate != 0
+		filters := o.filtered()
 		for i, set := range [...]bool{o.KeysOnly, o.CountOnly, filters} {
 			if set {
 				flags |= 1 << i

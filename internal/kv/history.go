@@ -9,7 +9,7 @@ import (
 	"github.com/quorate/quorate/internal/shard"
 )
 
-// EncodeCompact returns the command that lets go of what only reads before a revision need. Its answer is DecodeCompact's.
+// EncodeCompact returns the command that lets go of what only reads before a revision need. The answer is DecodeRevision's.
 // It fails with ErrCompacted if that is done, and with ErrFutureRevision.
 func EncodeCompact(rev int64) []byte { return appendInt(head(reqCompact), rev) }
 

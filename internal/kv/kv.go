@@ -44,12 +44,8 @@ import (
 	"github.com/quorate/quorate/internal/shard"
 )
 
-// Limits of one request. etcd's are 1.5 MiB and 128 operations by default, and stand in its server's configuration.
+// Limits of one request. Those on its size and its operations are the protocol's, as in etcd.
 const (
-	// KeyBytesMax bounds a key.
-	KeyBytesMax = 1 << 20
-	// CommandBytesMax bounds an encoded command.
-	CommandBytesMax = 8 << 20
 	// DepthMax bounds how deep transactions may be nested.
 	DepthMax = 32
 	// AnswerBytesMax bounds the rows that one request collects; past it the request is refused.
@@ -121,6 +117,9 @@ type Range struct {
 	MinMod, MaxMod       int64
 	MinCreate, MaxCreate int64
 }
+
+// filtered says whether only some versions are wanted.
+func (o *Range) filtered() bool { return o.MinMod|o.MaxMod|o.MinCreate|o.MaxCreate != 0 }
 
 // Put writes a key.
 type Put struct {

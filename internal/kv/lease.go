@@ -150,8 +150,7 @@ func (c *call) fireLease(key []byte) {
 		return
 	}
 	if term := int64(c.tx.Term()); l.term != term {
-		if c.st.term != term {
-			c.noteTerm()
+		if c.noteTerm() {
 			c.save()
 		}
 		if end := c.st.since + l.ttl*1000; end > c.tx.Now().UnixMilli() {

@@ -227,6 +227,18 @@ func (r keyRange) olds() (from, to []byte) {
 	return from, appendEscaped([]byte{rowOld}, r.to)
 }
 
+// Contains says whether a key is among those that Key and End of a request name.
+func Contains(key, end, k []byte) bool {
+	r := rangeOf(key, end)
+	if r.one {
+		return bytes.Equal(k, key)
+	}
+	return bytes.Compare(k, key) >= 0 && (r.all || bytes.Compare(k, end) < 0)
+}
+
+// Empty says whether Key and End of a request name no key at all.
+func Empty(key, end []byte) bool { return rangeOf(key, end).empty() }
+
 func (r keyRange) empty() bool { return !r.one && !r.all && bytes.Compare(r.from, r.to) >= 0 }
 
 func errDamaged(what string) error {

@@ -4,7 +4,24 @@ import (
 	"bytes"
 	"cmp"
 	"slices"
+
+	"github.com/quorate/quorate/internal/errs"
 )
+
+// operation runs an operation as it is encoded.
+func (c *call) operation(d *decoder) []byte {
+	o := d.op(0)
+	switch err := d.end(); {
+	case err != nil:
+		c.fail(err)
+	case c.tx == nil && !ReadOnly(o):
+		c.fail(errs.New(errs.Invalid, "a kv query that writes"))
+	default:
+		a := c.do(o)
+		return appendAnswer(make([]byte, 0, c.size+64), &a)
+	}
+	return nil
+}
 
 // do runs an operation. What c.err says undoes it.
 func (c *call) do(o Op) Answer {
@@ -158,7 +175,7 @@ func (c *call) read(o *Range) Answer {
 		order = Ascending
 	}
 	sorted := order != Unsorted && (o.Target != ByKey || order == Descending)
-	filtered := o.MinMod|o.MaxMod|o.MinCreate|o.MaxCreate != 0
+	filtered := o.filtered()
 	// Keys come in order: what is past the limit only counts, unless it may yet come first, or the others go.
 	limit := o.Limit
 	if limit <= 0 || sorted || filtered {

@@ -275,8 +275,11 @@ func (h *Host) noteMissing() {
 
 // bear lets replicas without a past take part, if that is what they are.
 func (h *Host) bear() {
+	if !h.introduced() {
+		return
+	}
 	for _, r := range h.order {
-		r.unborn = r.unborn && !h.introduced()
+		r.unborn = false
 	}
 }
 

@@ -89,9 +89,6 @@ const nodeMax = 65_535
 // alone says that no other node has what this one has.
 func (c *Config) alone() bool { return len(c.Peers) < 2 }
 
-// tempDir is where large files are made for a while: beside the data, where there is room, empty for a node in memory.
-func (c *Config) tempDir() string { return c.Data }
-
 // fill sets the defaults and checks the rest.
 func (c *Config) fill() error {
 	if c.Cluster == "" {

@@ -155,7 +155,10 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
-	s.etcd = etcd.New(etcd.Config{Info: s.info, TempDir: cfg.tempDir()}, s.engine, log, reg)
+	if etcdLn != nil {
+		// It follows the key space all the time.
+		s.etcd = etcd.New(etcd.Config{Info: s.info, TempDir: cfg.Data}, s.engine, log, reg)
+	}
 	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
 	s.serve(redisLn, kafkaLn, etcdLn, httpLn)
 	return s, nil
@@ -207,7 +210,9 @@ func (s *Server) serve(redisLn, kafkaLn, etcdLn, httpLn net.Listener) {
 	}
 	start("redis", redisLn, s.redis.Serve)
 	start("kafka", kafkaLn, s.kafka.Serve)
-	start("etcd", etcdLn, s.etcd.Serve)
+	if s.etcd != nil {
+		start("etcd", etcdLn, s.etcd.Serve)
+	}
 	start("http", httpLn, s.http.Serve)
 	go func() {
 		for range n {
@@ -235,7 +240,9 @@ func (s *Server) Close() error {
 	defer cancel()
 	s.redis.Close()
 	err := s.kafka.Close()
-	s.etcd.Close()
+	if s.etcd != nil {
+		s.etcd.Close()
+	}
 	if e := s.http.Shutdown(ctx); e != nil {
 		_ = s.http.Close()
 	}

@@ -24,13 +24,9 @@ type clusterServer struct {
 
 // MemberList implements pb.ClusterServer.
 func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
-	var now kv.Status
-	b, err := c.s.query(ctx, kv.EncodeStatus(), !r.Linearizable)
-	if err == nil {
-		now, err = kv.DecodeStatus(b)
-	}
+	now, err := c.s.status(ctx, !r.Linearizable)
 	if err != nil && r.Linearizable {
-		return nil, err
+		return nil, toGRPC(ctx, err)
 	}
 	_, t, _ := c.s.where()
 	resp := &pb.MemberListResponse{Header: c.s.header(now.Revision)}
@@ -38,9 +34,6 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 		m := &pb.Member{ID: memberID(t, n.ID), Name: fmt.Sprintf("node%d", n.ID)}
 		if a := n.Addr["etcd"]; a != "" {
 			m.ClientURLs = []string{"http://" + a}
-		}
-		if a := n.Addr["peer"]; a != "" {
-			m.PeerURLs = []string{"http://" + a}
 		}
 		resp.Members = append(resp.Members, m)
 	}
@@ -88,7 +81,7 @@ const storageVersion = "3.7.0"
 
 // Status implements pb.MaintenanceServer.
 func (m maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
-	now, err := m.s.status(ctx)
+	now, err := m.s.status(ctx, true)
 	if err != nil {
 		return nil, toGRPC(ctx, err)
 	}
@@ -114,7 +107,7 @@ func (m maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.A
 	if r.Action == pb.AlarmRequest_ACTIVATE {
 		return nil, refused("Alarm ACTIVATE", whyNoAlarms)
 	}
-	now, err := m.s.status(ctx)
+	now, err := m.s.status(ctx, true)
 	if err != nil {
 		return nil, toGRPC(ctx, err)
 	}
@@ -123,7 +116,7 @@ func (m maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.A
 
 // Defragment implements pb.MaintenanceServer. Space is reclaimed by merging tables, all the time.
 func (m maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
-	now, err := m.s.status(ctx)
+	now, err := m.s.status(ctx, true)
 	if err != nil {
 		return nil, toGRPC(ctx, err)
 	}
@@ -179,7 +172,7 @@ type authServer struct {
 
 // AuthStatus implements pb.AuthServer.
 func (a authServer) AuthStatus(ctx context.Context, _ *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
-	now, err := a.s.status(ctx)
+	now, err := a.s.status(ctx, true)
 	if err != nil {
 		return nil, toGRPC(ctx, err)
 	}

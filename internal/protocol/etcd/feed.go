@@ -78,7 +78,7 @@ func (f *feed) step(ctx context.Context) error {
 		next, idle, prev := f.next, len(f.keys)+len(f.ranges) == 0, f.prevs > 0
 		f.mu.Unlock()
 		if next == 0 || idle {
-			now, err := f.s.status(ctx)
+			now, err := f.s.status(ctx, true)
 			if err != nil {
 				return err
 			}
@@ -97,7 +97,7 @@ func (f *feed) step(ctx context.Context) error {
 		b, err := f.s.ask(ctx, kv.EncodeEvents(next, feedBytes, prev), true)
 		if errors.Is(err, kv.ErrCompacted) {
 			// This node got a snapshot that begins later. The watches find out what they missed from history.
-			now, err := f.s.status(ctx)
+			now, err := f.s.status(ctx, true)
 			if err != nil {
 				return err
 			}
@@ -228,6 +228,11 @@ func (st *watchStream) signal() {
 // lagLocked takes a watch from the feed and lets it read history.
 func (f *feed) lagLocked(w *watcher) {
 	f.leaveLocked(w)
+	f.readLocked(w)
+}
+
+// readLocked lets a watch that is nowhere read history.
+func (f *feed) readLocked(w *watcher) {
 	w.lagging = true
 	w.st.lagging[w] = struct{}{}
 	f.s.m.lagging.Inc()
@@ -285,9 +290,7 @@ func (f *feed) add(w *watcher, rev int64, reason string) {
 		f.watchers++
 		f.s.m.watchers.Inc()
 		w.quiet = true
-		w.lagging = true
-		st.lagging[w] = struct{}{}
-		f.s.m.lagging.Inc()
+		f.readLocked(w)
 	}
 	st.pushLocked(r)
 }

@@ -52,7 +52,7 @@ func (s *Server) mux() *http.ServeMux {
 // probe reads something: from this node alone if the request says serializable=true, else from the cluster.
 func (s *Server) probe(r *http.Request) error {
 	if r.URL.Query().Get("serializable") == "true" {
-		_, err := s.status(r.Context())
+		_, err := s.status(r.Context(), true)
 		return err
 	}
 	if !s.hasLeader() {

@@ -25,11 +25,7 @@ func (k kvServer) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRespo
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
-	b, err := k.s.query(ctx, kv.EncodeOp(toRange(r)), r.Serializable)
-	if err != nil {
-		return nil, err
-	}
-	a, err := k.answer(ctx, b)
+	a, err := k.s.read(ctx, toRange(r), r.Serializable)
 	if err != nil {
 		return nil, err
 	}
@@ -72,17 +68,14 @@ func (k kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, e
 		return nil, err
 	}
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
-		if err := checkOverlaps(ops); err != nil {
+		if _, _, err := overlaps(ops); err != nil {
 			return nil, err
 		}
 	}
 	var a kv.Answer
 	var err error
 	if op := toTxn(r); kv.ReadOnly(op) {
-		var b []byte
-		if b, err = k.s.query(ctx, kv.EncodeOp(op), serializable(r)); err == nil {
-			a, err = k.answer(ctx, b)
-		}
+		a, err = k.s.read(ctx, op, serializable(r))
 	} else {
 		a, err = k.write(ctx, r, op)
 	}
@@ -136,7 +129,7 @@ func (s *Server) removed(ctx context.Context, rev int64) error {
 	w := s.client.Watch(routeOf(at), kv.RemovedSpan())
 	defer w.Close()
 	for {
-		st, err := s.status(ctx)
+		st, err := s.status(ctx, true)
 		if err != nil || st.Removed >= rev {
 			return err
 		}
@@ -175,11 +168,7 @@ func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer
 		if part.Limit = rangeStreamKeys; left > 0 {
 			part.Limit = min(part.Limit, left)
 		}
-		b, err := k.s.query(ctx, kv.EncodeOp(part), stale)
-		if err != nil {
-			return err
-		}
-		a, err := k.answer(ctx, b)
+		a, err := k.s.read(ctx, part, stale)
 		if err != nil {
 			return err
 		}
@@ -207,9 +196,19 @@ func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer
 	}
 }
 
-func (k kvServer) answer(ctx context.Context, b []byte) (kv.Answer, error) {
-	a, err := kv.DecodeAnswer(b)
+// read runs an operation that only reads.
+func (s *Server) read(ctx context.Context, o kv.Op, stale bool) (kv.Answer, error) {
+	a, err := s.readOp(ctx, o, stale)
 	return a, toGRPC(ctx, err)
+}
+
+// readOp is read with kv's own errors.
+func (s *Server) readOp(ctx context.Context, o kv.Op, stale bool) (kv.Answer, error) {
+	b, err := s.ask(ctx, kv.EncodeOp(o), stale)
+	if err != nil {
+		return kv.Answer{}, err
+	}
+	return kv.DecodeAnswer(b)
 }
 
 // write runs an operation that came as message m.
@@ -222,7 +221,8 @@ func (k kvServer) write(ctx context.Context, m proto.Message, o kv.Op) (kv.Answe
 	if err != nil {
 		return kv.Answer{}, err
 	}
-	return k.answer(ctx, b)
+	a, err := kv.DecodeAnswer(b)
+	return a, toGRPC(ctx, err)
 }
 
 func checkRange(r *pb.RangeRequest) error {
@@ -288,13 +288,8 @@ func checkTxn(r *pb.TxnRequest, opsMax, depth int) error {
 	return nil
 }
 
-// checkOverlaps refuses what would change a key twice, as far as that can be seen without looking at the keys.
-func checkOverlaps(ops []*pb.RequestOp) error {
-	_, _, err := overlaps(ops)
-	return err
-}
-
-// overlaps returns the keys that ops put and the ranges that they delete.
+// overlaps refuses what would change a key twice, as far as that can be seen without looking at the keys. It returns the keys that ops
+// put and the ranges that they delete.
 func overlaps(ops []*pb.RequestOp) (puts map[string]bool, dels []*pb.DeleteRangeRequest, err error) {
 	puts = map[string]bool{}
 	for _, o := range ops {
@@ -308,7 +303,7 @@ func overlaps(ops []*pb.RequestOp) (puts map[string]bool, dels []*pb.DeleteRange
 			return rpctypes.ErrGRPCDuplicateKey
 		}
 		for _, d := range dels[:own] {
-			if covers(d, k) {
+			if kv.Contains(d.Key, d.RangeEnd, []byte(k)) {
 				return rpctypes.ErrGRPCDuplicateKey
 			}
 		}
@@ -349,17 +344,6 @@ func overlaps(ops []*pb.RequestOp) (puts map[string]bool, dels []*pb.DeleteRange
 		}
 	}
 	return puts, dels, nil
-}
-
-func covers(d *pb.DeleteRangeRequest, k string) bool {
-	from, to := string(d.Key), string(d.RangeEnd)
-	switch to {
-	case "":
-		return k == from
-	case "\x00":
-		return k >= from
-	}
-	return k >= from && k < to
 }
 
 func toRange(r *pb.RangeRequest) *kv.Range {

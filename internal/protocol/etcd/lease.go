@@ -2,14 +2,13 @@ package etcd
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"io"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 
+	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -23,10 +22,8 @@ type leaseServer struct {
 // LeaseGrant implements pb.LeaseServer.
 func (l leaseServer) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
 	id := r.ID
-	for id == 0 {
-		var b [8]byte
-		_, _ = rand.Read(b[:])
-		id = int64(binary.LittleEndian.Uint64(b[:]) >> 1)
+	if id == 0 {
+		id = coord.NewLease()
 	}
 	b, err := l.s.submit(ctx, kv.EncodeGrant(id, r.TTL))
 	if err != nil {

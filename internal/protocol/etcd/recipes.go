@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -125,8 +126,8 @@ func (r *recipe) answer(s *Server, rev int64) message {
 // errNoLeaderKey is etcd's.
 var errNoLeaderKey = status.Error(codes.InvalidArgument, `"leader" field must be provided`)
 
-// recipes are made once: the descriptors take a moment.
-var recipes = makeRecipes()
+// recipes are made once, and only where they are served: the descriptors take a moment.
+var recipes = sync.OnceValue(makeRecipes)
 
 func makeRecipes() []*recipe {
 	lock := recipeFile("v3lockpb", map[string][]field{
@@ -248,7 +249,7 @@ func (r *recipe) observe(ctx context.Context, s *Server, in message, send func(m
 // registerRecipes adds the services to the gRPC server.
 func (s *Server) registerRecipes() {
 	services := map[string]*grpc.ServiceDesc{}
-	for _, r := range recipes {
+	for _, r := range recipes() {
 		d := services[r.service]
 		if d == nil {
 			d = &grpc.ServiceDesc{ServiceName: r.service, HandlerType: (*any)(nil)}
@@ -287,7 +288,7 @@ func (s *Server) registerRecipes() {
 // handleRecipes adds the services to the gateway.
 func (s *Server) handleRecipes(m *runtime.ServeMux, c *grpc.ClientConn) error {
 	toJSON := protojson.MarshalOptions{UseProtoNames: true}
-	for _, r := range recipes {
+	for _, r := range recipes() {
 		err := m.HandlePath(http.MethodPost, r.path, func(w http.ResponseWriter, req *http.Request, _ map[string]string) {
 			ctx := req.Context()
 			fail := func(err error) {

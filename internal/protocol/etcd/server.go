@@ -45,7 +45,7 @@ type Config struct {
 	HelloTimeout time.Duration
 	// ProgressInterval is how often a quiet watch that asked for it is told how far it is; default 10 minutes, as in etcd.
 	ProgressInterval time.Duration
-	// WatchersMax bounds the open watches of this node; default 1,000,000. Each takes about half a kilobyte.
+	// WatchersMax bounds the open watches of this node; default 1,000,000.
 	WatchersMax int
 	// StreamBytesMax bounds the events that wait for one watch stream; default 256 KiB. A stream that is slower reads its events
 	// from history.
@@ -111,7 +111,6 @@ type Server struct {
 	log    *slog.Logger
 	m      *metrics
 	grpc   *grpc.Server
-	health *health.Server
 	http   *http.Server
 	// self is the gateway's connection with grpc.
 	self *grpc.ClientConn
@@ -165,8 +164,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 		return routeOf(at), err
 	})
 	s.registerRecipes()
-	s.health = health.NewServer()
-	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	grpc_health_v1.RegisterHealthServer(s.grpc, health.NewServer())
 	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout}
 	for _, f := range []func(){
 		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, s.feed.run, s.watchLeader,
@@ -367,7 +365,7 @@ func (s *Server) submit(ctx context.Context, cmd []byte) ([]byte, error) {
 	if err != nil {
 		return nil, toGRPC(ctx, err)
 	}
-	res := s.client.Submit(ctx, shard.Route{Shard: at.ID}, shard.Command{Module: shard.ModuleKV, Data: cmd}).Wait(ctx)
+	res := s.client.Submit(ctx, routeOf(at), shard.Command{Module: shard.ModuleKV, Data: cmd}).Wait(ctx)
 	return res.Data, toGRPC(ctx, res.Err)
 }
 
@@ -383,12 +381,12 @@ func (s *Server) ask(ctx context.Context, q []byte, stale bool) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	return s.client.Query(ctx, shard.Route{Shard: at.ID}, shard.Consistency{Stale: stale}, shard.Command{Module: shard.ModuleKV, Data: q})
+	return s.client.Query(ctx, routeOf(at), shard.Consistency{Stale: stale}, shard.Command{Module: shard.ModuleKV, Data: q})
 }
 
-// status returns what this node knows of the key space.
-func (s *Server) status(ctx context.Context) (kv.Status, error) {
-	b, err := s.ask(ctx, kv.EncodeStatus(), true)
+// status returns how far the key space is, stale on this node.
+func (s *Server) status(ctx context.Context, stale bool) (kv.Status, error) {
+	b, err := s.ask(ctx, kv.EncodeStatus(), stale)
 	if err != nil {
 		return kv.Status{}, err
 	}

@@ -76,18 +76,16 @@ func sendFile(out grpc.ServerStreamingServer[pb.SnapshotResponse], name string) 
 		return toGRPC(out.Context(), err)
 	}
 	h := sha256.New()
-	buf := make([]byte, snapshotBlob)
 	for left := st.Size(); left > 0; {
-		n, err := io.ReadFull(f, buf[:min(left, snapshotBlob)])
-		if err != nil {
+		blob := make([]byte, min(left, snapshotBlob))
+		if _, err := io.ReadFull(f, blob); err != nil {
 			return toGRPC(out.Context(), err)
 		}
-		_, _ = h.Write(buf[:n])
-		left -= int64(n)
-		if err := out.Send(&pb.SnapshotResponse{RemainingBytes: uint64(left), Blob: buf[:n], Version: storageVersion}); err != nil {
+		_, _ = h.Write(blob)
+		left -= int64(len(blob))
+		if err := out.Send(&pb.SnapshotResponse{RemainingBytes: uint64(left), Blob: blob, Version: storageVersion}); err != nil {
 			return err
 		}
-		buf = make([]byte, snapshotBlob)
 	}
 	return out.Send(&pb.SnapshotResponse{Blob: h.Sum(nil), Version: storageVersion})
 }
@@ -118,11 +116,7 @@ func (s *Server) writeSnapshot(ctx context.Context, name string) (err error) {
 			err = cerr
 		}
 	}()
-	b, err := s.ask(ctx, kv.EncodeStatus(), false)
-	if err != nil {
-		return err
-	}
-	now, err := kv.DecodeStatus(b)
+	now, err := s.status(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -137,11 +131,7 @@ func (s *Server) writeSnapshot(ctx context.Context, name string) (err error) {
 	}
 	part := &kv.Range{Key: []byte{0}, End: []byte{0}, Revision: rev, Limit: snapshotKeys}
 	for more := true; more; {
-		b, err := s.ask(ctx, kv.EncodeOp(part), true)
-		if err != nil {
-			return err
-		}
-		a, err := kv.DecodeAnswer(b)
+		a, err := s.readOp(ctx, part, true)
 		if err != nil {
 			return err
 		}

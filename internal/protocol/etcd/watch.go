@@ -130,7 +130,7 @@ func (st *watchStream) create(ctx context.Context, r *pb.WatchCreateRequest) err
 		w.noPut = w.noPut || f == pb.WatchCreateRequest_NOPUT
 		w.noDelete = w.noDelete || f == pb.WatchCreateRequest_NODELETE
 	}
-	now, err := st.s.status(ctx)
+	now, err := st.s.status(ctx, true)
 	if err != nil {
 		return toGRPC(ctx, err)
 	}
@@ -138,7 +138,7 @@ func (st *watchStream) create(ctx context.Context, r *pb.WatchCreateRequest) err
 	switch {
 	case r.StartRevision < 0:
 		reason = rpctypes.ErrCompacted.Error()
-	case len(w.end) > 0 && string(w.end) != "\x00" && string(w.key) >= string(w.end):
+	case kv.Empty(w.key, w.end):
 		reason = reasonEmpty
 	case r.StartRevision == 0:
 		w.next = now.Revision + 1
@@ -152,14 +152,7 @@ func (w *watcher) wants(e *kv.Event) bool {
 	if e.Deleted && w.noDelete || !e.Deleted && w.noPut || e.KV.Mod < w.next {
 		return false
 	}
-	k := string(e.KV.Key)
-	switch string(w.end) {
-	case "":
-		return k == string(w.key)
-	case "\x00":
-		return k >= string(w.key)
-	}
-	return k >= string(w.key) && k < string(w.end)
+	return kv.Contains(w.key, w.end, e.KV.Key)
 }
 
 // send sends until the stream ends.
@@ -236,7 +229,7 @@ func (w *watcher) read(ctx context.Context) (*pb.WatchResponse, error) {
 	}
 	b, err := w.st.s.ask(ctx, kv.EncodeEvents(from, catchUpBytes, w.prev), true)
 	if errors.Is(err, kv.ErrCompacted) {
-		now, err := w.st.s.status(ctx)
+		now, err := w.st.s.status(ctx, true)
 		if err != nil {
 			return nil, toGRPC(ctx, err)
 		}
