@@ -424,6 +424,59 @@ func TestEtcd_WatchHasNoGapsOverLeaderKills(t *testing.T) {
 	t.Logf("%d writes acknowledged, %d seen", len(acked), len(seen))
 }
 
+// Leadership is handed over on request, and no write fails meanwhile.
+func TestEtcd_MoveLeader(t *testing.T) {
+	c := start(t, 1)
+	ctx := within(t)
+	all := etcdClient(t, c.etcdAddrs()...)
+	load, stop := context.WithCancel(ctx)
+	var progress atomic.Int64
+	failed := make(chan error, 1)
+	go func() {
+		for i := 0; load.Err() == nil; i++ {
+			if _, err := all.Put(ctx, "move", fmt.Sprint(i)); err != nil {
+				failed <- err
+				return
+			}
+			progress.Add(1)
+		}
+		failed <- nil
+	}()
+	for range 3 {
+		from := progress.Load()
+		eventually(t, "writes go on", func() (bool, string) { return progress.Load() > from+50, fmt.Sprint(progress.Load() - from) })
+		l := c.leader(t, 1)
+		one := etcdClient(t, l.etcd)
+		st, err := one.Status(ctx, l.etcd)
+		if err != nil || st.Leader != st.Header.MemberId {
+			t.Fatalf("status: %v %v", st, err)
+		}
+		members, err := one.MemberList(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var to uint64
+		for _, m := range members.Members {
+			if m.ID != st.Leader {
+				to = m.ID
+			}
+		}
+		if _, err := one.MoveLeader(ctx, to); err != nil {
+			t.Fatalf("move: %v", err)
+		}
+		if st, err = one.Status(ctx, l.etcd); err != nil || st.Leader != to {
+			t.Errorf("after the move: %v %v, want leader %x", st, err, to)
+		}
+		if _, err := one.MoveLeader(ctx, to); !errors.Is(err, rpctypes.ErrNotLeader) {
+			t.Errorf("asked of a follower: %v", err)
+		}
+	}
+	stop()
+	if err := <-failed; err != nil {
+		t.Errorf("a write failed: %v", err)
+	}
+}
+
 // One can go back: a snapshot is restored by etcd's own tool, and etcd itself goes on from there.
 func TestEtcd_SnapshotGoesBackToEtcd(t *testing.T) {
 	c := shared(t, 1)

@@ -278,6 +278,8 @@ func (g *Engine) refuse(in replica.Input) {
 		in.Future.Complete(shard.Result{Err: g.stopped()})
 	case replica.Read:
 		in.Future.Complete(shard.Result{Err: g.stopped()})
+	case replica.MoveLeader:
+		in.Future.Complete(shard.Result{Err: g.stopped()})
 	}
 }
 
@@ -603,6 +605,14 @@ func (g *Engine) Submit(ctx context.Context, r shard.Route, c shard.Command) *sh
 	f := shard.NewFuture()
 	g.give(replica.Propose{Shard: r.Shard, Command: c, Future: f, Deadline: g.deadline(ctx)})
 	return f
+}
+
+// MoveLeader makes this node, which must lead a shard, hand it over to another member, and waits until that one leads. It fails with
+// shard.ErrNotLeader, shard.ErrNoVoter or shard.ErrMoveTimeout, after which the other may yet take over.
+func (g *Engine) MoveLeader(ctx context.Context, id shard.ID, to shard.NodeID) error {
+	f := shard.NewFuture()
+	g.give(replica.MoveLeader{Shard: id, To: to, Future: f, Deadline: g.deadline(ctx)})
+	return f.Wait(ctx).Err
 }
 
 // Query implements shard.Client.

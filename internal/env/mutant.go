@@ -48,6 +48,8 @@ const (
 	MutantReadBeforeTerm
 	// MutantWakeLost wakes only the watchers on the node that a write came from.
 	MutantWakeLost
+	// MutantLeaseKeptOnMove lets a leader answer reads by itself after it told another node to take over.
+	MutantLeaseKeptOnMove
 	// MutantRebuildingRead answers reads from a replica that lost its data and is not restored yet.
 	MutantRebuildingRead
 	mutationEnd

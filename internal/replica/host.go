@@ -104,7 +104,7 @@ func (c *Config) fill() error {
 	return nil
 }
 
-// An Input is something that happened to a node: Frame, Propose, Read, LogDone, Flushed or Link.
+// An Input is something that happened to a node: Frame, Propose, Read, MoveLeader, LogDone, Flushed or Link.
 type Input interface{ input() }
 
 // Frame is what another node's Output.Frames held for this one. The host keeps the slice.
@@ -135,6 +135,15 @@ type Read struct {
 	AtLeast shard.Revision
 }
 
+// MoveLeader asks this node to hand the leadership of a shard over to another member. Future's answer has no data.
+type MoveLeader struct {
+	Shard  shard.ID
+	To     shard.NodeID
+	Future *shard.Future
+	// Deadline, when not zero, is when the client stops waiting.
+	Deadline time.Time
+}
+
 // LogDone says that the writes of an earlier Output, and of all before it, are durable.
 type LogDone struct{ Seq uint64 }
 
@@ -148,12 +157,13 @@ type Link struct {
 	Refused bool
 }
 
-func (Frame) input()   {}
-func (Propose) input() {}
-func (Read) input()    {}
-func (LogDone) input() {}
-func (Flushed) input() {}
-func (Link) input()    {}
+func (Frame) input()      {}
+func (Propose) input()    {}
+func (Read) input()       {}
+func (MoveLeader) input() {}
+func (LogDone) input()    {}
+func (Flushed) input()    {}
+func (Link) input()       {}
 
 // Outgoing is a frame for another node. It may be lost, doubled and reordered.
 type Outgoing struct {
@@ -408,6 +418,8 @@ func (h *Host) Turn(now time.Time, in []Input) Output {
 			h.propose(i)
 		case Read:
 			h.read(i)
+		case MoveLeader:
+			h.moveLeader(i)
 		case LogDone:
 			h.durable(i.Seq)
 		case Flushed:

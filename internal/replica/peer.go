@@ -126,7 +126,7 @@ func travels(m *raftpb.Message) error {
 			return errs.New(errs.Corrupt, "%v with a context of %d bytes", m.GetType(), n)
 		}
 	case raftpb.MsgAppResp, raftpb.MsgVote, raftpb.MsgVoteResp,
-		raftpb.MsgPreVote, raftpb.MsgPreVoteResp:
+		raftpb.MsgPreVote, raftpb.MsgPreVoteResp, raftpb.MsgTimeoutNow:
 	default:
 		return errs.New(errs.Corrupt, "%v does not travel between nodes", m.GetType())
 	}
@@ -323,7 +323,7 @@ func (r *replica) maybeSleep() bool {
 func (r *replica) quietEnough() bool {
 	st := r.rn.BasicStatus()
 	last := r.view.last.Index
-	return len(r.queue) == 0 && len(r.order) == 0 && r.reads.count == 0 && r.unsynced == 0 && r.campaignAt.IsZero() &&
+	return len(r.queue) == 0 && len(r.order) == 0 && r.reads.count == 0 && r.unsynced == 0 && r.campaignAt.IsZero() && r.move == nil &&
 		st.GetCommit() == last && r.machine.Applied().Index == last && !r.snapshotting() && !r.rn.HasReady()
 }
 

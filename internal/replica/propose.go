@@ -435,6 +435,10 @@ func (h *Host) Abandon() []Answer {
 				r.settle(b, unknown("this node is stopping"))
 			}
 		}
+		if r.move != nil {
+			h.answer(r.move.future, unknown("this node is stopping"))
+			r.move = nil
+		}
 		q := &r.reads
 		for _, rd := range slices.Concat(q.waiting, q.asked, q.byRevision) {
 			h.answer(rd.Future, gone)

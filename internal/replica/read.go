@@ -26,7 +26,9 @@ type readQueue struct {
 	byRevision []Read
 	// lease is until when a confirmed leader may answer by itself; see Config.LeaseReads.
 	lease time.Time
-	count int
+	// noLease is a term in which this node, its leader, has no lease any more: it told another node to take over.
+	noLease uint64
+	count   int
 }
 
 type confirmedRead struct {
@@ -127,7 +129,7 @@ func (r *replica) readConfirmed(rs raft.ReadState) {
 		binary.LittleEndian.Uint64(rs.RequestCtx[8:]) != q.ctx || q.ctx == 0 {
 		return
 	}
-	if r.host.cfg.LeaseReads && r.leads() {
+	if r.host.cfg.LeaseReads && r.leads() && q.noLease != r.term {
 		// A quorum heard from this leader after askedAt, and none of them will vote for another before its election
 		// time-out has passed by its own clock.
 		span := time.Duration(float64(r.host.cfg.Tick) * float64(r.host.cfg.ElectionTicks-1) * (1 - r.host.cfg.LeaseDrift))

@@ -61,7 +61,9 @@ type replica struct {
 
 	// campaignAt, when set, is when to call an election early.
 	campaignAt time.Time
-	flushMark  uint64
+	// move is the hand-over under way, nil if none is.
+	move      *move
+	flushMark uint64
 	// digests are the digests at the last few multiples of digestEvery.
 	digests     map[uint64]uint64
 	digestsSent uint64
@@ -342,6 +344,7 @@ func (r *replica) observe() {
 		r.reads.lease = time.Time{}
 		r.dropSnapshotsOut()
 	}
+	r.moved()
 	if lead != raft.None {
 		r.campaignAt = time.Time{}
 		r.resend(true)
@@ -558,6 +561,7 @@ func (r *replica) tick() {
 	r.expire()
 	r.resend(false)
 	r.reads.tick(r)
+	r.moved()
 	r.tickSnapshots()
 	r.tickLeader()
 }

@@ -200,6 +200,13 @@ type Watch struct {
 	Close func()
 }
 
+// The errors of a hand-over of leadership that a protocol tells from others.
+var (
+	ErrNotLeader   = errs.New(errs.Unavailable, "this node does not lead the shard")
+	ErrNoVoter     = errs.New(errs.Invalid, "the node does not vote in the shard")
+	ErrMoveTimeout = errs.New(errs.OutcomeUnknown, "the hand-over of leadership took too long")
+)
+
 // Client is how protocol servers and everything above ask a cluster. All methods may be called from any goroutine.
 type Client interface {
 	// Submit hands in a command and returns at once. The command's slices must not be changed until the future is done.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/quorate/quorate/internal/replica"
+	"github.com/quorate/quorate/internal/shard"
 )
 
 func stack() string { return string(debug.Stack()) }
@@ -24,6 +25,7 @@ func (w *world) scheduleFaults() {
 		w.repeat(w.o.Wipe, func() { w.wipe(n) })
 		w.repeat(w.o.Flush, func() { w.flush(n) })
 	}
+	w.repeat(w.o.Move, w.moveLeader)
 	w.repeat(w.o.Partition, w.partition)
 	w.repeat(w.o.Squeeze, w.squeeze)
 	w.repeat(w.o.PowerCut, func() {
@@ -196,6 +198,41 @@ func (w *world) partition() {
 		for l := range links {
 			delete(w.cut, l)
 		}
+	})
+}
+
+// moveLeader asks a node to hand a shard over to another one, as an operator does who may be wrong about who leads. Half of the time
+// the node hears nothing more soon after, for longer than a lease: it must not believe that it leads still.
+func (w *world) moveLeader() {
+	i, to := w.rng.IntN(w.o.Nodes), shard.NodeID(1+w.rng.IntN(w.o.Nodes))
+	n := w.nodes[i]
+	if n.boot == 0 {
+		return
+	}
+	asked := false
+	for _, s := range n.host.Shards() {
+		if s.Leads || w.rng.IntN(8) == 0 {
+			w.stats.Moves++
+			n.give(replica.MoveLeader{Shard: s.ID, To: to, Future: shard.NewFuture()})
+			asked = true
+		}
+	}
+	if !asked || w.rng.IntN(2) == 0 {
+		return
+	}
+	w.after(time.Duration(w.rng.Int64N(int64(3*w.o.DelayMax))), func() {
+		if !w.chaos {
+			return
+		}
+		w.note("node %d hands over and hears nothing more", n.id)
+		for b := range w.nodes {
+			w.cut[[2]int{b, i}] = true
+		}
+		w.after(200*time.Millisecond*time.Duration(w.o.ElectionTicks), func() {
+			for b := range w.nodes {
+				delete(w.cut, [2]int{b, i})
+			}
+		})
 	})
 }
 

@@ -39,6 +39,11 @@ var profiles = map[string]func(*Options){
 		o.Squeeze, o.LeaseReads, o.NoHibernate = 0.2, true, true
 		o.ElectionTicks, o.Clients, o.ThinkMax = 20, 8, 20*time.Millisecond
 	},
+	// move hands leadership over under leases.
+	"move": func(o *Options) {
+		o.Move, o.LeaseReads, o.NoHibernate = 0.3, true, true
+		o.ElectionTicks, o.Clients, o.ThinkMax = 20, 8, 20*time.Millisecond
+	},
 }
 
 // mutants says where each planted defect is looked for, and in how many seeds at most it must be found.
@@ -66,6 +71,7 @@ var mutants = []struct {
 	{env.MutantRollbackForgotten, "RollbackForgotten", "calm", 40},
 	{env.MutantAmnesia, "Amnesia", "rot", 60},
 	{env.MutantLeaseForgotten, "LeaseForgotten", "lease", 40},
+	{env.MutantLeaseKeptOnMove, "LeaseKeptOnMove", "move", 60},
 	{env.MutantReadBeforeTerm, "ReadBeforeTerm", "alone", 60},
 	{env.MutantWakeLost, "WakeLost", "calm", 40},
 	{env.MutantRebuildingRead, "RebuildingRead", "local", 60},

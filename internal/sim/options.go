@@ -17,6 +17,8 @@ type Options struct {
 	Clients       int
 	// Faults are rates per virtual second and node.
 	Crash, PowerCut, Pause, Partition, Squeeze, DiskStall, SyncError, BitFlip, Wipe float64
+	// Move is how often somebody asks a leader to hand over.
+	Move float64
 	// RestartMax is how long a crashed node stays away.
 	RestartMax time.Duration
 	// Network.
@@ -87,6 +89,10 @@ func FromSeed(seed uint64) Options {
 	if o.Nodes == 1 {
 		// A single node has nobody to repair it, and nobody to lose contact with.
 		o.BitFlip, o.Wipe, o.Partition, o.Squeeze = 0, 0, 0, 0
+	}
+	// What came later is drawn from another source, so that the rest of a seed stays what it was.
+	if later := rand.New(rand.NewPCG(seed, 0x30fe)); later.IntN(2) == 0 {
+		o.Move = 0.3 * later.Float64()
 	}
 	return o
 }

@@ -12,7 +12,7 @@ type Stats struct {
 	// Work.
 	Steps, Frames, Acked, Failed, Unknown, Overloaded, Reads, TokenReads, Timers int
 	// Faults.
-	Crashes, PowerCuts, Pauses, Partitions, Squeezes, Stalls, SyncErrors, Flips, Wipes, Refusals, Flushes int
+	Crashes, PowerCuts, Pauses, Partitions, Squeezes, Stalls, SyncErrors, Flips, Wipes, Refusals, Flushes, Moves int
 	// Elections are changes of leader.
 	Elections int
 	// SnapshotsSent and SnapshotsInstalled are whole states that moved; SnapshotsCut are those whose node died meanwhile.

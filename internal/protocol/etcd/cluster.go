@@ -3,12 +3,15 @@ package etcd
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/shard"
 )
 
 // refused answers what this build does not serve, by name.
@@ -41,10 +44,9 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 }
 
 const (
-	whyMembers      = "the members of a cluster are fixed by its configuration"
-	whyNoAlarms     = "there are no space quotas, and damaged replicas repair themselves"
-	whyNoMoveLeader = "this release cannot hand over leadership on request yet"
-	whyNoDowngrade  = "there is no etcd to go back to; its releases are not Quorate's"
+	whyMembers     = "the members of a cluster are fixed by its configuration"
+	whyNoAlarms    = "there are no space quotas, and damaged replicas repair themselves"
+	whyNoDowngrade = "there is no etcd to go back to; its releases are not Quorate's"
 )
 
 // MemberAdd implements pb.ClusterServer.
@@ -154,9 +156,27 @@ func (m maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb
 	return &pb.HashKVResponse{Header: m.s.header(h.Revision), Hash: h.Sum, CompactRevision: compacted, HashRevision: h.At}, nil
 }
 
-// MoveLeader implements pb.MaintenanceServer.
-func (maintenanceServer) MoveLeader(context.Context, *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
-	return nil, refused("MoveLeader", whyNoMoveLeader)
+// MoveLeader implements pb.MaintenanceServer. As in etcd, the leader must be asked.
+func (m maintenanceServer) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	at, t, err := m.s.where()
+	if err != nil {
+		return nil, toGRPC(ctx, err)
+	}
+	if at.Leader != t.Self || m.s.cfg.MoveLeader == nil {
+		return nil, rpctypes.ErrGRPCNotLeader
+	}
+	i := slices.IndexFunc(t.Nodes, func(n shard.Node) bool { return memberID(t, n.ID) == r.TargetID })
+	if i < 0 {
+		return nil, rpctypes.ErrGRPCBadLeaderTransferee
+	}
+	if err := m.s.cfg.MoveLeader(ctx, at.ID, t.Nodes[i].ID); err != nil {
+		return nil, toGRPC(ctx, err)
+	}
+	now, err := m.s.status(ctx, true)
+	if err != nil {
+		return nil, toGRPC(ctx, err)
+	}
+	return &pb.MoveLeaderResponse{Header: m.s.header(now.Revision)}, nil
 }
 
 // Downgrade implements pb.MaintenanceServer.

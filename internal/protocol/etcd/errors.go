@@ -11,9 +11,10 @@ import (
 	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/shard"
 )
 
-// named are kv's own errors.
+// named are errors that clients tell from others of their kind.
 var named = []struct{ err, to error }{
 	{kv.ErrCompacted, rpctypes.ErrGRPCCompacted},
 	{kv.ErrFutureRevision, rpctypes.ErrGRPCFutureRev},
@@ -22,6 +23,9 @@ var named = []struct{ err, to error }{
 	{kv.ErrLeaseNotFound, rpctypes.ErrGRPCLeaseNotFound},
 	{kv.ErrLeaseExists, rpctypes.ErrGRPCLeaseExist},
 	{kv.ErrLeaseTTLTooLarge, rpctypes.ErrGRPCLeaseTTLTooLarge},
+	{shard.ErrNotLeader, rpctypes.ErrGRPCNotLeader},
+	{shard.ErrNoVoter, rpctypes.ErrGRPCBadLeaderTransferee},
+	{shard.ErrMoveTimeout, status.Error(codes.Unknown, "etcdserver: request timed out, leader transfer took too long")},
 	{coord.ErrNotLeader, status.Error(codes.Unknown, "election: not leader")},
 	{coord.ErrNoLeader, status.Error(codes.Unknown, "election: no leader")},
 	{coord.ErrLeaseOver, status.Error(codes.Unknown, "mutex: session is expired")},

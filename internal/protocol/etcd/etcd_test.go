@@ -181,7 +181,7 @@ func TestErrors_AreEtcds(t *testing.T) {
 		}
 	}
 	r.shard.Refuse(nil)
-	if _, err := pb.NewMaintenanceClient(r.conn).MoveLeader(ctx, &pb.MoveLeaderRequest{}); status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "MoveLeader") {
+	if _, err := pb.NewMaintenanceClient(r.conn).Downgrade(ctx, &pb.DowngradeRequest{}); status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "Downgrade") {
 		t.Errorf("not served: %v", err)
 	}
 }

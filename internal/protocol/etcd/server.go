@@ -55,6 +55,9 @@ type Config struct {
 	TempDir string
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
 	Info func(shard.ID) Info
+	// MoveLeader hands the leadership of a shard, which this node has, over to another node, and waits until that one leads. Nil means
+	// that nobody can.
+	MoveLeader func(context.Context, shard.ID, shard.NodeID) error
 }
 
 // Info is what operators ask of a node.

@@ -49,7 +49,7 @@ var calls = []call{
 	{"Maintenance", "Hash", whole, "A checksum of its own kind, equal on all members at an equal revision.", kineNo},
 	{"Maintenance", "HashKV", whole, "As Hash, at the revision asked for.", kineNo},
 	{"Maintenance", "Snapshot", whole, "A bbolt file of one revision, without history before it, which etcdutl restores for etcd 3.6 and later. It takes its size in the node's directory for temporary files while it is sent.", kineNo},
-	{"Maintenance", "MoveLeader", refusedByName, whyNoMoveLeader, kineNo},
+	{"Maintenance", "MoveLeader", whole, "The key space's first shard is handed over; the leader must be asked, as in etcd.", kineNo},
 	{"Maintenance", "Downgrade", refusedByName, whyNoDowngrade, kineNo},
 	{"Lock", "Lock", whole, "The key's creation revision is the fencing token.", kineNo},
 	{"Lock", "Unlock", whole, "", kineNo},

@@ -1,0 +1,135 @@
+package replica
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// move asks a node to hand over, and leaves it to the caller to move time on.
+func (n *rigNode) move(to shard.NodeID, ttl time.Duration) *shard.Future {
+	f := shard.NewFuture()
+	m := MoveLeader{Shard: 1, To: to, Future: f}
+	if ttl > 0 {
+		m.Deadline = n.r.now.Add(ttl)
+	}
+	n.turn(m)
+	n.r.settle()
+	return f
+}
+
+func (n *rigNode) answered(f *shard.Future) bool { _, ok := n.results[f]; return ok }
+
+func TestMoveLeader_WhileCommandsCome(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=0")
+	before := lead.propose("k=1", 0)
+	f := lead.move(other.id, 0)
+	during := lead.propose("k=2", 0)
+	took := r.until("hand-over", func() bool { return lead.answered(f) })
+	if res := lead.results[f]; res.Err != nil || took > 500*time.Millisecond {
+		t.Fatalf("after %v: %v", took, res.Err)
+	}
+	if got := r.leader(); got != other {
+		t.Fatalf("leader is %v", got)
+	}
+	r.until("answers", func() bool { return lead.answered(before) && lead.answered(during) })
+	for _, f := range []*shard.Future{before, during} {
+		if res := lead.results[f]; res.Err != nil {
+			t.Errorf("a command during the hand-over: %v", res.Err)
+		}
+	}
+	r.same("k", "2")
+}
+
+func TestMoveLeader_WakesAShardThatSleeps(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	r.until("sleep", r.asleep)
+	f := lead.move(other.id, 0)
+	r.until("hand-over", func() bool { return lead.answered(f) })
+	if res := lead.results[f]; res.Err != nil || r.leader() != other {
+		t.Errorf("%v, leader %v", res.Err, r.leader())
+	}
+}
+
+func TestMoveLeader_Refused(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	third := r.nodes[0]
+	for _, n := range r.nodes {
+		if n != lead && n != other {
+			third = n
+		}
+	}
+	if f := lead.move(lead.id, 0); lead.results[f].Err != nil || !lead.answered(f) {
+		t.Errorf("to itself: %v", lead.results[f].Err)
+	}
+	if f := other.move(third.id, 0); !errors.Is(other.results[f].Err, shard.ErrNotLeader) {
+		t.Errorf("from a follower: %v", other.results[f].Err)
+	}
+	if f := lead.move(9, 0); !errors.Is(lead.results[f].Err, shard.ErrNoVoter) {
+		t.Errorf("to nobody: %v", lead.results[f].Err)
+	}
+	r.isolate(other)
+	f := lead.move(other.id, 0)
+	if again := lead.move(third.id, 0); !errs.Is(lead.results[again].Err, errs.Conflict) {
+		t.Errorf("twice: %v", lead.results[again].Err)
+	}
+	began := r.now
+	r.until("time-out", func() bool { return lead.answered(f) })
+	if err := lead.results[f].Err; !errors.Is(err, shard.ErrMoveTimeout) || !errs.Is(err, errs.OutcomeUnknown) {
+		t.Errorf("to one that cannot be reached: %v", err)
+	}
+	if took := r.now.Sub(began); took > 5*time.Second {
+		t.Errorf("given up after %v", took)
+	}
+	if f := lead.move(other.id, 0); !errs.Is(lead.results[f].Err, errs.Unavailable) {
+		t.Errorf("to one that is silent: %v", lead.results[f].Err)
+	}
+	if res := lead.do("k=1"); res.Err != nil {
+		t.Errorf("afterwards: %v", res.Err)
+	}
+}
+
+// The message that makes the other one call its election may be late: whoever sent it must not trust a lease again.
+func TestMoveLeader_EndsTheLeaseForTheTerm(t *testing.T) {
+	r := newRig(t, 3, func(c *Config) { c.LeaseReads, c.NoHibernate = true, true })
+	lead, other := r.elect()
+	lead.do("k=1")
+	read := func() {
+		t.Helper()
+		f := lead.read(0)
+		r.until("read", func() bool { return lead.reads[f] != nil })
+	}
+	read()
+	read()
+	had := lead.counts.LeaseReads
+	if had == 0 {
+		t.Fatal("no read under a lease")
+	}
+	r.drop = func(_, to shard.NodeID, _ byte) bool { return to == other.id }
+	f := lead.move(other.id, 0)
+	r.until("time-out", func() bool { return lead.answered(f) })
+	for range 5 {
+		read()
+	}
+	if got := lead.counts.LeaseReads; got != had {
+		t.Errorf("%d reads under a lease after the hand-over began", got-had)
+	}
+	r.heal()
+	lead.do("k=2")
+	f = lead.move(other.id, 0)
+	r.until("hand-over", func() bool { return lead.answered(f) })
+	lead, _ = other, lead
+	read()
+	read()
+	if lead.counts.LeaseReads == 0 {
+		t.Error("the new leader has no lease")
+	}
+}
