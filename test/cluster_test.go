@@ -59,7 +59,8 @@ func freePorts(n int) ([]string, error) {
 	return all, nil
 }
 
-func newCluster(nodes, shards int) (*cluster, error) {
+// newCluster starts processes; more is what each node's configuration has besides.
+func newCluster(nodes, shards int, more ...string) (*cluster, error) {
 	dir, err := os.MkdirTemp("", "quorate-cluster-")
 	if err != nil {
 		return nil, err
@@ -81,7 +82,7 @@ func newCluster(nodes, shards int) (*cluster, error) {
 	}
 	for _, n := range c.nodes {
 		text := fmt.Sprintf("cluster: test\nnode: %d\ndata: %q\nshards: %d\nlisten: {peer: %q, redis: %q, kafka: %q, http: %q, etcd: %q}\npeers: {%s}\n",
-			n.id, filepath.Join(dir, fmt.Sprintf("data%d", n.id)), shards, n.peer, n.redis, n.kafka, n.http, n.etcd, strings.Join(peers, ", "))
+			n.id, filepath.Join(dir, fmt.Sprintf("data%d", n.id)), shards, n.peer, n.redis, n.kafka, n.http, n.etcd, strings.Join(peers, ", ")) + strings.Join(more, "\n")
 		if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
 			return c, err
 		}
@@ -214,9 +215,9 @@ func (c *cluster) close() error {
 }
 
 // start starts a cluster of three nodes for one test.
-func start(t *testing.T, shards int) *cluster {
+func start(t *testing.T, shards int, more ...string) *cluster {
 	t.Helper()
-	c, err := newCluster(3, shards)
+	c, err := newCluster(3, shards, more...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			c.report(t)

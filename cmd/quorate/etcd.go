@@ -35,7 +35,7 @@ var etcdIgnored = map[string]string{
 	"compact-hash-check-enabled": "replicas always compare digests", "compact-hash-check-time": "replicas always compare digests",
 	"backend-batch-interval": "commits are grouped by the log", "backend-batch-limit": "commits are grouped by the log", "backend-bbolt-freelist-type": "there is no bbolt",
 	"max-concurrent-streams": "", "grpc-keepalive-min-time": "as etcd's default", "grpc-keepalive-interval": "as etcd's default", "grpc-keepalive-timeout": "as etcd's default",
-	"warning-apply-duration": "", "socket-reuse-port": "", "socket-reuse-address": "",
+	"warning-apply-duration": "", "self-signed-cert-validity": "a certificate that is made is made anew at each start", "socket-reuse-port": "", "socket-reuse-address": "",
 }
 
 // etcdFlags are what is taken from etcd's command line.
@@ -45,6 +45,46 @@ type etcdFlags struct {
 	peerURLs, advertisePeers, cluster []string
 	logLevel                          string
 	insecure                          bool
+	client, peer                      etcdTLS
+}
+
+// etcdTLS are etcd's flags for the security of one of its two ports.
+type etcdTLS struct {
+	cert, key, ca, cn, host string
+	auth, auto              bool
+}
+
+func (t *etcdTLS) flags(fs *pflag.FlagSet, prefix, certAllowed, of string) {
+	fs.StringVar(&t.cert, prefix+"cert-file", "", "certificate of "+of)
+	fs.StringVar(&t.key, prefix+"key-file", "", "private key of "+of)
+	fs.StringVar(&t.ca, prefix+"trusted-ca-file", "", "certificates that those who connect to "+of+" must be signed by")
+	fs.BoolVar(&t.auth, prefix+"client-cert-auth", false, "refuse who connects to "+of+" without a certificate; --"+prefix+"trusted-ca-file alone does the same")
+	fs.BoolVar(&t.auto, prefix+"auto-tls", false, "make a certificate for "+of+" that nobody can check")
+	fs.StringVar(&t.cn, certAllowed+"cert-allowed-cn", "", "the only common name of those who connect to "+of)
+	fs.StringVar(&t.host, certAllowed+"cert-allowed-hostname", "", "the only DNS names, with commas between, of those who connect to "+of)
+}
+
+// tls returns the settings of a port whose URLs have a scheme.
+func (t *etcdTLS) tls(flag, scheme string) (server.TLS, error) {
+	out := server.TLS{Cert: t.cert, Key: t.key, ClientCA: t.ca, Auto: t.auto && t.cert == ""}
+	for n := range strings.SplitSeq(t.cn+","+t.host, ",") {
+		if n != "" {
+			out.ClientNames = append(out.ClientNames, n)
+		}
+	}
+	switch {
+	case scheme != "https":
+		// etcd warns and goes on without; a wish for security must not pass unnoticed.
+		if out.Cert != "" || out.ClientCA != "" || out.Auto || len(out.ClientNames) > 0 || t.auth {
+			return out, errs.New(errs.Invalid, "--%s is %s although there are certificates; write https", flag, scheme)
+		}
+		return server.TLS{}, nil
+	case out.Cert == "" && !out.Auto:
+		return out, errs.New(errs.Invalid, "--%s is https; give a certificate and its key, or let one be made (auto-tls)", flag)
+	case t.auth && t.ca == "":
+		return out, errs.New(errs.Invalid, "--%s: certificates of clients can only be checked with a trusted-ca-file", flag)
+	}
+	return out, nil
 }
 
 func newEtcd() *cobra.Command {
@@ -84,7 +124,9 @@ has no effect; what would weaken a promise is refused.`,
 	fs.StringSliceVar(&f.advertisePeers, "initial-advertise-peer-urls", []string{"http://localhost:2380"}, "URL that other nodes are told")
 	fs.StringSliceVar(&f.cluster, "initial-cluster", nil, "NAME=URL of each member (default: this node alone)")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
-	fs.BoolVar(&f.insecure, "insecure", false, "listen on addresses other than loopback although there is no TLS yet (a flag of Quorate's)")
+	fs.BoolVar(&f.insecure, "insecure", false, "listen on addresses other than loopback although the port checks nobody (a flag of Quorate's)")
+	f.client.flags(fs, "", "client-", "the client port")
+	f.peer.flags(fs, "peer-", "peer-", "the peer port")
 	for name, why := range etcdIgnored {
 		// A flag without effect takes any value, and none.
 		fs.Var(&ignoredFlag{}, name, "without effect: "+why)
@@ -129,10 +171,23 @@ func (f *etcdFlags) config() (server.Config, error) {
 		return cfg, errs.New(errs.Invalid, "--initial-cluster-state is %q; it is new or existing", f.state)
 	}
 	var err error
-	if cfg.Listen.Etcd, err = oneURL("listen-client-urls", f.clientURLs); err != nil {
+	var scheme, peerScheme, other string
+	if cfg.Listen.Etcd, scheme, err = oneURL("listen-client-urls", f.clientURLs); err != nil {
 		return cfg, err
 	}
-	if cfg.Advertise.Etcd, err = oneURL("advertise-client-urls", f.advertise); err != nil {
+	if cfg.TLS.Etcd, err = f.client.tls("listen-client-urls", scheme); err != nil {
+		return cfg, err
+	}
+	if cfg.Advertise.Etcd, other, err = oneURL("advertise-client-urls", f.advertise); err != nil {
+		return cfg, err
+	}
+	if other != scheme {
+		return cfg, errs.New(errs.Invalid, "--advertise-client-urls is %s and --listen-client-urls is %s; they must be the same", other, scheme)
+	}
+	if cfg.Listen.Peer, peerScheme, err = oneURL("listen-peer-urls", f.peerURLs); err != nil {
+		return cfg, err
+	}
+	if cfg.TLS.Peer, err = f.peer.tls("listen-peer-urls", peerScheme); err != nil {
 		return cfg, err
 	}
 	peers := map[string]string{}
@@ -144,20 +199,20 @@ func (f *etcdFlags) config() (server.Config, error) {
 		if peers[name] != "" {
 			return cfg, errs.New(errs.Invalid, "--initial-cluster has two URLs for %s; one is supported", name)
 		}
-		if peers[name], err = oneURL("initial-cluster", []string{u}); err != nil {
+		if peers[name], other, err = oneURL("initial-cluster", []string{u}); err != nil {
 			return cfg, err
+		}
+		if other != peerScheme {
+			return cfg, errs.New(errs.Invalid, "--initial-cluster has %s and --listen-peer-urls is %s; they must be the same", u, peerScheme)
 		}
 	}
 	if len(peers) == 0 {
-		if peers[f.name], err = oneURL("initial-advertise-peer-urls", f.advertisePeers); err != nil {
+		if peers[f.name], _, err = oneURL("initial-advertise-peer-urls", f.advertisePeers); err != nil {
 			return cfg, err
 		}
 	}
 	if peers[f.name] == "" {
 		return cfg, errs.New(errs.Invalid, "--initial-cluster does not have this node, %q (--name)", f.name)
-	}
-	if cfg.Listen.Peer, err = oneURL("listen-peer-urls", f.peerURLs); err != nil {
-		return cfg, err
 	}
 	// Every node numbers the members alike: by name.
 	var names []string
@@ -175,24 +230,24 @@ func (f *etcdFlags) config() (server.Config, error) {
 	return cfg, nil
 }
 
-// oneURL returns the host:port of a flag that must have one plain URL.
-func oneURL(flag string, urls []string) (string, error) {
+// oneURL returns the host:port and the scheme, http or https, of a flag that must have one URL.
+func oneURL(flag string, urls []string) (addr, scheme string, err error) {
 	if len(urls) != 1 {
-		return "", errs.New(errs.Invalid, "--%s has %d URLs; one is supported", flag, len(urls))
+		return "", "", errs.New(errs.Invalid, "--%s has %d URLs; one is supported", flag, len(urls))
 	}
 	u, err := url.Parse(urls[0])
 	switch {
 	case err != nil:
-		return "", errs.New(errs.Invalid, "--%s is %q; write http://host:port", flag, urls[0])
-	case u.Scheme == "https" || u.Scheme == "unixs":
-		return "", errs.New(errs.Unsupported, "--%s is %s: there is no TLS yet", flag, urls[0])
-	case u.Scheme != "http" || u.Host == "" || u.Path != "" && u.Path != "/":
-		return "", errs.New(errs.Invalid, "--%s is %q; write http://host:port", flag, urls[0])
+		return "", "", errs.New(errs.Invalid, "--%s is %q; write http://host:port", flag, urls[0])
+	case u.Scheme == "unix" || u.Scheme == "unixs":
+		return "", "", errs.New(errs.Unsupported, "--%s is %s: there are no unix sockets; write http://host:port", flag, urls[0])
+	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Path != "" && u.Path != "/":
+		return "", "", errs.New(errs.Invalid, "--%s is %q; write http://host:port", flag, urls[0])
 	}
 	if _, _, err := net.SplitHostPort(u.Host); err != nil {
-		return "", errs.New(errs.Invalid, "--%s is %q, without a port", flag, urls[0])
+		return "", "", errs.New(errs.Invalid, "--%s is %q, without a port", flag, urls[0])
 	}
-	return u.Host, nil
+	return u.Host, u.Scheme, nil
 }
 
 // asEtcd makes the arguments of a program that was called by etcd's name.

@@ -25,8 +25,21 @@ func TestEtcdFlags(t *testing.T) {
 	if cfg, err = three.config(); err != nil || cfg.Node != 2 || cfg.Peers[1] != "127.0.0.1:4" || cfg.Peers[3] != "127.0.0.1:3" {
 		t.Errorf("three: %+v %v", cfg, err)
 	}
+	secure := plain
+	secure.clientURLs, secure.advertise = []string{"https://127.0.0.1:1"}, []string{"https://localhost:1"}
+	secure.client = etcdTLS{cert: "c", key: "k", ca: "a", auth: true, cn: "app", host: "x,y"}
+	secure.peerURLs, secure.peer = []string{"https://127.0.0.1:2"}, etcdTLS{auto: true}
+	if cfg, err = secure.config(); err != nil || cfg.TLS.Etcd.ClientCA != "a" || strings.Join(cfg.TLS.Etcd.ClientNames, " ") != "app x y" || !cfg.TLS.Peer.Auto {
+		t.Errorf("secure: %+v %v", cfg.TLS, err)
+	}
 	for want, change := range map[string]func(*etcdFlags){
-		"there is no TLS yet":           func(f *etcdFlags) { f.clientURLs = []string{"https://127.0.0.1:1"} },
+		"is https; give a certificate": func(f *etcdFlags) { f.clientURLs = []string{"https://127.0.0.1:1"} },
+		"they must be the same":        func(f *etcdFlags) { f.advertise = []string{"https://127.0.0.1:1"} },
+		"although there are":           func(f *etcdFlags) { f.client = etcdTLS{cert: "c", key: "k"} },
+		"with a trusted-ca-file": func(f *etcdFlags) {
+			f.peerURLs, f.peer = []string{"https://127.0.0.1:1"}, etcdTLS{cert: "c", key: "k", auth: true}
+		},
+		"there are no unix sockets":     func(f *etcdFlags) { f.peerURLs = []string{"unix://localhost:1"} },
 		"one is supported":              func(f *etcdFlags) { f.clientURLs = append(f.clientURLs, "http://127.0.0.1:9") },
 		"write NAME=URL":                func(f *etcdFlags) { f.cluster = []string{"a"} },
 		"does not have this node":       func(f *etcdFlags) { f.cluster = []string{"x=http://127.0.0.1:2"} },

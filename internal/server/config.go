@@ -39,7 +39,9 @@ type Config struct {
 	// LeaseReads lets leaders answer linearizable reads by themselves, trusting that clock rates differ by less than 10 %.
 	// Default false.
 	LeaseReads bool `yaml:"lease_reads"`
-	// Insecure allows addresses that are not loopback although there is no authentication yet.
+	// TLS secures the connections to ports.
+	TLS Ports `yaml:"tls"`
+	// Insecure allows ports that check nobody, by certificate, on addresses that are not loopback.
 	Insecure bool `yaml:"insecure"`
 	// Sandbox holds what only drills may set.
 	Sandbox Sandbox `yaml:"sandbox"`
@@ -132,13 +134,18 @@ func (c *Config) fill() error {
 		return bad("sandbox.no_fsync, stale_reads and no_verify need sandbox.enabled: they are for drills only")
 	}
 	for _, a := range []struct {
-		name     string
-		listen   string
-		advertse *string
+		name      string
+		listen    string
+		advertise *string
+		tls       *TLS
 	}{
-		{"redis", c.Listen.Redis, &c.Advertise.Redis}, {"kafka", c.Listen.Kafka, &c.Advertise.Kafka},
-		{"etcd", c.Listen.Etcd, &c.Advertise.Etcd}, {"http", c.Listen.HTTP, &c.Advertise.HTTP}, {"peer", c.Listen.Peer, nil},
+		{"redis", c.Listen.Redis, &c.Advertise.Redis, &c.TLS.Redis}, {"kafka", c.Listen.Kafka, &c.Advertise.Kafka, &c.TLS.Kafka},
+		{"etcd", c.Listen.Etcd, &c.Advertise.Etcd, &c.TLS.Etcd}, {"http", c.Listen.HTTP, &c.Advertise.HTTP, &TLS{}},
+		{"peer", c.Listen.Peer, nil, &c.TLS.Peer},
 	} {
+		if err := a.tls.check(a.name); err != nil {
+			return err
+		}
 		if a.listen == "" {
 			continue
 		}
@@ -148,11 +155,11 @@ func (c *Config) fill() error {
 		}
 		ip := net.ParseIP(host)
 		wild := host == "" || ip != nil && ip.IsUnspecified()
-		if wild && a.advertse != nil && *a.advertse == "" {
+		if wild && a.advertise != nil && *a.advertise == "" {
 			return bad("listen.%s is %q, which clients cannot be told; set advertise.%s", a.name, a.listen, a.name)
 		}
-		if !c.Insecure && (wild || ip != nil && !ip.IsLoopback() || ip == nil && host != "localhost") {
-			return bad("listen.%s is %q: there is no authentication yet, so only loopback is allowed; set insecure: true to open it all the same", a.name, a.listen)
+		if !c.Insecure && !a.tls.checksClients() && (wild || ip != nil && !ip.IsLoopback() || ip == nil && host != "localhost") {
+			return bad("listen.%s is %q, and the port checks nobody, so only loopback is allowed; set tls.%s.client_ca, or insecure: true to open it all the same", a.name, a.listen, a.name)
 		}
 	}
 	return nil
@@ -184,6 +191,6 @@ func (c Config) String() string {
 		peers = append(peers, fmt.Sprintf("%d=%s", id, a))
 	}
 	slices.Sort(peers)
-	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v peers=%v shards=%d lease_reads=%v sandbox=%+v",
-		c.Cluster, c.Node, c.Data, c.Listen, peers, c.Shards, c.LeaseReads, c.Sandbox)
+	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v peers=%v shards=%d lease_reads=%v tls=%+v sandbox=%+v",
+		c.Cluster, c.Node, c.Data, c.Listen, peers, c.Shards, c.LeaseReads, c.TLS, c.Sandbox)
 }

@@ -37,6 +37,11 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("listen: {redis: '0.0.0.0:1'}", "advertise.redis")
 	f("listen: {redis: '10.0.0.1:1'}", "insecure")
 	f("listen: {redis: '127.0.0.1'}", "host:port")
+	f("tls: {redis: {cert: c}}", "tls.redis: cert and key")
+	f("tls: {peer: {cert: c, key: k}}", "tls.peer: client_ca")
+	f("tls: {etcd: {cert: c, key: k, client_names: [a]}}", "needs client_ca")
+	f("tls: {kafka: {auto: true, client_ca: c}}", "tls.kafka: auto")
+	f("listen: {etcd: '10.0.0.1:1'}\ntls: {etcd: {auto: true}}", "tls.etcd.client_ca")
 	f("shards: 20000", "between 1 and")
 	f("sandbox: {no_fsync: true}", "sandbox.enabled")
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -88,7 +89,7 @@ func (s *Server) Probe(ctx context.Context) error {
 	}
 	var all []error
 	if s.addr.Redis != "" {
-		all = append(all, probe(ctx, "redis", s.addr.Redis, func(c net.Conn) error {
+		all = append(all, s.probe(ctx, "redis", s.addr.Redis, func(c net.Conn) error {
 			if _, err := io.WriteString(c, "*2\r\n$6\r\nEXISTS\r\n$9\r\n__probe__\r\n"); err != nil {
 				return err
 			}
@@ -100,7 +101,7 @@ func (s *Server) Probe(ctx context.Context) error {
 		}))
 	}
 	if s.addr.Kafka != "" {
-		all = append(all, probe(ctx, "kafka", s.addr.Kafka, func(c net.Conn) error {
+		all = append(all, s.probe(ctx, "kafka", s.addr.Kafka, func(c net.Conn) error {
 			// ApiVersions, version 0, correlation id 7, no client id.
 			if _, err := c.Write([]byte{0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 7, 0xff, 0xff}); err != nil {
 				return err
@@ -116,7 +117,7 @@ func (s *Server) Probe(ctx context.Context) error {
 		}))
 	}
 	if s.addr.Etcd != "" {
-		all = append(all, probe(ctx, "etcd", s.addr.Etcd, func(c net.Conn) error {
+		all = append(all, s.probe(ctx, "etcd", s.addr.Etcd, func(c net.Conn) error {
 			if _, err := io.WriteString(c, "GET /readyz HTTP/1.0\r\n\r\n"); err != nil {
 				return err
 			}
@@ -130,13 +131,16 @@ func (s *Server) Probe(ctx context.Context) error {
 	return errors.Join(all...)
 }
 
-func probe(ctx context.Context, name, addr string, ask func(net.Conn) error) error {
+func (s *Server) probe(ctx context.Context, name, addr string, ask func(net.Conn) error) error {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return errs.Wrap(errs.Unavailable, err, "probe %s", name)
 	}
 	defer c.Close() //nolint:errcheck // nothing is written
+	if t := s.tls[name]; t != nil {
+		c = tls.Client(c, t.look())
+	}
 	if t, ok := ctx.Deadline(); ok {
 		if err := c.SetDeadline(t); err != nil {
 			return err

@@ -4,6 +4,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,6 +41,8 @@ type Server struct {
 	etcd   *etcd.Server
 	http   *http.Server
 	addr   Listen
+	// tls is what ports have that are secured, by name.
+	tls    map[string]*secure
 	serves chan struct{}
 }
 
@@ -69,6 +72,9 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	log = log.With("node", cfg.Node)
 	log.Info("starting", "version", version, "config", cfg.String())
 	s := &Server{cfg: cfg, log: log, serves: make(chan struct{})}
+	if s.tls, err = secured(&cfg, log); err != nil {
+		return nil, err
+	}
 	var opened []net.Listener
 	defer func() {
 		if err != nil {
@@ -99,6 +105,9 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 			return nil, errs.Wrap(errs.Invalid, err, "listen on %s for %s", addr, name)
 		}
 		*bound = ln.Addr().String()
+		if t := s.tls[name]; t != nil {
+			ln = tls.NewListener(ln, t.server(e))
+		}
 		opened = append(opened, ln)
 		return ln, nil
 	}
@@ -146,10 +155,14 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 			adv[a.name] = a.bound
 		}
 	}
+	links := *e
+	if t := s.tls["peer"]; t != nil {
+		links.Dial = t.dial(e)
+	}
 	s.engine, err = engine.Start(engine.Config{
 		Cluster: cfg.Cluster, Node: shard.NodeID(cfg.Node), Peers: cfg.peers(), Spaces: cfg.spaces(), Addr: adv,
 		Replica: replica.Config{LeaseReads: cfg.LeaseReads}, DropUnsynced: cfg.Sandbox.NoFsync, StaleReads: cfg.Sandbox.StaleReads,
-	}, s.dir, modules(), peerLn, e, log, reg)
+	}, s.dir, modules(), peerLn, &links, log, reg)
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +170,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
 	if etcdLn != nil {
 		// It follows the key space all the time.
-		s.etcd = etcd.New(etcd.Config{Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: cfg.Data}, s.engine, log, reg)
+		s.etcd = etcd.New(etcd.Config{TLS: cfg.TLS.Etcd.on(), Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: cfg.Data}, s.engine, log, reg)
 	}
 	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
 	s.serve(redisLn, kafkaLn, etcdLn, httpLn)

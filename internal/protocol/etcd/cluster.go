@@ -33,10 +33,14 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 	}
 	_, t, _ := c.s.where()
 	resp := &pb.MemberListResponse{Header: c.s.header(now.Revision)}
+	scheme := "http://"
+	if c.s.cfg.TLS {
+		scheme = "https://"
+	}
 	for _, n := range t.Nodes {
 		m := &pb.Member{ID: memberID(t, n.ID), Name: fmt.Sprintf("node%d", n.ID)}
 		if a := n.Addr["etcd"]; a != "" {
-			m.ClientURLs = []string{"http://" + a}
+			m.ClientURLs = []string{scheme + a}
 		}
 		resp.Members = append(resp.Members, m)
 	}

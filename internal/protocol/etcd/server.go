@@ -7,6 +7,7 @@ package etcd
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"hash/fnv"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -53,6 +55,8 @@ type Config struct {
 	// TempDir is where snapshots are made, a directory that no other server uses: what a crash left there is removed. Default
 	// os.TempDir, where nothing is.
 	TempDir string
+	// TLS says that the listeners are secured, for the addresses that clients are told.
+	TLS bool
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
 	Info func(shard.ID) Info
 	// MoveLeader hands the leadership of a shard, which this node has, over to another node, and waits until that one leads. Nil means
@@ -154,7 +158,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 		grpc.MaxConcurrentStreams(math.MaxUint32), grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAliveMin}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAliveInterval, Timeout: keepAliveTimeout}),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream), grpc.Creds(handshaken{}),
 	)
 	pb.RegisterKVServer(s.grpc, kvServer{s: s})
 	pb.RegisterWatchServer(s.grpc, watchServer{s: s})
@@ -312,6 +316,33 @@ func (c *conn) Close() error {
 	})
 	return err
 }
+
+// handshaken tells gRPC what is known of a connection, whose handshake was made when it was looked at.
+type handshaken struct{}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (handshaken) ServerHandshake(nc net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if c, ok := nc.(*conn); ok {
+		if t, ok := c.Conn.(*tls.Conn); ok {
+			return nc, credentials.TLSInfo{State: t.ConnectionState(), CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}, nil
+		}
+	}
+	return nc, nil, nil
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (handshaken) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errs.New(errs.Internal, "only for servers")
+}
+
+// Info implements credentials.TransportCredentials.
+func (handshaken) Info() credentials.ProtocolInfo { return credentials.ProtocolInfo{} }
+
+// Clone implements credentials.TransportCredentials.
+func (h handshaken) Clone() credentials.TransportCredentials { return h }
+
+// OverrideServerName implements credentials.TransportCredentials.
+func (handshaken) OverrideServerName(string) error { return nil }
 
 // queue is a listener that others accept for.
 type queue struct {

@@ -1,0 +1,313 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// authority signs certificates and keeps them in files.
+type authority struct {
+	t    *testing.T
+	dir  string
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	file string
+	n    int64
+}
+
+func newAuthority(t *testing.T, name string) *authority {
+	t.Helper()
+	a := &authority{t: t, dir: t.TempDir()}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	a.key, a.file = key, a.write("ca.pem", "CERTIFICATE", der)
+	return a
+}
+
+func (a *authority) write(name, kind string, der []byte) string {
+	a.t.Helper()
+	f := filepath.Join(a.dir, name)
+	if err := os.WriteFile(f, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		a.t.Fatal(err)
+	}
+	return f
+}
+
+// sign makes files of a certificate for a name on loopback.
+func (a *authority) sign(file, name string) (cert, key string) {
+	a.t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.n++
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(1 + a.n), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}, a.cert, &k.PublicKey, a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	kb, err := x509.MarshalECPrivateKey(k)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return a.write(file+".pem", "CERTIFICATE", der), a.write(file+"-key.pem", "EC PRIVATE KEY", kb)
+}
+
+// dial connects as a client that trusts the authority; cert may be empty.
+func (a *authority) dial(addr, cert, key string) (*tls.Conn, error) {
+	a.t.Helper()
+	c := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+	c.RootCAs.AddCert(a.cert)
+	if cert != "" {
+		pair, err := tls.LoadX509KeyPair(cert, key)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	d := tls.Dialer{Config: c}
+	ctx, cancel := context.WithTimeout(a.t.Context(), 20*time.Second)
+	defer cancel()
+	nc, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return nc.(*tls.Conn), nil
+}
+
+// ping asks a Redis port for an answer.
+func ping(c net.Conn) error {
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(c, "PING\r\n"); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err == nil && line != "+PONG\r\n" {
+		err = fmt.Errorf("answer %q", line)
+	}
+	return err
+}
+
+func (a *authority) ping(addr, cert, key string) error {
+	c, err := a.dial(addr, cert, key)
+	if err != nil {
+		return err
+	}
+	return ping(c)
+}
+
+func startTLS(t *testing.T, cfg Config, log *slog.Logger) *Server {
+	t.Helper()
+	s, err := Start(cfg, "test", env.Real(), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := s.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestTLS_PortsCheckClientsAndAreProbed(t *testing.T) {
+	ca, other := newAuthority(t, "ca"), newAuthority(t, "other")
+	cert, key := ca.sign("server", "server")
+	port := TLS{Cert: cert, Key: key, ClientCA: ca.file, ClientNames: []string{"app"}}
+	s := startTLS(t, Config{
+		Listen: Listen{Redis: "127.0.0.1:0", Kafka: "127.0.0.1:0", Etcd: "127.0.0.1:0", HTTP: "127.0.0.1:0"},
+		TLS:    Ports{Redis: port, Kafka: port, Etcd: port},
+	}, slog.New(slog.DiscardHandler))
+	appCert, appKey := ca.sign("app", "app")
+	if err := ca.ping(s.Addr().Redis, appCert, appKey); err != nil {
+		t.Errorf("a client that is allowed: %v", err)
+	}
+	if err := ca.ping(s.Addr().Redis, "", ""); err == nil || !strings.Contains(err.Error(), "certificate required") {
+		t.Errorf("a client without a certificate: %v", err)
+	}
+	if err := ca.ping(s.Addr().Redis, cert, key); err == nil || !strings.Contains(err.Error(), "bad certificate") {
+		t.Errorf("a client of another name: %v", err)
+	}
+	foreignCert, foreignKey := other.sign("app", "app")
+	if err := ca.ping(s.Addr().Redis, foreignCert, foreignKey); err == nil {
+		t.Error("a client of another authority was let in")
+	}
+	if err := other.ping(s.Addr().Redis, appCert, appKey); err == nil {
+		t.Error("a client that does not trust the server went on")
+	}
+	plain, err := net.Dial("tcp", s.Addr().Redis)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ping(plain); err == nil {
+		t.Error("a client without TLS was answered")
+	}
+}
+
+func TestTLS_CertificatesAreReadAgain(t *testing.T) {
+	ca, next := newAuthority(t, "ca"), newAuthority(t, "next")
+	cert, key := ca.sign("server", "server")
+	var log lockedLog
+	s := startTLS(t, Config{Listen: Listen{Redis: "127.0.0.1:0"}, TLS: Ports{Redis: TLS{Cert: cert, Key: key}}}, slog.New(slog.NewTextHandler(&log, nil)))
+	if err := ca.ping(s.Addr().Redis, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	put := func(from, to string) {
+		t.Helper()
+		b, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	newCert, newKey := next.sign("server", "server")
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(30 * time.Second); !ok(); {
+			if time.Now().After(end) {
+				t.Fatalf("not in time: %s\n%s", what, log.String())
+			}
+		}
+	}
+	// Half of the files are replaced: what was there before goes on.
+	put(newCert, cert)
+	until("a warning", func() bool {
+		if err := ca.ping(s.Addr().Redis, "", ""); err != nil {
+			t.Fatalf("meanwhile: %v", err)
+		}
+		return strings.Contains(log.String(), "cannot be used")
+	})
+	put(newKey, key)
+	until("the new certificate", func() bool { return next.ping(s.Addr().Redis, "", "") == nil })
+}
+
+func TestTLS_NodesCheckEachOther(t *testing.T) {
+	ca, other := newAuthority(t, "ca"), newAuthority(t, "other")
+	peers := map[uint32]string{}
+	for i := range 3 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		peers[uint32(i+1)] = ln.Addr().String()
+		if err := ln.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var nodes []*Server
+	for i := range 3 {
+		cert, key := ca.sign(fmt.Sprint("node", i), "node")
+		s, err := Start(Config{
+			Node: uint32(i + 1), Data: t.TempDir(), Peers: peers, Listen: Listen{Redis: "127.0.0.1:0"},
+			TLS: Ports{Peer: TLS{Cert: cert, Key: key, ClientCA: ca.file, ClientNames: []string{"node"}}},
+		}, "test", env.Real(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		nodes = append(nodes, s)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for _, s := range nodes {
+		if err := s.WaitReady(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	foreignCert, foreignKey := other.sign("node", "node")
+	c, err := ca.dial(peers[1], foreignCert, foreignKey)
+	if err == nil {
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err = c.Read(make([]byte, 1)); err == nil {
+			t.Error("a stranger got an answer from the peer port")
+		}
+	}
+	if err == nil {
+		t.Error("a stranger was let in")
+	}
+}
+
+func TestTLS_AutoAndBadFiles(t *testing.T) {
+	s := startTLS(t, Config{Listen: Listen{Etcd: "127.0.0.1:0"}, TLS: Ports{Etcd: TLS{Auto: true}}}, slog.New(slog.DiscardHandler))
+	c, err := tls.Dial("tcp", s.Addr().Etcd, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if p := c.ConnectionState().NegotiatedProtocol; p != "http/1.1" {
+		t.Errorf("who speaks both gets %q", p)
+	}
+	if err := c.ConnectionState().PeerCertificates[0].VerifyHostname("127.0.0.1"); err != nil {
+		t.Error(err)
+	}
+	ca := newAuthority(t, "ca")
+	cert, key := ca.sign("server", "server")
+	for _, bad := range []TLS{{Cert: "no", Key: key}, {Cert: cert, Key: ca.file}, {Cert: cert, Key: key, ClientCA: "no"}, {Cert: cert, Key: key, ClientCA: key}} {
+		_, err := Start(Config{Listen: Listen{Redis: "127.0.0.1:0"}, TLS: Ports{Redis: bad}}, "test", env.Real(), slog.New(slog.DiscardHandler))
+		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "tls.redis") {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+}
+
+// lockedLog is written to by a server while a test reads it.
+type lockedLog struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
