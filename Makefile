@@ -80,6 +80,10 @@ bench: ## Go benchmarks, with benchstat
 bench-peers: ## The same load on Quorate, etcd and Redis in turn; writes docs/benchmarks.md
 	scripts/bench-peers.sh
 
+.PHONY: bench-etcd
+bench-etcd: ## etcd's own benchmark tool on Quorate and on etcd in turn; writes docs/benchmarks-etcd.md
+	scripts/bench-etcd.sh
+
 .PHONY: bench-restart
 bench-restart: build ## How long nodes with 1 GB take to come back from kill -9 under load; fails above 5 s
 	go run ./bench/restart -limit 5s

@@ -503,23 +503,7 @@ func TestEtcd_SnapshotGoesBackToEtcd(t *testing.T) {
 		t.Errorf("status %s, want revision %d", out, del.Header.Revision)
 	}
 	tool(t, "", "go", "tool", "etcdutl", "snapshot", "restore", file, "--data-dir", data)
-	cfg := embed.NewConfig()
-	cfg.Dir, cfg.LogLevel = data, "fatal"
-	ports, err := freePorts(2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, to := range []*[]url.URL{&cfg.ListenClientUrls, &cfg.ListenPeerUrls} {
-		*to = []url.URL{{Scheme: "http", Host: ports[i]}}
-	}
-	cfg.AdvertiseClientUrls, cfg.AdvertisePeerUrls = cfg.ListenClientUrls, cfg.ListenPeerUrls
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	real, err := embed.StartEtcd(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer real.Close()
-	r := etcdClient(t, ports[0])
+	r := etcdClient(t, realEtcd(t, data))
 	get, err := r.Get(ctx, "back/", clientv3.WithPrefix())
 	if err != nil || get.Count != 1 || string(get.Kvs[0].Value) != "one" || get.Kvs[0].Lease != int64(lease.ID) || get.Header.Revision != del.Header.Revision {
 		t.Errorf("in etcd: %v %v", get, err)
@@ -533,6 +517,109 @@ func TestEtcd_SnapshotGoesBackToEtcd(t *testing.T) {
 }
 
 // Debian's etcdctl is of 2022; the other is of the release whose API is served.
+// realEtcd runs etcd itself on a data directory, and returns its client address.
+func realEtcd(t *testing.T, dir string) string {
+	t.Helper()
+	cfg := embed.NewConfig()
+	cfg.Dir, cfg.LogLevel = dir, "fatal"
+	ports, err := freePorts(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, to := range []*[]url.URL{&cfg.ListenClientUrls, &cfg.ListenPeerUrls} {
+		*to = []url.URL{{Scheme: "http", Host: ports[i]}}
+	}
+	cfg.AdvertiseClientUrls, cfg.AdvertisePeerUrls = cfg.ListenClientUrls, cfg.ListenPeerUrls
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	real, err := embed.StartEtcd(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(real.Close)
+	return ports[0]
+}
+
+// One can come: a snapshot of etcd is loaded with its revisions and leases, and watchers go on from where they were.
+func TestEtcd_SnapshotOfEtcdIsImported(t *testing.T) {
+	ctx := within(t)
+	dir := t.TempDir()
+	old := realEtcd(t, dir+"/etcd")
+	o := etcdClient(t, old)
+	lease, err := o.Grant(ctx, 3600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 500 {
+		opts := []clientv3.OpOption{}
+		if i%3 == 0 {
+			opts = append(opts, clientv3.WithLease(lease.ID))
+		}
+		if _, err := o.Put(ctx, fmt.Sprintf("come/%d", i%200), strings.Repeat(fmt.Sprint(i), 1000), opts...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := o.Compact(ctx, 100); err != nil {
+		t.Fatal(err)
+	}
+	last, err := o.Txn(ctx).Then(clientv3.OpPut("come/new", "1"), clientv3.OpDelete("come/7"), clientv3.OpPut("come/8", "8")).Commit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := dir + "/old.db"
+	tool(t, "", "etcdctl", "--endpoints", old, "snapshot", "save", file)
+
+	c := start(t, 1)
+	out := tool(t, "", binary, "import", "etcd-snapshot", file, "--http", c.nodes[2].http)
+	if want := "loaded 200 keys and 1 leases in"; !strings.Contains(out, want) || !strings.Contains(out, fmt.Sprintf("revision %d", last.Header.Revision)) {
+		t.Errorf("import says %q", out)
+	}
+	if out, err := tryTool(t, "", binary, "import", "etcd-snapshot", file, "--http", c.nodes[0].http); err == nil || !strings.Contains(out, "has been written to") {
+		t.Errorf("a second import: %v %s", err, out)
+	}
+	e := etcdClient(t, c.etcdAddrs()...)
+	was, err1 := o.Get(ctx, "", clientv3.WithPrefix())
+	is, err2 := e.Get(ctx, "", clientv3.WithPrefix())
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(was.Kvs) != fmt.Sprint(is.Kvs) || was.Header.Revision != is.Header.Revision || len(is.Kvs) != 200 {
+		t.Errorf("%d keys at revision %d became %d at %d", len(was.Kvs), was.Header.Revision, len(is.Kvs), is.Header.Revision)
+	}
+	t1, err1 := o.TimeToLive(ctx, lease.ID, clientv3.WithAttachedKeys())
+	t2, err2 := e.TimeToLive(ctx, lease.ID, clientv3.WithAttachedKeys())
+	if err := errors.Join(err1, err2); err != nil || t2.GrantedTTL != 3600 || len(t1.Keys) != len(t2.Keys) {
+		t.Errorf("lease %+v became %+v: %v", t1, t2, err)
+	}
+	if _, err := e.Get(ctx, "come/8", clientv3.WithRev(last.Header.Revision-1)); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("history: %v", err)
+	}
+	var changes []string
+	for _, cl := range []*clientv3.Client{o, e} {
+		watch, stop := context.WithCancel(ctx)
+		defer stop()
+		ch := cl.Watch(watch, "come/", clientv3.WithPrefix(), clientv3.WithRev(last.Header.Revision))
+		if _, err := cl.Put(ctx, "come/after", "x"); err != nil {
+			t.Fatal(err)
+		}
+		seen := ""
+		for r := range ch {
+			if err := r.Err(); err != nil {
+				t.Fatal(err)
+			}
+			for _, ev := range r.Events {
+				seen += fmt.Sprintf("%s %s=%s@%d ", ev.Type, ev.Kv.Key, ev.Kv.Value, ev.Kv.ModRevision)
+			}
+			if strings.Contains(seen, "come/after") {
+				break
+			}
+		}
+		changes = append(changes, seen)
+	}
+	if changes[0] != changes[1] || strings.Count(changes[0], "@") != 4 {
+		t.Errorf("a watch from the snapshot's revision saw\n%s in etcd, and\n%s here", changes[0], changes[1])
+	}
+}
+
 func TestEtcdctl(t *testing.T) {
 	c := shared(t, 1)
 	for name, ctl := range map[string][]string{"Debian": {"etcdctl"}, "newest": {"go", "tool", "etcdctl"}} {

@@ -7,6 +7,7 @@ package errs
 import (
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Kind classifies an error by what its receiver can do about it.
@@ -87,6 +88,12 @@ func (e *Error) Error() string {
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// ParseKind is String's opposite.
+func ParseKind(name string) (Kind, bool) {
+	i := slices.Index(kindNames[:], name)
+	return Kind(max(i, 0)), i > 0 && name != ""
+}
 
 // New returns an error of a kind with a formatted message.
 func New(k Kind, format string, args ...any) *Error {

@@ -35,11 +35,22 @@ func TestKindOf_FindsOutermostKind(t *testing.T) {
 	}
 }
 
+func TestParseKind_Unknown(t *testing.T) {
+	for _, name := range []string{"", "no such kind"} {
+		if k, ok := ParseKind(name); ok {
+			t.Errorf("%q is kind %v", name, k)
+		}
+	}
+}
+
 // TestKind_NumbersAreFixed pins the numbers, since they are on disks and on the wire.
 func TestKind_NumbersAreFixed(t *testing.T) {
 	for k, want := range map[Kind]string{1: "invalid", 5: "fenced", 12: "outcome unknown", 15: "internal", 99: "kind 99"} {
 		if got := k.String(); got != want {
 			t.Errorf("kind %d is %q, want %q", uint8(k), got, want)
+		}
+		if got, ok := ParseKind(want); ok != (k < 99) || ok && got != k {
+			t.Errorf("%q is kind %v %v", want, got, ok)
 		}
 	}
 }

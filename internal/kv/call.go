@@ -255,6 +255,8 @@ func (Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 		out = c.revoke(&d)
 	case reqKeepAlive:
 		out = c.keepAlive(&d)
+	case reqLoad:
+		out = c.load(&d)
 	default:
 		return nil, errs.New(errs.Unsupported, "kv command %d; this build does not know it", r)
 	}

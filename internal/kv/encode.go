@@ -32,6 +32,9 @@ const (
 	reqHash
 )
 
+// reqLoad is a command; commands that came later count from here.
+const reqLoad request = 32
+
 func head(r request) []byte { return append(make([]byte, 0, 64), encodingVersion, byte(r)) }
 
 func errMalformed() error { return errs.New(errs.Corrupt, "malformed kv request") }

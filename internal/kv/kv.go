@@ -23,6 +23,7 @@
 //	'r' revision (8) number (4)         event: kind(1) mod of the version before, 0 for none (uvarint) key
 //	'l' lease (8)                       lease: TTL in seconds, granted TTL, end in Unix ms, raft term (uvarints)
 //	'a' lease (8) key                   nothing: the key hangs on the lease
+//	'i'                                 id of a Load that has begun and not ended
 //
 // In an escaped key 0x00 is 0x00 0xff, and 0x00 0x01 ends it: it sorts as the key does, and none is the beginning of another.
 // ^mod makes the newest version of a key come first.

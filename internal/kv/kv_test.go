@@ -693,6 +693,9 @@ func TestModule_Conformance(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	var steps []shardtest.Step
 	add := func(after time.Duration, cmd []byte) { steps = append(steps, shardtest.Step{After: after, Cmd: cmd}) }
+	for _, l := range loads() {
+		add(time.Second, EncodeLoad(l))
+	}
 	for id := range int64(5) {
 		add(0, EncodeGrant(id+1, 5+id*3))
 	}
@@ -780,6 +783,7 @@ func TestEncodings_Golden(t *testing.T) {
 		{"delete", EncodeOp(&Delete{Key: []byte("a")}), "0101" + "0300" + "0161" + "00"},
 		{"txn", EncodeOp(&Txn{If: []Compare{{Key: []byte("a"), Target: Value, Value: []byte("b")}}, Then: []Op{&Delete{}}}), "0101" + "0401" + "0300" + "0161" + "00" + "0162" + "01" + "03000000" + "00"},
 		{"compact", EncodeCompact(9), "010209"}, {"grant", EncodeGrant(1, 2), "01030102"}, {"revoke", EncodeRevoke(1), "010401"}, {"renewal", EncodeKeepAlive(1), "010501"},
+		{"load", EncodeLoad(loads()[1]), "0120" + "07000000000000000000000000000000" + "01" + "32320100" + "0162" + "0132" + "01" + "093c" + "00" + "00"},
 	} {
 		if got := fmt.Sprintf("%x", c.got); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
@@ -797,11 +801,14 @@ func FuzzRequest(f *testing.F) {
 	for _, b := range [][]byte{
 		EncodeOp(&Put{Key: []byte("a")}), EncodeOp(&Txn{If: []Compare{{Key: []byte("a")}}, Then: []Op{&Delete{Key: []byte("a"), End: []byte{0}}}}),
 		EncodeOp(&Range{Key: []byte("a"), End: []byte{0}, Revision: 2}), EncodeCompact(2), EncodeGrant(1, 2), EncodeRevoke(1), EncodeKeepAlive(1),
-		EncodeStatus(), EncodeEvents(2, 10, true), EncodeTimeToLive(1, 0, true), EncodeLeases(), EncodeHash(0),
+		EncodeStatus(), EncodeEvents(2, 10, true), EncodeTimeToLive(1, 0, true), EncodeLeases(), EncodeHash(0), EncodeLoad(loads()[0]), EncodeLoad(loads()[2]),
 	} {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if _, err := newTester(t).submit(b); errs.KindOf(err) == errs.Internal {
+			t.Errorf("%x, on an empty key space: %v", b, err)
+		}
 		x := newTester(t)
 		x.put("a", "1")
 		x.put("a", "2")

@@ -149,6 +149,10 @@ func (c *call) fireLease(key []byte) {
 	if !ok || c.err != nil {
 		return
 	}
+	if c.loading() {
+		c.renew(id, &l)
+		return
+	}
 	if term := int64(c.tx.Term()); l.term != term {
 		if c.noteTerm() {
 			c.save()

@@ -16,6 +16,7 @@ const (
 	rowEvent    = 'r'
 	rowLease    = 'l'
 	rowAttached = 'a'
+	rowLoad     = 'i'
 
 	timerLease   = 'l'
 	timerCompact = 'c'

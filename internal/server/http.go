@@ -55,11 +55,45 @@ func (s *Server) mux(reg *prometheus.Registry) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(st)
 	})
+	m.HandleFunc("POST /etcd/load", s.load)
 	m.HandleFunc("/debug/pprof/", pprof.Index)
 	m.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	m.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	m.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	return m
+}
+
+// LoadType is the content type of a part of a load (kv.EncodeLoad). A web page cannot send it to another site unasked.
+const LoadType = "application/vnd.quorate.load"
+
+// loadBytesMax bounds a part of a load.
+const loadBytesMax = 8 << 20
+
+// load takes a part of a key space that comes from elsewhere. Errors are answered with the name of their kind, so that who
+// sends knows whether to try again.
+func (s *Server) load(w http.ResponseWriter, r *http.Request) {
+	fail := func(code int, err error) {
+		w.Header().Set("Quorate-Error", errs.KindOf(err).String())
+		http.Error(w, err.Error(), code)
+	}
+	switch {
+	case s.etcd == nil:
+		fail(http.StatusNotFound, errs.New(errs.Unsupported, "this node does not serve etcd; set listen.etcd"))
+		return
+	case r.Header.Get("Content-Type") != LoadType:
+		fail(http.StatusUnsupportedMediaType, errs.New(errs.Invalid, "the content type is not %s", LoadType))
+		return
+	}
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, loadBytesMax))
+	if err != nil {
+		fail(http.StatusBadRequest, errs.Wrap(errs.Invalid, err, "read the request"))
+		return
+	}
+	if err := s.etcd.Load(r.Context(), b); err != nil {
+		fail(http.StatusConflict, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // WaitReady waits until Probe succeeds.

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/protocol/etcd"
+	"github.com/quorate/quorate/internal/server"
+)
+
+func newImport() *cobra.Command {
+	c := &cobra.Command{Use: "import", Short: "Bring data from other systems into a new cluster", GroupID: "run", Args: cobra.NoArgs}
+	c.AddCommand(newImportEtcd())
+	return c
+}
+
+func newImportEtcd() *cobra.Command {
+	var addr string
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "etcd-snapshot FILE", Short: "Load a snapshot of etcd", Args: cobra.ExactArgs(1),
+		Long: `Loads the keys and leases of a snapshot ("etcdctl snapshot save", or member/snap/db of a stopped member) into a cluster whose etcd key
+space is new. Keys keep their revisions, versions and leases; the key space goes on from the snapshot's revision, and history before it counts as
+compacted. Leases begin anew. Users and roles are not loaded. Let clients in when it is done.
+
+If it is interrupted, run it again with the same file.`,
+		Example: "  etcdctl --endpoints old:2379 snapshot save old.db\n  quorate import etcd-snapshot old.db --http 127.0.0.1:7070",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l := loader{ctx: cmd.Context(), url: "http://" + addr + "/etcd/load", show: isTerminal(os.Stderr)}
+			began := time.Now()
+			found, err := etcd.ReadSnapshot(args[0], l.part)
+			l.clear()
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), map[string]int64{
+					"keys": int64(found.Keys), "leases": int64(found.Leases), "revision": found.Revision,
+					"users_left_out": int64(found.Users), "roles_left_out": int64(found.Roles),
+				})
+			}
+			out := cmd.OutOrStdout()
+			fmt.Fprintf(out, "loaded %d keys and %d leases in %.1f s; the key space goes on from revision %d\n", found.Keys, found.Leases, time.Since(began).Seconds(), found.Revision) //nolint:errcheck // standard output
+			if found.Users+found.Roles > 0 {
+				fmt.Fprintf(out, "left out: %d users and %d roles; make them anew\n", found.Users, found.Roles) //nolint:errcheck // standard output
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&addr, "http", "127.0.0.1:7070", "HTTP address of any node")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+// loader sends the parts of a load to a node.
+type loader struct {
+	ctx   context.Context
+	url   string
+	show  bool
+	keys  int
+	shown time.Time
+}
+
+// loadPatience is how long a part is tried for: a leader may be elected meanwhile.
+const loadPatience = time.Minute
+
+func (l *loader) part(p *kv.Load) error {
+	b := kv.EncodeLoad(p)
+	wait := 50 * time.Millisecond
+	for end := time.Now().Add(loadPatience); ; {
+		err := l.send(b)
+		again := errs.Is(err, errs.OutcomeUnknown) || errs.Is(err, errs.Unavailable) || errs.Is(err, errs.Overloaded)
+		if err == nil {
+			break
+		}
+		if !again || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-l.ctx.Done():
+			return l.ctx.Err()
+		}
+		wait = min(2*wait, 2*time.Second)
+	}
+	l.keys += len(p.KVs)
+	if l.show && time.Since(l.shown) > 200*time.Millisecond {
+		l.shown = time.Now()
+		fmt.Fprintf(os.Stderr, "\r%d keys", l.keys)
+	}
+	return nil
+}
+
+func (l *loader) clear() {
+	if l.show && !l.shown.IsZero() {
+		fmt.Fprint(os.Stderr, "\r\033[K")
+	}
+}
+
+// send sends a part once.
+func (l *loader) send(b []byte) error {
+	ctx, cancel := context.WithTimeout(l.ctx, 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, l.url, bytes.NewReader(b))
+	if err != nil {
+		return errs.Wrap(errs.Invalid, err, "address of the node")
+	}
+	req.Header.Set("Content-Type", server.LoadType)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return errs.New(errs.Unavailable, "no node answers at %s (%v)\n  try: quorate status --http ADDRESS", l.url, err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // only read
+	if resp.StatusCode == http.StatusNoContent {
+		return nil
+	}
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	kind, ok := errs.ParseKind(resp.Header.Get("Quorate-Error"))
+	if !ok {
+		return errs.New(errs.Invalid, "%s answers like no Quorate node: %s", l.url, resp.Status)
+	}
+	return errs.New(kind, "%s", strings.TrimSpace(string(text)))
+}

@@ -1,0 +1,249 @@
+package etcd
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"io"
+	"os"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// Snapshot is what a file of etcd's holds: `etcdctl snapshot save` makes it, and a stopped member has one as member/snap/db.
+type Snapshot struct {
+	Revision     int64
+	Keys, Leases int
+	// Users and Roles are not read.
+	Users, Roles int
+}
+
+// loadBytes is about how much one part of a load holds.
+const loadBytes = 512 << 10
+
+// ReadSnapshot reads the newest versions of all keys, the leases and the changes of the last revision from a snapshot, and hands them out
+// in parts of bounded size, the last one with the revision. It stops at the first error of part. A file that is not a snapshot, or
+// was damaged, is refused: one that `etcdctl snapshot save` has made ends with its checksum.
+func ReadSnapshot(name string, part func(*kv.Load) error) (Snapshot, error) {
+	id, err := checkSnapshot(name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	// A read-only bbolt still takes a lock on the file, which a running etcd has.
+	db, err := bbolt.Open(name, 0o400, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		return Snapshot{}, errs.Wrap(errs.Invalid, err, "open %s as a snapshot of etcd; take one with `etcdctl snapshot save`", name)
+	}
+	defer db.Close() //nolint:errcheck // nothing was written
+	r := snapshotReader{id: id, part: part}
+	err = db.View(r.read)
+	return r.found, err
+}
+
+// checkSnapshot returns an identity of a file, and refuses one whose checksum is wrong.
+func checkSnapshot(name string) (id [16]byte, err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return id, errs.Wrap(errs.Invalid, err, "open the snapshot")
+	}
+	defer f.Close() //nolint:errcheck // nothing is written
+	st, err := f.Stat()
+	if err != nil {
+		return id, errs.Wrap(errs.Invalid, err, "open the snapshot")
+	}
+	// bbolt's file is a number of pages; the checksum behind it is not.
+	size := st.Size()
+	sum := size % 512
+	h := sha256.New()
+	if _, err := io.Copy(h, io.LimitReader(f, size-sum)); err != nil {
+		return id, errs.Wrap(errs.Invalid, err, "read the snapshot")
+	}
+	got := h.Sum(nil)
+	switch sum {
+	case 0:
+	case sha256.Size:
+		want := make([]byte, sum)
+		if _, err := io.ReadFull(f, want); err != nil {
+			return id, errs.Wrap(errs.Invalid, err, "read the snapshot")
+		}
+		if !bytes.Equal(want, got) {
+			return id, errs.New(errs.Corrupt, "the checksum of snapshot %s is wrong: the file is damaged; take another one", name)
+		}
+	default:
+		return id, errs.New(errs.Invalid, "%s is no snapshot of etcd, or only a part of one: it has %d bytes; take one with `etcdctl snapshot save`", name, size)
+	}
+	copy(id[:], got)
+	return id, nil
+}
+
+// snapshotReader reads etcd's store.
+type snapshotReader struct {
+	id    [16]byte
+	part  func(*kv.Load) error
+	found Snapshot
+
+	next kv.Load
+	size int
+}
+
+func (r *snapshotReader) read(tx *bbolt.Tx) error {
+	keys := tx.Bucket(bucketKey)
+	if keys == nil {
+		return errs.New(errs.Invalid, "the file has no bucket %q: it is no snapshot of etcd", bucketKey)
+	}
+	// The newest entry of each key; the file has them in the order of revisions.
+	newest := map[string][]byte{}
+	rev := int64(1)
+	err := keys.ForEach(func(k, v []byte) error {
+		var m mvccpb.KeyValue
+		if err := proto.Unmarshal(v, &m); err != nil || !isRevision(k) {
+			return errs.New(errs.Corrupt, "the snapshot has an entry %x that is no key", k)
+		}
+		newest[string(m.Key)] = k
+		rev = int64(binary.BigEndian.Uint64(k))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if meta := tx.Bucket(bucketMeta); meta != nil {
+		if c := meta.Get([]byte("scheduledCompactRev")); isRevision(c) {
+			rev = max(rev, int64(binary.BigEndian.Uint64(c)))
+		}
+	}
+	var events []kv.LoadEvent
+	err = keys.ForEach(func(k, v []byte) error {
+		var m mvccpb.KeyValue
+		if err := proto.Unmarshal(v, &m); err != nil {
+			return err
+		}
+		deleted := len(k) > 17
+		if int64(binary.BigEndian.Uint64(k)) == rev {
+			events = append(events, kv.LoadEvent{Deleted: deleted, Key: m.Key})
+		}
+		if deleted || !bytes.Equal(newest[string(m.Key)], k) {
+			return nil
+		}
+		r.found.Keys++
+		r.next.KVs = append(r.next.KVs, kv.KeyValue{
+			Key: m.Key, Value: m.Value, Create: m.CreateRevision, Mod: m.ModRevision, Version: m.Version, Lease: m.Lease,
+		})
+		return r.grow(len(m.Key) + len(m.Value))
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.leases(tx.Bucket(bucketLease)); err != nil {
+		return err
+	}
+	for b, n := range map[string]*int{"authUsers": &r.found.Users, "authRoles": &r.found.Roles} {
+		if b := tx.Bucket([]byte(b)); b != nil {
+			*n = b.Stats().KeyN
+		}
+	}
+	r.found.Revision = rev
+	if err := r.send(); err != nil {
+		return err
+	}
+	r.next.Revision, r.next.Events = rev, events
+	return r.send()
+}
+
+// isRevision says whether a key of etcd's store has the form of a revision: main(8) '_' sub(8), and a 't' behind it if the key
+// was deleted.
+func isRevision(k []byte) bool {
+	return (len(k) == 17 || len(k) == 18 && k[17] == 't') && k[8] == '_' && k[0] < 0x80
+}
+
+func (r *snapshotReader) leases(b *bbolt.Bucket) error {
+	if b == nil {
+		return nil
+	}
+	return b.ForEach(func(k, v []byte) error {
+		l, ok := decodeLease(v)
+		if !ok || len(k) != 8 {
+			return errs.New(errs.Corrupt, "the snapshot has a lease %x that cannot be read", k)
+		}
+		r.found.Leases++
+		r.next.Leases = append(r.next.Leases, l)
+		return r.grow(16)
+	})
+}
+
+// decodeLease reads message Lease of etcd's leasepb: ID = 1, TTL = 2.
+func decodeLease(b []byte) (l kv.LeaseTTL, ok bool) {
+	for len(b) > 0 {
+		num, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return l, false
+		}
+		b = b[n:]
+		if kind != protowire.VarintType {
+			if n = protowire.ConsumeFieldValue(num, kind, b); n < 0 {
+				return l, false
+			}
+			b = b[n:]
+			continue
+		}
+		v, n := protowire.ConsumeVarint(b)
+		if n < 0 {
+			return l, false
+		}
+		b = b[n:]
+		switch num {
+		case 1:
+			l.ID = int64(v)
+		case 2:
+			l.TTL = int64(v)
+		}
+	}
+	return l, l.ID != 0 && l.TTL > 0
+}
+
+func (r *snapshotReader) grow(n int) error {
+	if r.size += n + 40; r.size < loadBytes {
+		return nil
+	}
+	return r.send()
+}
+
+func (r *snapshotReader) send() error {
+	if r.next.KVs == nil && r.next.Leases == nil && r.next.Revision == 0 {
+		return nil
+	}
+	r.next.ID = r.id
+	err := r.part(&r.next)
+	r.next, r.size = kv.Load{}, 0
+	return err
+}
+
+// Load runs a part of a load, which operators alone may hand in: it is not asked who they are. A part may be repeated if its outcome is
+// unknown.
+func (s *Server) Load(ctx context.Context, b []byte) error {
+	l, err := kv.DecodeLoad(b)
+	if err != nil {
+		return err
+	}
+	at, _, err := s.where()
+	if err != nil {
+		return err
+	}
+	err = s.client.Submit(ctx, routeOf(at), shard.Command{Module: shard.ModuleKV, Data: b}).Wait(ctx).Err
+	if l.Revision > 0 && errors.Is(err, kv.ErrNotEmpty) {
+		// The last part was repeated, or somebody was quicker.
+		if now, e := s.status(ctx, false); e == nil && now.Revision == l.Revision && now.Compacted == l.Revision {
+			return nil
+		}
+	}
+	return err
+}

@@ -1,0 +1,138 @@
+package etcd
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/kv"
+)
+
+// saved fetches a snapshot as etcdctl saves it.
+func (r *rig) saved() string {
+	r.t.Helper()
+	st, err := pb.NewMaintenanceClient(r.conn).Snapshot(r.ctx(), &pb.SnapshotRequest{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var all []byte
+	for {
+		m, err := st.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		all = append(all, m.Blob...)
+	}
+	name := filepath.Join(r.t.TempDir(), "saved.db")
+	if err := os.WriteFile(name, all, 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	return name
+}
+
+func TestImport_OwnSnapshot(t *testing.T) {
+	from, to := newRig(t, Config{}), newRig(t, Config{})
+	if _, err := from.lease.LeaseGrant(from.ctx(), &pb.LeaseGrantRequest{ID: 7, TTL: 600}); err != nil {
+		t.Fatal(err)
+	}
+	big := strings.Repeat("x", 5000)
+	for i := range 300 {
+		if _, err := from.kv.Put(from.ctx(), &pb.PutRequest{Key: fmt.Appendf(nil, "k%03d", i), Value: []byte(big), Lease: int64(i % 2 * 7)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	from.put("k001", "again")
+	if _, err := from.kv.DeleteRange(from.ctx(), &pb.DeleteRangeRequest{Key: []byte("k002")}); err != nil {
+		t.Fatal(err)
+	}
+	parts := 0
+	load := func(l *kv.Load) error {
+		parts++
+		if err := to.s.Load(to.ctx(), kv.EncodeLoad(l)); err != nil {
+			return err
+		}
+		// Who got no answer sends a part again.
+		return to.s.Load(to.ctx(), kv.EncodeLoad(l))
+	}
+	// A watch that is open meanwhile goes on behind it.
+	w := to.watching(to.ctx())
+	w.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l")})
+	w.want("0@1 created")
+	found, err := ReadSnapshot(from.saved(), load)
+	if err != nil || found != (Snapshot{Revision: 303, Keys: 299, Leases: 1}) || parts < 3 {
+		t.Fatalf("%+v in %d parts: %v", found, parts, err)
+	}
+	all := &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}
+	a, err1 := from.kv.Range(from.ctx(), all)
+	b, err2 := to.kv.Range(to.ctx(), all)
+	if err1 != nil || err2 != nil || a.Header.Revision != b.Header.Revision || fmt.Sprint(a.Kvs) != fmt.Sprint(b.Kvs) {
+		t.Errorf("not the same: %v %v; revisions %v and %v", err1, err2, a.Header, b.Header)
+	}
+	if ttl, err := to.lease.LeaseTimeToLive(to.ctx(), &pb.LeaseTimeToLiveRequest{ID: 7, Keys: true}); err != nil || ttl.GrantedTTL != 600 || len(ttl.Keys) != 149 {
+		t.Errorf("lease: %v %v", ttl, err)
+	}
+	if got := to.put("k000", "next"); got != 304 {
+		t.Errorf("next revision is %d", got)
+	}
+	m := w.recv()
+	for len(m.Events) > 0 && m.Events[len(m.Events)-1].Kv.ModRevision < 304 {
+		m = w.recv()
+	}
+	if m.CompactRevision != 303 && (len(m.Events) == 0 || string(m.Events[len(m.Events)-1].Kv.Key) != "k000") {
+		t.Errorf("the watch says %v", m)
+	}
+	// What was written to since takes no load.
+	again, err := ReadSnapshot(from.saved(), func(l *kv.Load) error {
+		if l.Revision == 0 {
+			return nil
+		}
+		return load(l)
+	})
+	if !errors.Is(err, kv.ErrNotEmpty) {
+		t.Errorf("%+v again: %v", again, err)
+	}
+}
+
+func TestImport_BadFiles(t *testing.T) {
+	r := newRig(t, Config{})
+	r.put("a", "1")
+	good, err := os.ReadFile(r.saved())
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipped := bytes.Clone(good)
+	flipped[len(flipped)/2] ^= 1
+	for want, b := range map[string][]byte{
+		"checksum":           flipped,
+		"only a part of one": good[:len(good)-100],
+		"as a snapshot":      bytes.Repeat([]byte("no"), 4096),
+		"took no snapshot":   nil,
+	} {
+		name := filepath.Join(t.TempDir(), "bad.db")
+		if b != nil {
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			want = "no such file"
+		}
+		_, err := ReadSnapshot(name, func(*kv.Load) error { t.Errorf("%s: a part came", want); return nil })
+		if k := errs.KindOf(err); err == nil || k == errs.Internal || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	if err := r.s.Load(r.ctx(), []byte("rubbish")); err == nil {
+		t.Error("rubbish was loaded")
+	}
+}
