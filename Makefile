@@ -64,8 +64,8 @@ sim: ## Simulate SEEDS=200 clusters, from seed FIRST=1
 	go test ./internal/sim -v -timeout 0 -run TestSeeds -seeds $(SEEDS) -first $(FIRST)
 
 .PHONY: mutants
-mutants: ## Show that the simulation finds every planted defect
-	go test -tags mutants -v -timeout 30m -run TestMutants ./internal/sim
+mutants: ## Show that the simulation, or a test, finds every planted defect
+	go test -tags mutants -v -timeout 30m -run TestMutant ./internal/sim ./internal/kv
 
 .PHONY: drill
 drill: build ## Run a drill, D=name; without D list them

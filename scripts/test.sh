@@ -64,7 +64,7 @@ main() {
     echo "=== lint: not built here, so not run; make tools builds it, make lint runs it"
   fi
   step "unit tests, with the race detector" go test -race -short -p 2 -v -timeout 20m ./...
-  step "planted defects are found" go test -tags mutants -v -timeout 15m -run TestMutants ./internal/sim
+  step "planted defects are found" go test -tags mutants -v -timeout 15m -run TestMutant ./internal/sim ./internal/kv
   step "simulation, ${SEEDS:-200} seeds" go test -v -timeout 15m -run 'TestSeeds|TestRun|TestRegressions' ./internal/sim -seeds "${SEEDS:-200}"
   step "fuzz, ${FUZZ:-10s} a target" scripts/fuzz.sh "${FUZZ:-10s}"
   step "stock clients against real processes" foreign_clients

@@ -52,6 +52,8 @@ const (
 	MutantLeaseKeptOnMove
 	// MutantRebuildingRead answers reads from a replica that lost its data and is not restored yet.
 	MutantRebuildingRead
+	// MutantFenceUnchecked lets a write under any fencing token through. The simulation has no locks: a test of package kv finds it.
+	MutantFenceUnchecked
 	mutationEnd
 )
 

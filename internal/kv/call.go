@@ -257,6 +257,8 @@ func (Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 		out = c.keepAlive(&d)
 	case reqLoad:
 		out = c.load(&d)
+	case reqFence:
+		out = c.fence(&d)
 	default:
 		return nil, errs.New(errs.Unsupported, "kv command %d; this build does not know it", r)
 	}
@@ -284,6 +286,8 @@ func (Module) Query(v shard.View, q []byte) ([]byte, error) {
 		out = c.leases(&d)
 	case reqHash:
 		out = c.hash(&d)
+	case reqFence:
+		out = c.fence(&d)
 	default:
 		return nil, errs.New(errs.Unsupported, "kv query %d; this build does not know it", r)
 	}

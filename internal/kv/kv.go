@@ -24,6 +24,9 @@
 //	'l' lease (8)                       lease: TTL in seconds, granted TTL, end in Unix ms, raft term (uvarints)
 //	'a' lease (8) key                   nothing: the key hangs on the lease
 //	'i'                                 id of a Load that has begun and not ended
+//	'f' lock                            newest token seen of a lock whose keys are in another shard (uvarint)
+//	't' token (8) lock                  nothing: the order in which those are forgotten
+//	'T'                                 how many there are, and the highest token that was forgotten (uvarints)
 //
 // In an escaped key 0x00 is 0x00 0xff, and 0x00 0x01 ends it: it sorts as the key does, and none is the beginning of another.
 // ^mod makes the newest version of a key come first.

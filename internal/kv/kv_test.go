@@ -802,6 +802,7 @@ func FuzzRequest(f *testing.F) {
 		EncodeOp(&Put{Key: []byte("a")}), EncodeOp(&Txn{If: []Compare{{Key: []byte("a")}}, Then: []Op{&Delete{Key: []byte("a"), End: []byte{0}}}}),
 		EncodeOp(&Range{Key: []byte("a"), End: []byte{0}, Revision: 2}), EncodeCompact(2), EncodeGrant(1, 2), EncodeRevoke(1), EncodeKeepAlive(1),
 		EncodeStatus(), EncodeEvents(2, 10, true), EncodeTimeToLive(1, 0, true), EncodeLeases(), EncodeHash(0), EncodeLoad(loads()[0]), EncodeLoad(loads()[2]),
+		EncodeFence([]byte("a"), 2, true), EncodeFence([]byte("a"), 2, false),
 	} {
 		f.Add(b)
 	}

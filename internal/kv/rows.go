@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"slices"
+	"strconv"
 
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -17,6 +18,10 @@ const (
 	rowLease    = 'l'
 	rowAttached = 'a'
 	rowLoad     = 'i'
+	rowFence    = 'f'
+
+	rowFenceOrder = 't'
+	rowFences     = 'T'
 
 	timerLease   = 'l'
 	timerCompact = 'c'
@@ -176,6 +181,22 @@ func (l *lease) decode(b []byte) bool {
 	l.ttl, l.granted, l.end, l.term = d.int(), d.int(), d.int(), d.int()
 	return !d.bad && len(d.b) == 0
 }
+
+func fenceKey(lock []byte) []byte { return append([]byte{rowFence}, lock...) }
+
+func fenceOrderKey(token int64, lock []byte) []byte {
+	return append(binary.BigEndian.AppendUint64([]byte{rowFenceOrder}, uint64(token)), lock...)
+}
+
+func (f *fences) encode() []byte { return appendInt(appendInt(nil, f.count), f.floor) }
+
+func (f *fences) decode(b []byte) bool {
+	d := decoder{b: b}
+	f.count, f.floor = d.int(), d.int()
+	return d.end() == nil
+}
+
+func decimal(v int64) string { return strconv.FormatInt(v, 10) }
 
 // after returns the lowest key behind all that begin with prefix, nil if there is none.
 func after(prefix []byte) []byte {
