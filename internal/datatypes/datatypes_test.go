@@ -40,8 +40,10 @@ func (fakeLog) Query(v shard.View, q []byte) ([]byte, error) {
 func (fakeLog) Fire(*shard.Tx, []byte) error { return nil }
 
 func newModule() *Module {
-	return New(Config{EncodeEvent: func(_ [16]byte, _ int32, _ []byte, _ bool, value []byte, _ []EventHeader) []byte {
+	return New(Config{EncodeEvent: func(_ [16]byte, _ int32, _ []byte, _ bool, value []byte, _ []EventHeader, _ [][]byte) []byte {
 		return value
+	}, EncodeFence: func(lock []byte, token int64, home bool) []byte {
+		return fmt.Appendf(nil, "%s %d %v", lock, token, home)
 	}})
 }
 
@@ -499,6 +501,7 @@ func TestEncoding_Golden(t *testing.T) {
 		"exec":     {string(EncodeExec([]Watched{{[]byte("w"), 5}}, 1, AppendSub(nil, opSet, args))), "\x01\x01\x01\x01w\x05\x00\x00\x00\x00\x00\x00\x00\x01\x10\x02\x01k\x02vv"},
 		"batch":    {string(AppendBatch(nil, 1, 2, 2, AppendSub(AppendSub(nil, opGet, args[:1]), opGet, args[:1]))), "\x01\x04\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x02\x11\x01\x01k\x11\x01\x01k"},
 		"flush":    {string(EncodeFlushStep(1, 2)), "\x01\x02\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00"},
+		"fenced":   {string(EncodeFenced([]Fence{{Lock: []byte("l"), Token: 300, Home: true}}, EncodeCommand(opSet, args))), "\x01\x09\x01\x01\xac\x02\x01l\x10\x02\x01k\x02vv"},
 		"versions": {string(EncodeVersions(1, args[:1])), "\x01\x05\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x01k"},
 	} {
 		if tc.got != tc.want {
@@ -561,6 +564,7 @@ func FuzzApply(f *testing.F) {
 	}
 	f.Add(EncodeExec([]Watched{{[]byte("k"), 1}}, 1, AppendSub(nil, opSet, [][]byte{{1}, {2}})))
 	f.Add(AppendBatch(nil, 1, 2, 1, AppendSub(nil, opGet, [][]byte{{1}})))
+	f.Add(EncodeFenced([]Fence{{Lock: []byte("l"), Token: 3}, {Lock: []byte("m"), Token: 4, Home: true}}, EncodeCommand(opSet, [][]byte{{1}, {2}})))
 	r := newRig(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r.submit(data)

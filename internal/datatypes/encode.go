@@ -13,9 +13,10 @@ import (
 //	query    version(1) op(1) node clock in Unix ms(8) seed(8) args
 //	exec     version(1) opExec(1) n {key token(8)}* n {op(1) args}*
 //	batch    version(1) opBatch(1) node clock(8) seed(8) n {op(1) args}*
+//	fenced   version(1) opFenced(1) n {home(1) token lock}* command or exec, without its version
 //	args     n {length bytes}*
 //
-// where n and length are uvarints and fixed numbers little-endian. args leaves the command's name out.
+// where n, token and length are uvarints and fixed numbers little-endian. args leaves the command's name out.
 const encodingVersion = 1
 
 // Op numbers a command in the log. See the table; numbers are never reused.
@@ -30,6 +31,7 @@ const (
 	opSlotCount Op = 6
 	opSlotKeys  Op = 7
 	opKeyCount  Op = 8
+	opFenced    Op = 9
 	// opFirst is the lowest number of a command of the table.
 	opFirst Op = 16
 )
@@ -76,6 +78,33 @@ func EncodeExec(watched []Watched, n int, body []byte) []byte {
 		b = binary.LittleEndian.AppendUint64(appendBytes(b, w.Key), w.Version)
 	}
 	return append(binary.AppendUvarint(b, uint64(n)), body...)
+}
+
+// Fence is a lock's token under which a command writes.
+type Fence struct {
+	Lock  []byte
+	Token int64
+	// Home says that the lock's keys are in the shard of the command.
+	Home bool
+}
+
+// FencesMax bounds the fences of one command.
+const FencesMax = 16
+
+// EncodeFenced puts fences in front of a command or transaction: it is done if all of them hold, and else fails with errs.Fenced.
+func EncodeFenced(fences []Fence, cmd []byte) []byte {
+	if len(fences) == 0 {
+		return cmd
+	}
+	b := binary.AppendUvarint([]byte{encodingVersion, byte(opFenced)}, uint64(len(fences)))
+	for _, f := range fences {
+		home := byte(0)
+		if f.Home {
+			home = 1
+		}
+		b = appendBytes(binary.AppendUvarint(append(b, home), uint64(f.Token)), f.Lock)
+	}
+	return append(b, cmd[1:]...)
 }
 
 func appendQueryHead(b []byte, op Op, nodeMs int64, seed uint64) []byte {

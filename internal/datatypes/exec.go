@@ -40,8 +40,9 @@ func (m *Module) exec(c *call, d decoder) ([]byte, error) {
 			return c.run(op)
 		})
 		if err != nil {
-			// Damage is no answer among others: nothing of the transaction may stay.
-			if c.damaged {
+			// Damage is no answer among others: nothing of the transaction may stay. An event that lacks its fence is none
+			// either: its state would be there without it.
+			if c.damaged || errs.Is(err, errs.Fenced) {
 				return nil, err
 			}
 			out = AppendError(out, err)
@@ -90,7 +91,7 @@ func cmdEventAdd(c *call) error {
 	for h := a[4:]; len(h) > 0; h = h[2:] {
 		headers = append(headers, EventHeader{Name: string(h[0]), Value: h[1]})
 	}
-	data := c.m.cfg.EncodeEvent([16]byte(a[0]), partition, a[2][1:], a[2][0] == 0, a[3], headers)
+	data := c.m.cfg.EncodeEvent([16]byte(a[0]), partition, a[2][1:], a[2][0] == 0, a[3], headers, c.locks)
 	answer, err := c.tx.Call(shard.Command{Module: shard.ModuleEventlog, Data: data})
 	if err != nil {
 		return err

@@ -66,8 +66,11 @@ type EventHeader struct {
 type Config struct {
 	// EncodeEvent returns the command of module eventlog that appends one record to a partition. keyNull says that the
 	// record has no key. The command must answer with the record's offset, eight bytes big-endian. If it is nil,
-	// EVENT.ADD is refused.
-	EncodeEvent func(topic [16]byte, partition int32, key []byte, keyNull bool, value []byte, headers []EventHeader) []byte
+	// EVENT.ADD is refused. locks are those whose fences the running command has passed.
+	EncodeEvent func(topic [16]byte, partition int32, key []byte, keyNull bool, value []byte, headers []EventHeader, locks [][]byte) []byte
+	// EncodeFence returns the command of module kv that fails with errs.Fenced unless a fence holds. If it is nil, fenced
+	// commands are refused.
+	EncodeFence func(lock []byte, token int64, home bool) []byte
 }
 
 // Module is the data model; see shard.Module.
@@ -109,6 +112,8 @@ type call struct {
 	seed uint64
 	spec *Spec
 	args [][]byte
+	// locks are those whose fences the command has passed.
+	locks [][]byte
 	// out is the answer.
 	out []byte
 	key []byte
@@ -126,7 +131,7 @@ func (m *Module) begin() *call {
 
 func (m *Module) end(c *call) {
 	clear(c.args[:cap(c.args)])
-	c.tx, c.v, c.out = nil, nil, nil
+	c.tx, c.v, c.out, c.locks = nil, nil, nil, nil
 	if cap(c.args) <= 1024 && cap(c.key) <= 1024 {
 		m.calls.Put(c)
 	}
@@ -151,6 +156,14 @@ func (m *Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 	c := m.begin()
 	defer m.end(c)
 	c.tx, c.v = tx, tx
+	if op == opFenced {
+		if err := c.passFences(&d); err != nil {
+			return nil, err
+		}
+		if op = Op(d.byte()); op == opFenced {
+			return nil, errMalformed()
+		}
+	}
 	c.seed = mix(uint64(tx.Revision()))
 	switch op {
 	case opExec:
@@ -166,6 +179,25 @@ func (m *Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 		return c.setPlain(c.args[0], c.args[1])
 	}
 	return c.run(op)
+}
+
+// passFences fails unless each fence in front of a command holds.
+func (c *call) passFences(d *decoder) error {
+	n := d.uvarint()
+	if n > FencesMax || c.m.cfg.EncodeFence == nil {
+		return errs.New(errs.Unsupported, "a command under %d fences, in a build for at most %d", n, FencesMax)
+	}
+	for ; n > 0; n-- {
+		home, token, lock := d.byte() != 0, int64(d.uvarint()), d.bytes()
+		if d.bad {
+			return errMalformed()
+		}
+		if _, err := c.tx.Call(shard.Command{Module: shard.ModuleKV, Data: c.m.cfg.EncodeFence(lock, token, home)}); err != nil {
+			return err
+		}
+		c.locks = append(c.locks, lock)
+	}
+	return nil
 }
 
 // Query implements shard.Module.

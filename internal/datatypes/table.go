@@ -24,6 +24,8 @@ const (
 	NoMulti
 	// EveryShard commands have no key and concern all shards of a space.
 	EveryShard
+	// MovableKeys commands have keys where First, Last and Step do not say.
+	MovableKeys
 )
 
 // Spec describes a command: what COMMAND tells clients, and how it is run.

@@ -123,7 +123,12 @@ func CheckBatch(b []byte) (BatchHeader, error) {
 	return h, nil
 }
 
-type record struct{ timeDelta, offsetDelta int64 }
+type record struct {
+	timeDelta, offsetDelta int64
+	// fences counts the headers FenceHeader; fence is the value of the last.
+	fences int
+	fence  []byte
+}
 
 // nextRecord splits one record off an uncompressed batch body and checks its form.
 func nextRecord(b []byte) (r record, rest []byte, ok bool) {
@@ -141,19 +146,26 @@ func nextRecord(b []byte) (r record, rest []byte, ok bool) {
 		return r, nil, false
 	}
 	for ; headers > 0 && !d.bad; headers-- {
-		if n := d.iv(); n < 0 || !d.skip(n) {
+		n, name := d.iv(), d.b
+		if n < 0 || !d.skip(n) {
 			return r, nil, false
 		}
-		d.field()
+		value := d.field()
+		if string(name[:n]) == FenceHeader {
+			r.fences, r.fence = r.fences+1, value
+		}
 	}
 	return r, rest, !d.bad && len(d.b) == 0
 }
 
-// field skips a nullable byte string of a record.
-func (d *dec) field() {
-	if n := d.iv(); n < -1 || n > 0 && !d.skip(n) {
+// field takes a nullable byte string off a record.
+func (d *dec) field() []byte {
+	n, v := d.iv(), d.b
+	if n < -1 || n > 0 && !d.skip(n) {
 		d.fail()
+		return nil
 	}
+	return v[:max(n, 0)]
 }
 
 func (d *dec) skip(n int64) bool {

@@ -5,7 +5,7 @@
 // # Where things live
 //
 // Topics are created on the first shard of their space. Partition p lives on the space's PartitionShard(p); its rows come
-// into being with its first append, so that creating a topic touches one shard. A topic with a retention is also copied,
+// into being with its first append, so that creating a topic touches one shard. A topic with a retention or a lock is also copied,
 // before its first append, to the shards that hold its partitions (PlaceTopic), because retention runs there. A consumer
 // group lives whole on one shard, chosen by a hash of its name.
 //

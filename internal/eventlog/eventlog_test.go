@@ -48,7 +48,7 @@ func (w *world) ask(q []byte) ([]byte, error) {
 
 func (w *world) append(part int32, batch []byte) Appended {
 	w.t.Helper()
-	list, err := DecodeAppended(w.must(EncodeAppend([]Append{{Topic: topicA, Partition: part, Batch: batch}})))
+	list, err := DecodeAppended(w.must(EncodeAppend([]Append{{Topic: topicA, Partition: part, Batch: batch}}, false)))
 	if err != nil || len(list) != 1 {
 		w.t.Fatalf("append: %v, %d answers", err, len(list))
 	}
@@ -227,8 +227,8 @@ func TestAppend_EachPartitionHasItsResult(t *testing.T) {
 	bad := batchOf(1)
 	bad[16] = 1
 	list, err := DecodeAppended(w.must(EncodeAppend([]Append{
-		{topicA, 0, batchOf(1)}, {topicA, 1, bad}, {topicA, 0, batchOf(1, 2)},
-	})))
+		{topicA, 0, batchOf(1), 0}, {topicA, 1, bad, 0}, {topicA, 0, batchOf(1, 2), 0},
+	}, false)))
 	if err != nil || len(list) != 3 {
 		t.Fatalf("answers: %+v, %v", list, err)
 	}
@@ -350,7 +350,7 @@ func TestInitProducer_IDsAreUnique(t *testing.T) {
 func TestEvent_IsOneBatchWithClockTime(t *testing.T) {
 	w := newWorld(t)
 	for i := range 3 {
-		b := w.must(EncodeEvent(topicA, 0, []byte("k"), false, []byte("v"), []Header{{Name: "a", Value: nil}, {Name: "b", Value: []byte("c")}}))
+		b := w.must(EncodeEvent(topicA, 0, []byte("k"), false, []byte("v"), []Header{{Name: "a", Value: nil}, {Name: "b", Value: []byte("c")}}, nil))
 		if len(b) != 8 || binary.BigEndian.Uint64(b) != uint64(i) {
 			t.Fatalf("answer %x", b)
 		}
@@ -360,9 +360,9 @@ func TestEvent_IsOneBatchWithClockTime(t *testing.T) {
 	if err != nil || h.BaseOffset != 1 || h.MaxTimestamp != w.c.Now().UnixMilli() || h.ProducerID != -1 {
 		t.Errorf("batch %+v, %v", h, err)
 	}
-	w.must(EncodeEvent(topicA, 0, nil, true, nil, nil))
+	w.must(EncodeEvent(topicA, 0, nil, true, nil, nil, nil))
 	many := make([]Header, headersMax+1)
-	if _, err := w.do(EncodeEvent(topicA, 0, nil, true, nil, many)); !errs.Is(err, errs.Invalid) {
+	if _, err := w.do(EncodeEvent(topicA, 0, nil, true, nil, many, nil)); !errs.Is(err, errs.Invalid) {
 		t.Errorf("too many headers: %v", err)
 	}
 }
@@ -507,7 +507,7 @@ func TestEpochs_EndOffsets(t *testing.T) {
 	at := func(term uint64) {
 		out := shard.Applied{Own: 1}
 		e := shard.AppendBatchHeader(nil, shard.BatchHeader{Stamp: w.c.Now()})
-		e = shard.AppendCommand(e, shard.Command{Module: shard.ModuleEventlog, Data: EncodeAppend([]Append{{topicA, 0, batchOf(1, 2)}})})
+		e = shard.AppendCommand(e, shard.Command{Module: shard.ModuleEventlog, Data: EncodeAppend([]Append{{topicA, 0, batchOf(1, 2), 0}}, false)})
 		if err := m.Apply(m.Applied().Index+1, term, e, &out); err != nil {
 			t.Fatal(err)
 		}
@@ -535,7 +535,7 @@ type changer struct{ Module }
 func (changer) ID() shard.ModuleID { return shard.ModuleDatatypes }
 func (changer) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 	if string(cmd) == "event" {
-		return tx.Call(shard.Command{Module: shard.ModuleEventlog, Data: EncodeEvent(topicA, 0, nil, true, []byte("v"), nil)})
+		return tx.Call(shard.Command{Module: shard.ModuleEventlog, Data: EncodeEvent(topicA, 0, nil, true, []byte("v"), nil, nil)})
 	}
 	var v []byte
 	if string(cmd) != "del" {
@@ -613,11 +613,12 @@ func TestEncodings_Golden(t *testing.T) {
 	join := Join{Group: "g", MemberID: "m", NewID: "n", Instance: "i", ClientID: "c", ClientHost: "h", ProtocolType: "p", Protocols: []Protocol{{"r", []byte{1}}}, SessionMs: 1, RebalanceMs: 2, DelayMs: 3, RequireID: true}
 	var got string
 	for _, b := range [][]byte{
-		EncodeCreateTopic(topic), EncodePlaceTopic(topic), EncodeAppend([]Append{{topicA, 1, []byte{9}}}),
-		EncodeEvent(topicA, 1, []byte("k"), false, []byte("v"), []Header{{"h", nil}}), EncodeInitProducer(), EncodeJoin(join),
+		EncodeCreateTopic(topic), EncodePlaceTopic(topic), EncodeAppend([]Append{{topicA, 1, []byte{9}, 0}}, false),
+		EncodeEvent(topicA, 1, []byte("k"), false, []byte("v"), []Header{{"h", nil}}, nil), EncodeInitProducer(), EncodeJoin(join),
 		EncodeSync(Sync{Group: "g", MemberID: "m", Instance: "i", Generation: 1, ProtocolType: "p", Protocol: "r", Assignments: []Assignment{{"m", []byte{1}}}}),
 		EncodeHeartbeat("g", "m", "i", 1), EncodeLeave("g", []Leaver{{"m", "i"}}),
 		EncodeCommit(Commit{Group: "g", MemberID: "m", Instance: "i", Generation: 1, Offsets: []CommittedOffset{{"t", 1, 2, 3, "x"}}}),
+		EncodeCreateTopic(Topic{ID: topicA, Name: "t", Partitions: 2, Fence: "lock"}), EncodeAppend([]Append{{topicA, 1, []byte{9}, 300}}, true),
 	} {
 		got += hex.EncodeToString(b) + "\n"
 	}
@@ -643,7 +644,7 @@ func TestApply_UnknownAndMalformed(t *testing.T) {
 			t.Errorf("query %x was accepted", c)
 		}
 	}
-	for op := byte(1); op <= opCommit; op++ {
+	for op := byte(1); op <= opAppendFenced; op++ {
 		if op == opInitProducer {
 			continue
 		}

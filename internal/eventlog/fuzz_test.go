@@ -19,9 +19,10 @@ func resum(b []byte) []byte {
 // FuzzCommand feeds commands and queries to a machine: no input may panic, and none may be half applied.
 func FuzzCommand(f *testing.F) {
 	f.Add(EncodeCreateTopic(Topic{ID: topicA, Name: "t", Partitions: 2}))
-	f.Add(EncodeAppend([]Append{{topicA, 1, batchOf(1, 2)}}))
-	f.Add(EncodeAppend([]Append{{topicA, 1, from(3, 0, 0, 2)}}))
-	f.Add(EncodeEvent(topicA, 1, []byte("k"), false, []byte("v"), []Header{{"h", nil}}))
+	f.Add(EncodeAppend([]Append{{topicA, 1, batchOf(1, 2), 0}}, false))
+	f.Add(EncodeAppend([]Append{{topicA, 1, from(3, 0, 0, 2), 0}}, false))
+	f.Add(EncodeAppend([]Append{{topicA, 1, batchOf(1, 2), 7}}, true))
+	f.Add(EncodeEvent(topicA, 1, []byte("k"), false, []byte("v"), []Header{{"h", nil}}, nil))
 	f.Add(EncodeJoin(Join{Group: "g", NewID: "n", ProtocolType: "p", Protocols: []Protocol{{"r", []byte{1}}}, SessionMs: 1, RebalanceMs: 2}))
 	f.Add(EncodeSync(Sync{Group: "g", MemberID: "n", Generation: 1}))
 	f.Add(EncodeHeartbeat("g", "n", "", 1))

@@ -17,6 +17,7 @@ const (
 	opHeartbeat    = 8
 	opLeave        = 9
 	opCommit       = 10
+	opAppendFenced = 11
 )
 
 // Query numbers.
@@ -37,7 +38,11 @@ const (
 )
 
 // Module is the event log's shard.Module. It has no state.
-type Module struct{}
+type Module struct {
+	// EncodeFence returns the command of module kv that fails with errs.Fenced unless a token is that of a lock's holder. Without it,
+	// appends to topics with a lock are refused.
+	EncodeFence func(lock []byte, token int64, home bool) []byte
+}
 
 var _ shard.Module = Module{}
 
@@ -65,7 +70,9 @@ func (m Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 	case opEvent:
 		return applyEvent(tx, d)
 	case opAppend:
-		return applyAppend(tx, d)
+		return m.applyAppend(tx, d, false)
+	case opAppendFenced:
+		return m.applyAppend(tx, d, true)
 	case opCreateTopic:
 		return applyCreateTopic(tx, d)
 	case opPlaceTopic:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/quorate/quorate/internal/errs"
@@ -40,6 +41,8 @@ type partition struct {
 	// retentionMs and retentionBytes are copied from the topic; 0 keeps everything. armed says that a timer is set.
 	retentionMs, retentionBytes int64
 	armed                       bool
+	// fenced says that the topic has a lock: every append needs its token.
+	fenced bool
 }
 
 const partitionRowSize = 1 + 8*11 + 4*4 + 1
@@ -55,9 +58,22 @@ func (p *partition) encode() []byte {
 	for _, v := range [...]int32{p.epoch, p.openBatches, p.openBytes, p.producers} {
 		e.u32(uint32(v))
 	}
-	e.bool(p.armed)
+	flags := byte(0)
+	if p.armed {
+		flags |= partitionArmed
+	}
+	if p.fenced {
+		flags |= partitionFenced
+	}
+	e.u8(flags)
 	return e.b
 }
+
+// Flags of a partition's row.
+const (
+	partitionArmed = 1 << iota
+	partitionFenced
+)
 
 // readPartition returns a partition's state; one that nothing was appended to is empty and starts at 0.
 func readPartition(v shard.View, topic [16]byte, part int32) (p partition, ok bool) {
@@ -75,7 +91,8 @@ func readPartition(v shard.View, topic [16]byte, part int32) (p partition, ok bo
 	for _, f := range [...]*int32{&p.epoch, &p.openBatches, &p.openBytes, &p.producers} {
 		*f = int32(d.u32())
 	}
-	p.armed = d.bool()
+	flags := d.u8()
+	p.armed, p.fenced = flags&partitionArmed != 0, flags&partitionFenced != 0
 	d.ok("partition")
 	return p, true
 }
@@ -88,7 +105,7 @@ func openPartition(tx *shard.Tx, topic [16]byte, part int32) partition {
 	p, ok := readPartition(tx, topic, part)
 	if !ok {
 		if t, ok := readTopic(tx, topic); ok {
-			p.retentionMs, p.retentionBytes = t.RetentionMs, t.RetentionBytes
+			p.retentionMs, p.retentionBytes, p.fenced = t.RetentionMs, t.RetentionBytes, t.Fence != ""
 		}
 		p.epoch = int32(tx.Term())
 	}
@@ -229,6 +246,8 @@ type Append struct {
 	Partition int32
 	// Batch is one record batch that CheckBatch accepted.
 	Batch []byte
+	// Token is the fencing token of the batch's records, 0 if they have none; see BatchToken.
+	Token int64
 }
 
 // Appended is the answer to one Append.
@@ -242,17 +261,26 @@ type Appended struct {
 }
 
 // EncodeAppend makes the command that appends batches to partitions of one shard. Each has its own result, and the
-// command as a whole is one log entry.
-func EncodeAppend(list []Append) []byte {
-	size := 8
+// command as a whole is one log entry. home says that the keys of locks are in that shard too.
+func EncodeAppend(list []Append, home bool) []byte {
+	size, op := 8, byte(opAppend)
 	for i := range list {
-		size += 32 + len(list[i].Batch)
+		size += 42 + len(list[i].Batch)
+		if list[i].Token != 0 {
+			op = opAppendFenced
+		}
 	}
-	e := newEnc(opAppend, size)
+	e := newEnc(op, size)
+	if op == opAppendFenced {
+		e.bool(home)
+	}
 	e.uv(uint64(len(list)))
 	for i := range list {
 		e.id(list[i].Topic)
 		e.uv(uint64(list[i].Partition))
+		if op == opAppendFenced {
+			e.uv(uint64(list[i].Token))
+		}
 		e.bytes(list[i].Batch)
 	}
 	return e.b
@@ -305,23 +333,30 @@ func (d *dec) partition() int32 {
 	return int32(n)
 }
 
-func decodeAppend(d dec) ([]Append, error) {
-	var list []Append
-	for n := d.count(18); n > 0 && !d.bad; n-- {
-		list = append(list, Append{Topic: d.id(), Partition: d.partition(), Batch: d.bytes()})
+func decodeAppend(d dec, fenced bool) (list []Append, home bool, err error) {
+	if fenced {
+		home = d.bool()
 	}
-	return list, d.done("append command")
+	for n := d.count(18); n > 0 && !d.bad; n-- {
+		a := Append{Topic: d.id(), Partition: d.partition()}
+		if fenced {
+			a.Token = int64(d.uv())
+		}
+		a.Batch = d.bytes()
+		list = append(list, a)
+	}
+	return list, home, d.done("append command")
 }
 
-func applyAppend(tx *shard.Tx, d dec) ([]byte, error) {
-	list, err := decodeAppend(d)
+func (m Module) applyAppend(tx *shard.Tx, d dec, fenced bool) ([]byte, error) {
+	list, home, err := decodeAppend(d, fenced)
 	if err != nil {
 		return nil, err
 	}
 	out := &enc{}
 	out.uv(uint64(len(list)))
 	for i := range list {
-		base, start, err := appendBatch(tx, &list[i])
+		base, start, err := m.appendBatch(tx, &list[i], home)
 		out.refusal(err)
 		if err == nil {
 			out.u64(uint64(base))
@@ -331,23 +366,31 @@ func applyAppend(tx *shard.Tx, d dec) ([]byte, error) {
 	return out.b, nil
 }
 
-func appendBatch(tx *shard.Tx, a *Append) (base, start int64, err error) {
+func (m Module) appendBatch(tx *shard.Tx, a *Append, home bool) (base, start int64, err error) {
 	h, err := checkHeader(a.Batch)
 	if err != nil {
 		return 0, 0, err
 	}
 	p := openPartition(tx, a.Topic, a.Partition)
 	var pr producer
+	var known bool
 	if h.ProducerID >= 0 {
-		var known bool
 		pr, known = readProducer(tx, a.Topic, a.Partition, h.ProducerID)
 		base, again, err := pr.check(known, h)
 		if err != nil {
 			return 0, 0, err
 		}
 		if again {
+			// What was appended is not refused afterwards, whoever holds the lock by now.
 			return base, p.start, nil
 		}
+	}
+	if p.fenced || a.Token != 0 {
+		if err := m.passFence(tx, &p, a, home); err != nil {
+			return 0, 0, err
+		}
+	}
+	if h.ProducerID >= 0 {
 		if !known {
 			if p.producers >= producersMax {
 				return 0, 0, errs.New(errs.Overloaded, "partition has %d idempotent producers, the most it may have; reuse producers, or try again in a day", p.producers)
@@ -367,7 +410,8 @@ func appendBatch(tx *shard.Tx, a *Append) (base, start int64, err error) {
 // EncodeEvent makes the command that appends one record, stamped with the shard's clock. Another module runs it through
 // Tx.Call, so that a change of state and its event are one commit. The answer is the record's offset in eight big-endian
 // bytes.
-func EncodeEvent(topic [16]byte, partition int32, key []byte, keyNull bool, value []byte, headers []Header) []byte {
+// locks are those whose tokens the transaction holds.
+func EncodeEvent(topic [16]byte, partition int32, key []byte, keyNull bool, value []byte, headers []Header, locks [][]byte) []byte {
 	size := 32 + len(key) + len(value)
 	for _, h := range headers {
 		size += 8 + len(h.Name) + len(h.Value)
@@ -386,6 +430,12 @@ func EncodeEvent(topic [16]byte, partition int32, key []byte, keyNull bool, valu
 		e.bool(h.Value == nil)
 		if h.Value != nil {
 			e.bytes(h.Value)
+		}
+	}
+	if len(locks) > 0 {
+		e.uv(uint64(len(locks)))
+		for _, l := range locks {
+			e.bytes(l)
 		}
 	}
 	return e.b
@@ -412,6 +462,12 @@ func applyEvent(tx *shard.Tx, d dec) ([]byte, error) {
 		}
 		headers = append(headers, h)
 	}
+	var locks []string
+	if len(d.b) > 0 {
+		for n := d.count(1); n > 0 && !d.bad; n-- {
+			locks = append(locks, d.str())
+		}
+	}
 	if err := d.done("event command"); err != nil {
 		return nil, err
 	}
@@ -419,6 +475,11 @@ func applyEvent(tx *shard.Tx, d dec) ([]byte, error) {
 		return nil, errs.New(errs.TooLarge, "an event of %d bytes; at most %d are allowed", size, MessageBytesMax)
 	}
 	p := openPartition(tx, topic, part)
+	if p.fenced {
+		if t, _ := readTopic(tx, topic); !slices.Contains(locks, t.Fence) {
+			return nil, errs.New(errs.Fenced, "topic %q takes events only under the lock %q, and nothing was done: send FENCE with that lock and the token of its holder before EVENT.ADD, in the transaction or in front of the command", t.Name, t.Fence)
+		}
+	}
 	base := p.take(tx, put{topic: topic, part: part, key: key, keyNull: keyNull, value: value, headers: headers}, 1)
 	return binary.BigEndian.AppendUint64(nil, uint64(base)), nil
 }

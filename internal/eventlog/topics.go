@@ -10,6 +10,8 @@ import (
 
 // Bounds of topics.
 const (
+	// FenceMax is the longest name of a topic's lock.
+	FenceMax = 1024
 	// TopicNameMax is the longest topic name, as in Kafka.
 	TopicNameMax = 249
 	// PartitionsPerTopicMax bounds one topic.
@@ -40,6 +42,8 @@ type Topic struct {
 	RetentionBytes int64
 	// MessageBytesMax is the largest record batch; 0 means MessageBytesDefault.
 	MessageBytesMax int32
+	// Fence is the lock under whose fencing token everything is appended; empty for none.
+	Fence string
 	// Created is the shard's clock at creation, in Unix milliseconds; the state machine sets it.
 	Created int64
 }
@@ -97,6 +101,8 @@ func CheckTopic(t Topic) error {
 		return errs.Coded(errs.Invalid, "INVALIDCONFIG", "retention must not be negative; 0 keeps everything")
 	case t.MessageBytesMax < 0 || t.MessageBytesMax > MessageBytesMax:
 		return errs.Coded(errs.Invalid, "INVALIDCONFIG", "max.message.bytes is %d; at most %d is allowed", t.MessageBytesMax, MessageBytesMax)
+	case len(t.Fence) > FenceMax:
+		return errs.Coded(errs.Invalid, "INVALIDCONFIG", "the name of the lock has %d bytes; at most %d are allowed", len(t.Fence), FenceMax)
 	}
 	return nil
 }
@@ -109,6 +115,14 @@ func (e *enc) topic(t Topic) {
 	e.iv(t.RetentionBytes)
 	e.iv(int64(t.MessageBytesMax))
 	e.iv(t.Created)
+}
+
+// lastTopic encodes a topic behind which nothing follows. Topics without a lock are as they were before there were any.
+func (e *enc) lastTopic(t Topic) {
+	e.topic(t)
+	if t.Fence != "" {
+		e.str(t.Fence)
+	}
 }
 
 func (d *dec) topic() Topic {
@@ -124,25 +138,33 @@ func (d *dec) topic() Topic {
 	return t
 }
 
+func (d *dec) lastTopic() Topic {
+	t := d.topic()
+	if len(d.b) > 0 {
+		t.Fence = d.str()
+	}
+	return t
+}
+
 // EncodeCreateTopic makes the command that creates a topic, for the space's first shard. It fails with errs.Exists if
 // the name is taken. The answer is the stored topic: DecodeTopic.
 func EncodeCreateTopic(t Topic) []byte {
-	e := newEnc(opCreateTopic, 64+len(t.Name))
-	e.topic(t)
+	e := newEnc(opCreateTopic, 64+len(t.Name)+len(t.Fence))
+	e.lastTopic(t)
 	return e.b
 }
 
 // EncodePlaceTopic makes the command that copies a topic to a shard that holds some of its partitions. It is needed once
-// a shard, before the first append, if the topic has a retention; doing it again does no harm.
+// a shard, before the first append, if the topic has a retention or a fence; doing it again does no harm.
 func EncodePlaceTopic(t Topic) []byte {
-	e := newEnc(opPlaceTopic, 64+len(t.Name))
-	e.topic(t)
+	e := newEnc(opPlaceTopic, 64+len(t.Name)+len(t.Fence))
+	e.lastTopic(t)
 	return e.b
 }
 
 func topicRow(t Topic) []byte {
 	e := &enc{b: []byte{version}}
-	e.topic(t)
+	e.lastTopic(t)
 	return e.b
 }
 
@@ -152,13 +174,13 @@ func readTopic(v shard.View, id [16]byte) (t Topic, ok bool) {
 		return t, false
 	}
 	d := row(b)
-	t = d.topic()
+	t = d.lastTopic()
 	d.ok("topic")
 	return t, true
 }
 
 func applyCreateTopic(tx *shard.Tx, d dec) ([]byte, error) {
-	t := d.topic()
+	t := d.lastTopic()
 	if err := d.done("create topic command"); err != nil {
 		return nil, err
 	}
@@ -195,7 +217,7 @@ func applyCreateTopic(tx *shard.Tx, d dec) ([]byte, error) {
 }
 
 func applyPlaceTopic(tx *shard.Tx, d dec) ([]byte, error) {
-	t := d.topic()
+	t := d.lastTopic()
 	if err := d.done("place topic command"); err != nil {
 		return nil, err
 	}
@@ -228,7 +250,7 @@ func QueryTopicByID(id [16]byte) []byte {
 // DecodeTopic reads the answer of QueryTopicByName and of QueryTopicByID, and that of creating a topic.
 func DecodeTopic(b []byte) (Topic, error) {
 	d := dec{b: b}
-	t := d.topic()
+	t := d.lastTopic()
 	return t, d.done("answer: topic")
 }
 
@@ -239,6 +261,10 @@ func DecodeTopics(b []byte) ([]Topic, error) {
 	for n := d.count(21); n > 0 && !d.bad; n-- {
 		out = append(out, d.topic())
 	}
+	// The locks follow, if any topic has one.
+	for i := 0; len(d.b) > 0 && i < len(out); i++ {
+		out[i].Fence = d.str()
+	}
 	return out, d.done("answer: topics")
 }
 
@@ -246,7 +272,7 @@ func answerTopics(v shard.View, d dec) ([]byte, error) {
 	if err := d.done("topics query"); err != nil {
 		return nil, err
 	}
-	n, body := 0, &enc{}
+	n, body, locks, some := 0, &enc{}, &enc{}, false
 	for _, id := range v.Scan([]byte{rowName}, []byte{rowName + 1}) {
 		// Only topics created here have a name row: placed copies are not listed.
 		if len(id) != 16 {
@@ -254,12 +280,18 @@ func answerTopics(v shard.View, d dec) ([]byte, error) {
 		}
 		if t, ok := readTopic(v, [16]byte(id)); ok {
 			body.topic(t)
+			locks.str(t.Fence)
+			some = some || t.Fence != ""
 			n++
 		}
 	}
 	out := &enc{b: make([]byte, 0, len(body.b)+4)}
 	out.uv(uint64(n))
-	return append(out.b, body.b...), nil
+	out.b = append(out.b, body.b...)
+	if some {
+		out.b = append(out.b, locks.b...)
+	}
+	return out.b, nil
 }
 
 func answerTopicByName(v shard.View, d dec) ([]byte, error) {

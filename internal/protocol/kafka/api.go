@@ -25,7 +25,7 @@ func (s *Server) apis() []api {
 	fetchShape.tagRefused = 1
 	return []api{
 		{0, "Produce", 0, 3, 12, parseShape(9, "s@3 h i [s [i y]]"), s.produce,
-			"Acks 0, 1 and all; every acknowledgement means a majority has it on disk. Idempotent producers. All codecs.", "transactions"},
+			"Acks 0, 1 and all; every acknowledgement means a majority has it on disk. Idempotent producers. All codecs. Topics with `quorate.fence=LOCK` want a fencing token in each record: [how to](../howto/fencing.md).", "transactions"},
 		{1, "Fetch", 4, 4, 17, fetchShape, s.fetch,
 			"Long poll with minimum and maximum bytes; the first batch whole even if too large; topic ids from version 13.", "incremental sessions (session id 0), followers"},
 		{2, "ListOffsets", 1, 1, 10, parseShape(6, "i b@2 [s [i i@4 l]] i@10"), s.listOffsets,
@@ -47,7 +47,7 @@ func (s *Server) apis() []api {
 		{16, "ListGroups", 0, 0, 5, parseShape(3, "(s)@4 (s)@5"), s.listGroups, "", ""},
 		{18, "ApiVersions", 0, 0, 4, parseShape(3, "s@3 s@3"), s.apiVersions, "", ""},
 		{19, "CreateTopics", 2, 2, 7, parseShape(5, "[s i h [i (i)] [s s]] i b"), s.createTopics,
-			"retention.ms, retention.bytes and max.message.bytes; other settings are refused by name.", "replica assignments, compaction"},
+			"retention.ms, retention.bytes, max.message.bytes and quorate.fence; other settings are refused by name.", "replica assignments, compaction"},
 		{22, "InitProducerId", 0, 0, 5, parseShape(2, "s i l@3 h@3"), s.initProducerID, "Ids for idempotent producers.", "transactional ids"},
 		{23, "OffsetForLeaderEpoch", 0, 0, 4, parseShape(4, "i@3 [s [i i@2 i]]"), s.offsetForLeaderEpoch, "", ""},
 		{32, "DescribeConfigs", 0, 0, 4, parseShape(4, "[b s (s)] b@1 b@3"), s.describeConfigs, "Topics and brokers.", ""},

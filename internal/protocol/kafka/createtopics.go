@@ -139,6 +139,7 @@ func topicConfigs(t *eventlog.Topic) []topicConfig {
 		{"compression.type", "producer", "Batches are stored as they were produced.", kmsg.ConfigTypeString, false, true},
 		{"max.message.bytes", strconv.Itoa(int(bytesMax)), "The largest record batch.", kmsg.ConfigTypeInt, t.MessageBytesMax != 0, false},
 		{"message.timestamp.type", "CreateTime", "Time stamps are the producer's.", kmsg.ConfigTypeString, false, true},
+		{"quorate.fence", t.Fence, "The lock under whose fencing token records are appended, in their header quorate-fence; empty for none.", kmsg.ConfigTypeString, t.Fence != "", false},
 		{"retention.bytes", forEver(t.RetentionBytes), "How much of each partition is kept; -1 keeps everything.", kmsg.ConfigTypeLong, t.RetentionBytes != 0, false},
 		{"retention.ms", forEver(t.RetentionMs), "How long records are kept; -1 keeps them for ever.", kmsg.ConfigTypeLong, t.RetentionMs != 0, false},
 	}
@@ -178,6 +179,9 @@ func setConfig(t *eventlog.Topic, name string, value *string) error {
 		n, err := long(1, eventlog.MessageBytesMax)
 		t.MessageBytesMax = int32(n)
 		return err
+	case "quorate.fence":
+		t.Fence = *value
+		return nil
 	}
 	for _, c := range topicConfigs(t) {
 		if c.name == name {
@@ -187,5 +191,5 @@ func setConfig(t *eventlog.Topic, name string, value *string) error {
 			return bad("setting %s is %q; only %q is supported", name, *value, c.value)
 		}
 	}
-	return bad("setting %q is not supported; supported are max.message.bytes, retention.bytes and retention.ms", name)
+	return bad("setting %q is not supported; supported are max.message.bytes, quorate.fence, retention.bytes and retention.ms", name)
 }

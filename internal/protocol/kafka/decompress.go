@@ -13,8 +13,8 @@ import (
 	"github.com/quorate/quorate/internal/errs"
 )
 
-// decompressedMax bounds what a batch may unpack to when the server looks inside, which it does for ListOffsets by time
-// only.
+// decompressedMax bounds what a batch may unpack to when the server looks inside, which it does for ListOffsets by time and
+// for topics with a lock.
 const decompressedMax = 64 << 20
 
 // xerial is the start of the framed form of snappy that Java clients write.

@@ -41,6 +41,7 @@ const (
 	codeInvalidConfig              int16 = 40
 	codeInvalidRequest             int16 = 42
 	codeUnsupportedForFormat       int16 = 43
+	codePolicyViolation            int16 = 44
 	codeOutOfOrderSequence         int16 = 45
 	codeInvalidProducerEpoch       int16 = 47
 	codeTransactionalIDAuthFailed  int16 = 53
@@ -99,8 +100,9 @@ var reasonCodes = map[string]int16{
 	"TRANSACTION": codeTransactionalIDAuthFailed, "COMPRESSION": codeUnsupportedCompressionType,
 	"INVALIDTIMESTAMP": codeInvalidTimestamp, "UNKNOWNPRODUCER": codeUnknownProducerID, "OUTOFORDER": codeOutOfOrderSequence,
 	"REPLICATIONFACTOR": codeInvalidReplicationFactor, "REPLICAASSIGNMENT": codeInvalidReplicaAssignment,
-	"INVALIDACKS":  codeInvalidRequiredAcks,
-	"INVALIDTOPIC": codeInvalidTopic, "INVALIDPARTITIONS": codeInvalidPartitions, "INVALIDCONFIG": codeInvalidConfig,
+	"INVALIDACKS":      codeInvalidRequiredAcks,
+	eventlog.CodeStale: codePolicyViolation,
+	"INVALIDTOPIC":     codeInvalidTopic, "INVALIDPARTITIONS": codeInvalidPartitions, "INVALIDCONFIG": codeInvalidConfig,
 	eventlog.CodeUnknownMember: codeUnknownMemberID, eventlog.CodeIllegalGeneration: codeIllegalGeneration,
 	eventlog.CodeFencedInstance: codeFencedInstanceID, eventlog.CodeInconsistent: codeInconsistentGroupProtocol,
 	eventlog.CodeGroupFull: codeGroupMaxSizeReached, eventlog.CodeRebalancing: codeRebalanceInProgress,

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/quorate/quorate/internal/eventlog"
+	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/shardtest"
 )
@@ -32,6 +34,7 @@ type bench struct {
 	t    *testing.T
 	c    *shardtest.Client
 	s    *Server
+	reg  *prometheus.Registry
 	addr string
 }
 
@@ -41,11 +44,12 @@ func newBench(t *testing.T, shards int, cfg Config) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := shardtest.New(t, shardtest.Options{Shards: shards, RealTime: true, Addr: map[string]string{"kafka": ln.Addr().String()}}, eventlog.Module{}, changer{})
+	c := shardtest.New(t, shardtest.Options{Shards: shards, RealTime: true, Addr: map[string]string{"kafka": ln.Addr().String()}}, eventlog.Module{EncodeFence: kv.EncodeFence}, changer{}, kv.Module{})
 	if cfg.RebalanceDelay == 0 {
 		cfg.RebalanceDelay = 20 * time.Millisecond
 	}
-	s := New(cfg, c, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	reg := prometheus.NewRegistry()
+	s := New(cfg, c, slog.New(slog.DiscardHandler), reg)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ln) }()
 	t.Cleanup(func() {
@@ -54,7 +58,7 @@ func newBench(t *testing.T, shards int, cfg Config) *bench {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	return &bench{t, c, s, ln.Addr().String()}
+	return &bench{t, c, s, reg, ln.Addr().String()}
 }
 
 // wire is a client connection.
@@ -551,6 +555,9 @@ func TestCreateTopics_AnswersAndRefusals(t *testing.T) {
 		"keep for ever":   {set("retention.ms", p("-1")), 0},
 		"message bytes":   {set("max.message.bytes", p("1000")), 0},
 		"bytes retention": {set("retention.bytes", p("1000")), 0},
+		"lock":            {set("quorate.fence", p("locks/writer")), 0},
+		"long lock":       {set("quorate.fence", p(strings.Repeat("l", 1025))), codeInvalidConfig},
+		"null lock":       {set("quorate.fence", nil), codeInvalidConfig},
 	} {
 		req := kmsg.NewPtrCreateTopicsRequest()
 		req.ValidateOnly = true
@@ -592,7 +599,7 @@ func TestDescribe_ConfigsClusterEpochs(t *testing.T) {
 			req.Resources = append(req.Resources, r)
 		}
 		r := ask[*kmsg.DescribeConfigsResponse](w, req, v).Resources
-		if len(r[0].Configs) != 6 || len(r[1].Configs) != 3 || r[2].ErrorCode != codeUnknownTopicOrPartition || r[3].ErrorCode != codeInvalidRequest || r[4].ErrorCode != codeInvalidRequest {
+		if len(r[0].Configs) != 7 || len(r[1].Configs) != 3 || r[2].ErrorCode != codeUnknownTopicOrPartition || r[3].ErrorCode != codeInvalidRequest || r[4].ErrorCode != codeInvalidRequest {
 			t.Errorf("configs version %d: %+v", v, r)
 		}
 		req.Resources = req.Resources[:1]

@@ -8,6 +8,7 @@ type metrics struct {
 	refused     *prometheus.CounterVec
 	bytesIn     prometheus.Counter
 	bytesOut    prometheus.Counter
+	fenced      prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -30,9 +31,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		bytesOut: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "quorate_kafka_sent_bytes_total", Help: "Bytes of Kafka responses.",
 		}),
+		fenced: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "quorate_kafka_fenced_total", Help: "Record batches refused because their fencing token was stale. A few follow each change of a lock's holder; a steady rate is a writer that ignores that it lost the lock.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.requests, m.connections, m.refused, m.bytesIn, m.bytesOut)
+		reg.MustRegister(m.requests, m.connections, m.refused, m.bytesIn, m.bytesOut, m.fenced)
 	}
 	return m
 }

@@ -22,6 +22,11 @@ import (
 // Versions: 3 to 12; announced from 0, because librdkafka takes a higher minimum for a broker without compression
 // (KAFKA-18659). Older versions, whose records have another format, are refused.
 //
+// A topic with the setting quorate.fence=LOCK takes records only under the fencing token of that lock's holder: each has it in the
+// header quorate-fence. The server looks into the batch for it, and the shard compares. A stale one is POLICY_VIOLATION: Java, librdkafka
+// and franz-go fail the batch with it, do not try again, and go on with the next, which is right once the lock is acquired again.
+// PRODUCER_FENCED would end Java's producer for good, and INVALID_PRODUCER_EPOCH makes franz-go send the batch again.
+//
 // Not supported: transactions; topic ids (version 13).
 
 // appendBytesMax is how many bytes of batches go into one command.
@@ -91,15 +96,15 @@ func (s *Server) beginProduce(ctx context.Context, req *kmsg.ProduceRequest) *pr
 			p, rp := &t.Partitions[j], &rt.Partitions[j]
 			*rp = kmsg.NewProduceResponseTopicPartition()
 			rp.Partition, rp.BaseOffset = p.Partition, -1
-			err := err
+			err, token := err, int64(0)
 			if err == nil {
-				err = w.check(topic, p, rp)
+				token, err = w.check(s, topic, p, rp)
 			}
 			switch {
 			case err != nil:
-				w.refuse(rp, err)
+				w.refuse(s, rp, err)
 			case rp.ErrorCode == 0:
-				loads = w.load(s, loads, topic, p, rp)
+				loads = w.load(s, loads, eventlog.Append{Topic: topic.ID, Partition: p.Partition, Batch: p.Records, Token: token}, rp)
 			}
 		}
 	}
@@ -117,17 +122,18 @@ func (s *Server) producible(ctx context.Context, name string) (*eventlog.Topic, 
 	return s.topics.ByName(ctx, name)
 }
 
-// check refuses a batch that must not reach the shard. It sets the code itself if another node leads the partition.
-func (w *produceWork) check(t *eventlog.Topic, p *kmsg.ProduceRequestTopicPartition, rp *kmsg.ProduceResponseTopicPartition) error {
+// check refuses a batch that must not reach the shard, and returns the fencing token of its records, if the topic wants one. It sets the code
+// itself if another node leads the partition.
+func (w *produceWork) check(s *Server, t *eventlog.Topic, p *kmsg.ProduceRequestTopicPartition, rp *kmsg.ProduceResponseTopicPartition) (int64, error) {
 	if p.Partition < 0 || p.Partition >= t.Partitions {
-		return errs.New(errs.NotFound, "topic %q has partitions 0 to %d, not %d", t.Name, t.Partitions-1, p.Partition)
+		return 0, errs.New(errs.NotFound, "topic %q has partitions 0 to %d, not %d", t.Name, t.Partitions-1, p.Partition)
 	}
 	bytesMax := int(t.MessageBytesMax)
 	if bytesMax == 0 {
 		bytesMax = eventlog.MessageBytesDefault
 	}
 	if len(p.Records) > bytesMax {
-		return errs.New(errs.TooLarge, "a record batch of %d bytes; max.message.bytes of topic %q is %d", len(p.Records), t.Name, bytesMax)
+		return 0, errs.New(errs.TooLarge, "a record batch of %d bytes; max.message.bytes of topic %q is %d", len(p.Records), t.Name, bytesMax)
 	}
 	on := w.world.space.PartitionShard(p.Partition)
 	if info, _ := w.world.topo.Shard(on); info.Leader != 0 && info.Leader != w.world.topo.Self {
@@ -137,21 +143,46 @@ func (w *produceWork) check(t *eventlog.Topic, p *kmsg.ProduceRequestTopicPartit
 			rp.CurrentLeader.LeaderID, rp.CurrentLeader.LeaderEpoch = int32(node), epoch
 		}
 		w.moved = true
-		return nil
+		return 0, nil
 	}
-	_, err := eventlog.CheckBatch(p.Records)
-	return err
+	h, err := eventlog.CheckBatch(p.Records)
+	if err != nil || t.Fence == "" {
+		return 0, err
+	}
+	return w.token(s, t, h, p.Records[eventlog.BatchHeaderSize:], on)
 }
 
-func (w *produceWork) refuse(rp *kmsg.ProduceResponseTopicPartition, err error) {
+// token reads the fencing token of a batch for a topic with a lock.
+func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader, body []byte, on shard.ID) (int64, error) {
+	if codec := h.Attributes & eventlog.AttrCodec; codec != 0 {
+		release, err := s.unpacked.take(w.ctx, decompressedMax)
+		if err != nil {
+			return 0, err
+		}
+		defer release()
+		if body, err = decompress(codec, body); err != nil {
+			return 0, err
+		}
+	}
+	token, err := eventlog.BatchToken(h, body, t.Name, t.Fence)
+	if err == nil && on != w.world.space.Shards[0] {
+		err = eventlog.Stale(s.tokens.Check(w.ctx, []byte(t.Fence), token))
+	}
+	return token, err
+}
+
+func (w *produceWork) refuse(s *Server, rp *kmsg.ProduceResponseTopicPartition, err error) {
 	rp.BaseOffset = -1
 	rp.ErrorCode, rp.ErrorMessage = codeOf(err, faceData), text(err)
+	if rp.ErrorCode == codePolicyViolation {
+		s.m.fenced.Inc()
+	}
 	w.resp.ThrottleMillis = max(w.resp.ThrottleMillis, throttle(err))
 }
 
 // load puts a batch with the others for its shard.
-func (w *produceWork) load(s *Server, loads []*load, t *eventlog.Topic, p *kmsg.ProduceRequestTopicPartition, rp *kmsg.ProduceResponseTopicPartition) []*load {
-	on := w.world.space.PartitionShard(p.Partition)
+func (w *produceWork) load(s *Server, loads []*load, a eventlog.Append, rp *kmsg.ProduceResponseTopicPartition) []*load {
+	on := w.world.space.PartitionShard(a.Partition)
 	var l *load
 	for _, x := range loads {
 		if x.on == on {
@@ -162,18 +193,19 @@ func (w *produceWork) load(s *Server, loads []*load, t *eventlog.Topic, p *kmsg.
 		l = &load{on: on}
 		loads = append(loads, l)
 	}
-	if l.size > 0 && l.size+len(p.Records) > appendBytesMax {
+	if l.size > 0 && l.size+len(a.Batch) > appendBytesMax {
 		w.send(s, l)
 		*l = load{on: on}
 	}
-	l.size += len(p.Records)
-	l.list = append(l.list, eventlog.Append{Topic: t.ID, Partition: p.Partition, Batch: p.Records})
+	l.size += len(a.Batch)
+	l.list = append(l.list, a)
 	l.parts = append(l.parts, rp)
 	return loads
 }
 
 func (w *produceWork) send(s *Server, l *load) {
-	f := s.client.Submit(w.ctx, shard.Route{Shard: l.on}, shard.Command{Module: shard.ModuleEventlog, Data: eventlog.EncodeAppend(l.list)})
+	data := eventlog.EncodeAppend(l.list, l.on == w.world.space.Shards[0])
+	f := s.client.Submit(w.ctx, shard.Route{Shard: l.on}, shard.Command{Module: shard.ModuleEventlog, Data: data})
 	w.flights = append(w.flights, flight{f, l.parts})
 }
 
@@ -193,9 +225,9 @@ func (s *Server) endProduce(_ context.Context, w *produceWork) (kmsg.Response, e
 		for i, rp := range f.parts {
 			switch {
 			case err != nil:
-				w.refuse(rp, err)
+				w.refuse(s, rp, err)
 			case list[i].Err != nil:
-				w.refuse(rp, list[i].Err)
+				w.refuse(s, rp, list[i].Err)
 				rp.LogStartOffset = list[i].LogStart
 			default:
 				rp.BaseOffset, rp.LogStartOffset = list[i].Base, list[i].LogStart

@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/eventlog"
 	"github.com/quorate/quorate/internal/shard"
@@ -26,6 +27,9 @@ type Server struct {
 
 	frames  *budget
 	fetches *budget
+	// unpacked bounds the compressed batches that are looked into.
+	unpacked *budget
+	tokens   *coord.Tokens
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -45,6 +49,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 		cfg: cfg, client: client, log: log.With("protocol", "kafka"), m: newMetrics(reg),
 		topics: NewTopics(client, cfg.Space, cfg.Partitions),
 		frames: newBudget(cfg.RequestBytesMax), fetches: newBudget(cfg.FetchBytesAllMax),
+		unpacked: newBudget(2 * decompressedMax), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{},
 	}
 	s.topics.rand = cfg.Rand

@@ -149,7 +149,7 @@ func (t *Topics) Ensure(ctx context.Context, name string) (*eventlog.Topic, erro
 	return x, err
 }
 
-// keep remembers an answer. A topic with a retention must be known on every shard that holds partitions of it before
+// keep remembers an answer. A topic with a retention or a lock must be known on every shard that holds partitions of it before
 // anything is appended, whoever created it and however far they came: each node sees to that once.
 func (t *Topics) keep(ctx context.Context, sp shard.Space, b []byte, err error) (*eventlog.Topic, error) {
 	if err != nil {
@@ -159,7 +159,7 @@ func (t *Topics) keep(ctx context.Context, sp shard.Space, b []byte, err error) 
 	if err != nil {
 		return nil, err
 	}
-	if x.RetentionMs > 0 || x.RetentionBytes > 0 {
+	if x.RetentionMs > 0 || x.RetentionBytes > 0 || x.Fence != "" {
 		for i, id := range sp.Shards {
 			if i == 0 || i >= int(x.Partitions) {
 				continue

@@ -68,7 +68,7 @@ func flagNames(f datatypes.Flags) []string {
 	}{
 		{datatypes.Write, "write"}, {datatypes.ReadOnly, "readonly"}, {datatypes.DenyOOM, "denyoom"}, {datatypes.Admin, "admin"},
 		{datatypes.NoScript, "noscript"}, {datatypes.Blocking, "blocking"}, {datatypes.Loading, "loading"},
-		{datatypes.Stale, "stale"}, {datatypes.Fast, "fast"}, {datatypes.NoAuth, "no_auth"}, {datatypes.NoMulti, "no_multi"},
+		{datatypes.Stale, "stale"}, {datatypes.Fast, "fast"}, {datatypes.NoAuth, "no_auth"}, {datatypes.NoMulti, "no_multi"}, {datatypes.MovableKeys, "movablekeys"},
 	} {
 		if f&n.f != 0 {
 			names = append(names, n.name)
@@ -129,9 +129,12 @@ func (c *conn) keySpecs(s *datatypes.Spec) {
 	c.array(1)
 	c.mapOf(3)
 	c.bulk("flags")
-	if s.Flags&datatypes.Write == 0 {
+	switch {
+	case s.Flags&datatypes.MovableKeys != 0:
+		c.words([]string{"RW", "UPDATE", "incomplete"})
+	case s.Flags&datatypes.Write == 0:
 		c.words([]string{"RO", "ACCESS"})
-	} else {
+	default:
 		c.words([]string{"RW", "UPDATE"})
 	}
 	c.bulk("begin_search")
@@ -213,11 +216,15 @@ func (c *conn) commandList(args [][]byte) {
 
 func (c *conn) getKeys(args [][]byte) {
 	cmd := c.s.find(args[0])
+	if cmd != nil && cmd.Name == "fence" && len(args) > 3 {
+		args = args[3:]
+		cmd = c.s.find(args[0])
+	}
 	switch {
 	case cmd == nil:
 		c.fail("ERR Invalid command specified")
 		return
-	case cmd.First == 0:
+	case cmd.First == 0 || cmd.Name == "fence":
 		c.fail("ERR The command has no key arguments")
 		return
 	case !cmd.ArityOK(len(args)):

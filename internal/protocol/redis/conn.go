@@ -59,6 +59,10 @@ type conn struct {
 
 	multi, spareMulti *multi
 
+	// fence is what the connection writes under, once what the command being run does.
+	fence connFence
+	once  []datatypes.Fence
+
 	watched []datatypes.Watched
 	// watchShard holds the watched keys.
 	watchShard shard.ID
@@ -287,6 +291,8 @@ func (c *conn) handle(args [][]byte) {
 	switch {
 	case c.multi != nil && cmd.Flags&immediate == 0:
 		c.answer(cmd, mute, func() { c.queue(cmd, args) })
+	case cmd.Name == "fence" && len(args) > 3:
+		c.fenced(cmd, args, mute)
 	case cmd.local != nil:
 		c.answer(cmd, mute, func() { cmd.local(c, args) })
 	case cmd.Flags&datatypes.EveryShard != 0:

@@ -108,6 +108,7 @@ func cmdQuit(c *conn, _ [][]byte) {
 
 func cmdReset(c *conn, _ [][]byte) {
 	c.endMulti()
+	c.fence = connFence{}
 	c.proto, c.replies, c.cluster, c.readonly = 2, repliesOn, false, false
 	c.mu.Lock()
 	c.name, c.shownProto = "", 2

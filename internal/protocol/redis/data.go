@@ -30,7 +30,11 @@ func (c *conn) data(cmd *command, args [][]byte, mute bool) {
 
 func (c *conn) write(cmd *command, at shard.ID, args [][]byte, mute bool) {
 	c.settleReads()
-	data := datatypes.EncodeCommand(cmd.Op, args)
+	data, err := c.underFences(at, c.once, datatypes.EncodeCommand(cmd.Op, args))
+	if err != nil {
+		c.answer(cmd, mute, func() { c.error(err) })
+		return
+	}
 	c.submit(pending{cmd: cmd, shard: at, mute: mute}, data)
 }
 

@@ -159,16 +159,17 @@ func (c *conn) flushAll(args [][]byte) error {
 	}
 	for _, id := range c.myShards() {
 		for bound, cursor := uint64(0), uint64(0); ; {
-			f := c.s.client.Submit(c.request(), shard.Route{Shard: id}, shard.Command{
-				Module: shard.ModuleDatatypes, Data: datatypes.EncodeFlushStep(bound, cursor),
-			})
+			data, err := c.underFences(id, c.once, datatypes.EncodeFlushStep(bound, cursor))
+			if err != nil {
+				return err
+			}
+			f := c.s.client.Submit(c.request(), shard.Route{Shard: id}, shard.Command{Module: shard.ModuleDatatypes, Data: data})
 			res := c.await(c.req.Context, f)
 			c.req = nil
 			if res.Err != nil {
 				return res.Err
 			}
 			c.saw(id, res.Revision)
-			var err error
 			if bound, cursor, err = datatypes.DecodeFlushStep(res.Data); err != nil {
 				return err
 			}

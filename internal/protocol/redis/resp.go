@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	"github.com/quorate/quorate/internal/datatypes"
+	"github.com/quorate/quorate/internal/errs"
 )
 
 // The answers of commands that the server itself gives, in the protocol version of the connection. They are nothing but
@@ -33,6 +34,9 @@ func (c *conn) fail(msg string) {
 
 func (c *conn) error(err error) {
 	c.failed = true
+	if errs.Is(err, errs.Fenced) {
+		c.s.metric.fenced.Inc()
+	}
 	c.out = datatypes.AppendError(c.out, err)
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/quorate/quorate/internal/datatypes"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/shardtest"
 )
@@ -71,14 +72,17 @@ type rig struct {
 
 func newRig(t testing.TB, o shardtest.Options, cfg Config) *rig {
 	t.Helper()
-	mod := datatypes.New(datatypes.Config{EncodeEvent: func(topic [16]byte, p int32, key []byte, keyNull bool, value []byte, hs []datatypes.EventHeader) []byte {
+	mod := datatypes.New(datatypes.Config{EncodeEvent: func(topic [16]byte, p int32, key []byte, keyNull bool, value []byte, hs []datatypes.EventHeader, locks [][]byte) []byte {
 		b := fmt.Appendf(nil, "%d %d %q %v", topic[0], p, key, keyNull)
 		for _, h := range hs {
 			b = fmt.Appendf(b, " %s=%s", h.Name, h.Value)
 		}
+		for _, l := range locks {
+			b = fmt.Appendf(b, " under %s", l)
+		}
 		return append(append(b, ' '), value...)
-	}})
-	client := shardtest.New(t, o, mod, fakeLog{})
+	}, EncodeFence: kv.EncodeFence})
+	client := shardtest.New(t, o, mod, fakeLog{}, kv.Module{})
 	return serveOn(t, client, client, cfg)
 }
 

@@ -30,6 +30,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/datatypes"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
@@ -111,6 +112,7 @@ type Server struct {
 	topics Topics
 	log    *slog.Logger
 	metric *serverMetrics
+	tokens *coord.Tokens
 	// commands finds a command by its name in lower case; list holds them in the order of the table.
 	commands map[string]*command
 	list     []*command
@@ -142,7 +144,7 @@ func New(cfg Config, client shard.Client, topics Topics, log *slog.Logger, reg p
 	cfg = cfg.withDefaults()
 	s := &Server{
 		cfg: cfg, client: client, topics: topics, log: log, commands: map[string]*command{}, conns: map[int64]*conn{},
-		listeners: map[net.Listener]struct{}{}, started: client.Now(),
+		listeners: map[net.Listener]struct{}{}, started: client.Now(), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
 	}
 	s.metric = newMetrics(reg)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -360,6 +362,7 @@ type serverMetrics struct {
 	readBytes      prometheus.Counter
 	writtenBytes   prometheus.Counter
 	protocolErrors prometheus.Counter
+	fenced         prometheus.Counter
 	unknown        commandMetrics
 }
 
@@ -381,9 +384,12 @@ func newMetrics(reg prometheus.Registerer) *serverMetrics {
 		protocolErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "quorate_redis_protocol_errors_total", Help: "Redis connections closed for malformed input. They should be none.",
 		}),
+		fenced: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "quorate_redis_fenced_total", Help: "Redis writes refused because their fencing token was stale or missing. A few follow each change of a lock's holder; a steady rate is a writer that ignores that it lost the lock.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.commands, m.connections, m.readBytes, m.writtenBytes, m.protocolErrors)
+		reg.MustRegister(m.commands, m.connections, m.readBytes, m.writtenBytes, m.protocolErrors, m.fenced)
 	}
 	m.unknown = m.forCommand("unknown")
 	return m

@@ -822,7 +822,7 @@ func TestMetrics_CountAnswers(t *testing.T) {
 			t.Errorf("%s = %v, want %v", k, got[k], want)
 		}
 	}
-	if want := "quorate_redis_commands_total quorate_redis_connections quorate_redis_protocol_errors_total quorate_redis_read_bytes_total quorate_redis_written_bytes_total"; strings.Join(names, " ") != want {
+	if want := "quorate_redis_commands_total quorate_redis_connections quorate_redis_fenced_total quorate_redis_protocol_errors_total quorate_redis_read_bytes_total quorate_redis_written_bytes_total"; strings.Join(names, " ") != want {
 		t.Errorf("metrics %v", names)
 	}
 }

@@ -39,6 +39,8 @@ func connectionCommands() []command {
 		cmd("watch", -2, connFlags|immediate, "transactions", "2.2.0", "key [key ...]", "Makes the next EXEC depend on keys.", "All keys in one shard. Seldom, EXEC fails for a missing key that did not change.", cmdWatch),
 		cmd("unwatch", 1, connFlags, "transactions", "2.2.0", "", "Forgets the watched keys.", "", cmdUnwatch),
 
+		cmd("fence", -2, datatypes.Write|datatypes.DenyOOM|datatypes.NoScript|datatypes.MovableKeys, "fencing", "", "lock token [command [argument ...]] | OFF", "Lets a command, a transaction or all later writes of the connection be done only while no later holder of a lock is known.", "A command of Quorate: [how to](../howto/fencing.md). The answer to a write under a stale token begins with FENCED.", cmdFence),
+
 		cmd("command", -1, datatypes.Loading|datatypes.Stale, "server", "2.8.13", "[COUNT | INFO | DOCS | LIST | GETKEYS]", "Tells about commands.", "", cmdCommand),
 		cmd("config", -2, datatypes.Admin|datatypes.NoScript|datatypes.Loading|datatypes.Stale, "server", "2.0.0", "GET parameter [parameter ...]", "Tells the configuration.", "SET, REWRITE and RESETSTAT are refused.", cmdConfig),
 		cmd("info", -1, datatypes.Loading|datatypes.Stale, "server", "1.0.0", "[section [section ...]]", "Tells about the server.", "", cmdInfo),
@@ -46,13 +48,15 @@ func connectionCommands() []command {
 		cmd("wait", 3, datatypes.NoScript, "generic", "3.0.0", "numreplicas timeout", "Returns how many replicas surely have the connection's writes.", "A majority has every acknowledged write: the answer is the majority without the leader, at once.", cmdWait),
 		cmd("lolwut", -1, datatypes.ReadOnly|datatypes.Fast, "server", "5.0.0", "[VERSION version]", "Shows the version.", "", cmdLolwut),
 	}
-	watch := &list[0]
 	for i := range list {
-		if list[i].Name == "watch" {
-			watch = &list[i]
+		switch l := &list[i]; l.Name {
+		case "watch":
+			l.First, l.Last, l.Step = 1, -1, 1
+		case "fence":
+			// The first key of the command behind it; COMMAND GETKEYS knows all.
+			l.First, l.Last, l.Step = 4, 4, 1
 		}
 	}
-	watch.First, watch.Last, watch.Step = 1, -1, 1
 	return list
 }
 

@@ -28,6 +28,9 @@ type multi struct {
 	placed bool
 	dirty  bool
 	bytes  int
+	// fences guard the transaction; writes says that the connection's does too.
+	fences []datatypes.Fence
+	writes bool
 }
 
 // queuedCommand is a command that runs in the shard, or one with args that the server runs itself.
@@ -93,6 +96,9 @@ func (c *conn) queue(cmd *command, args [][]byte) {
 
 func (c *conn) enqueue(cmd *command, args [][]byte) error {
 	m := c.multi
+	if cmd.Name == "fence" {
+		return c.enqueueFence(args)
+	}
 	if cmd.Flags&datatypes.NoMulti != 0 {
 		return &errs.Error{Kind: errs.Invalid, Code: "ERR", Msg: "Command not allowed inside a transaction"}
 	}
@@ -133,6 +139,7 @@ func (c *conn) enqueue(cmd *command, args [][]byte) error {
 	}
 	m.body = datatypes.AppendSub(m.body, cmd.Op, args[1:])
 	m.count++
+	m.writes = m.writes || cmd.Flags&datatypes.Write != 0
 	m.cmds = append(m.cmds, queuedCommand{cmd: cmd})
 	return nil
 }
@@ -152,16 +159,30 @@ func cmdExec(c *conn, _ [][]byte) {
 	case len(watched) > 0 && m.placed && watchShard != m.at:
 		c.error(errCrossSlot("the watched keys are on another shard than the transaction"))
 		return
-	case len(watched) == 0 && m.count == 0:
+	case len(watched) == 0 && m.count == 0 && len(m.fences) == 0:
 		c.execResult(m, []byte("*0\r\n"))
 		return
-	case !m.placed:
+	case !m.placed && len(watched) > 0:
 		m.at = watchShard
+	case !m.placed:
+		// Nothing but fences, which the first shard knows best.
+		if err := c.place(); err != nil {
+			c.error(err)
+			return
+		}
+		m.at = c.space.Shards[0]
 	}
 	data := datatypes.EncodeExec(watched, m.count, m.body)
 	if len(data) > datatypes.CommandBytesMax {
 		c.error(errs.New(errs.TooLarge, "the transaction is longer than the limit of %d bytes", datatypes.CommandBytesMax))
 		return
+	}
+	if m.writes || len(m.fences) > 0 {
+		var err error
+		if data, err = c.underFences(m.at, m.fences, data); err != nil {
+			c.error(err)
+			return
+		}
 	}
 	f := c.s.client.Submit(c.request(), shard.Route{Shard: m.at}, shard.Command{Module: shard.ModuleDatatypes, Data: data})
 	res := c.await(c.req.Context, f)
