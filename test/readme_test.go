@@ -42,8 +42,8 @@ func shellBlocks(t *testing.T, name string) []block {
 	return all
 }
 
-// dev runs a node until the test ends, and returns the addresses of its banner.
-func dev(t *testing.T, name string, args ...string) (redis, kafka, http string) {
+// dev runs a node until the test ends, and returns the addresses of its banner, by the protocol's name.
+func dev(t *testing.T, name string, args ...string) map[string]string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	cmd := exec.CommandContext(ctx, name, args...)
@@ -62,7 +62,7 @@ func dev(t *testing.T, name string, args ...string) (redis, kafka, http string) 
 	go func() {
 		defer close(ended)
 		at := map[string]string{}
-		addr := regexp.MustCompile(`^ +(Redis|Kafka|HTTP) +(\S+)`)
+		addr := regexp.MustCompile(`^ +(Redis|Kafka|etcd|HTTP) +(\S+)`)
 		for s := bufio.NewScanner(out); s.Scan(); {
 			if m := addr.FindStringSubmatch(s.Text()); m != nil {
 				at[m[1]] = m[2]
@@ -79,13 +79,13 @@ func dev(t *testing.T, name string, args ...string) (redis, kafka, http string) 
 	})
 	select {
 	case at := <-ready:
-		return at["Redis"], at["Kafka"], at["HTTP"]
+		return at
 	case <-ended:
 		t.Fatal("quorate dev ended before it was ready")
 	case <-time.After(2 * time.Minute):
 		t.Fatal("quorate dev is not ready after two minutes")
 	}
-	return
+	return nil
 }
 
 // TestReadme_CommandsWork runs the shell blocks of README.md in order, in one session. If a usual port is taken here, the
@@ -98,8 +98,8 @@ func TestReadme_CommandsWork(t *testing.T) {
 	var ports []string
 	for _, b := range shellBlocks(t, "../README.md") {
 		if strings.TrimSpace(b.text) == "go run ./cmd/quorate dev" {
-			redis, kafka, http := dev(t, binary, "dev")
-			for from, to := range map[string]string{"6379": redis, "9092": kafka, "7070": http} {
+			at := dev(t, binary, "dev")
+			for from, to := range map[string]string{"6379": at["Redis"], "9092": at["Kafka"], "7070": at["HTTP"]} {
 				_, port, err := net.SplitHostPort(to)
 				if err != nil {
 					t.Fatalf("the banner of quorate dev gives the address %q", to)

@@ -110,7 +110,7 @@ type metrics struct {
 	connections, streams, watchers, lagging prometheus.Gauge
 	requests                                *prometheus.CounterVec
 	seconds                                 *prometheus.HistogramVec
-	events                                  prometheus.Counter
+	events, fenced                          prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -133,9 +133,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		events: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "quorate_etcd_watch_events_total", Help: "Events handed to watches.",
 		}),
+		fenced: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "quorate_etcd_fenced_total", Help: "Transactions that would have written on condition that a key has a creation revision, which it had no more: writes under a stale fencing token, and calls for a leader that was none. A few follow each change of a lock's holder.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.connections, m.streams, m.watchers, m.lagging, m.requests, m.seconds, m.events)
+		reg.MustRegister(m.connections, m.streams, m.watchers, m.lagging, m.requests, m.seconds, m.events, m.fenced)
 	}
 	return m
 }

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -76,8 +77,8 @@ func (k kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, e
 	var err error
 	if op := toTxn(r); kv.ReadOnly(op) {
 		a, err = k.s.read(ctx, op, serializable(r))
-	} else {
-		a, err = k.write(ctx, r, op)
+	} else if a, err = k.write(ctx, r, op); err == nil && !a.Succeeded && underToken(op) {
+		k.s.m.fenced.Inc()
 	}
 	if err != nil {
 		return nil, err
@@ -85,6 +86,13 @@ func (k kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, e
 	resp := fromTxn(&a)
 	resp.Header = k.s.header(a.Revision)
 	return resp, nil
+}
+
+// underToken says whether a transaction writes under a fencing token: on condition that a key has a creation revision.
+func underToken(t *kv.Txn) bool {
+	return !kv.ReadOnly(&kv.Txn{Then: t.Then}) && slices.ContainsFunc(t.If, func(c kv.Compare) bool {
+		return c.Target == kv.CreateRevision && c.Relation == kv.Equal && c.Number > 0
+	})
 }
 
 // serializable says whether a transaction reads, and all its reads may be stale.

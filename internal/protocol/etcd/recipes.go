@@ -217,7 +217,9 @@ func claim(in message) (coord.Claim, error) {
 func (r *recipe) proclaim(ctx context.Context, s *Server, in message) (message, error) {
 	cl, err := claim(in)
 	if err == nil {
-		cl, err = s.coord.Proclaim(ctx, cl, in.bytes("value"))
+		if cl, err = s.coord.Proclaim(ctx, cl, in.bytes("value")); errors.Is(err, coord.ErrNotLeader) {
+			s.m.fenced.Inc()
+		}
 	}
 	return r.answer(s, cl.Revision), err
 }

@@ -30,7 +30,7 @@ var calls = []call{
 	{"KV", "RangeStream", whole, "1,000 keys a message.", kineNo},
 	{"KV", "Put", whole, "", "as one of four shapes of Txn"},
 	{"KV", "DeleteRange", whole, "What one request deletes is bounded by 32 MiB of keys.", kineNo},
-	{"KV", "Txn", whole, "Nested, with ranges and all comparisons. A key that is deleted and written by one request is refused also where only the state shows it.", "four shapes"},
+	{"KV", "Txn", whole, "Nested, with ranges and all comparisons. A comparison with the creation revision of a lock's key is its [fencing token](../howto/fencing.md). A key that is deleted and written by one request is refused also where only the state shows it.", "four shapes"},
 	{"KV", "Compact", whole, "Removal goes on in small steps. With physical=true the answer waits until this node has done it.", "acknowledged, not done"},
 	{"Watch", "Watch", whole, "Progress that is asked for while a watch reads history is told when it has caught up.", kineYes},
 	{"Lease", "LeaseGrant", whole, "TTLs below 2 s are raised to 2 s, as by etcd with its default timers.", "the id is the TTL"},
