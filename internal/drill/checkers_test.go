@@ -197,3 +197,101 @@ func TestLedgerValue_DiffersAndHasItsLength(t *testing.T) {
 		seen[v] = true
 	}
 }
+
+func TestCheckTokens_ByHand(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		got   string
+		acked []int64
+		want  string
+	}{
+		{"nothing", "", nil, ""},
+		{"rising, with repeats", "3 3 7 9 9 9", []int64{3, 7, 9}, ""},
+		{"a write whose answer was lost", "3 7", []int64{3}, ""},
+		{"a stale holder", "3 7 3", []int64{3, 7}, "entry 2 was written under the stale token 3, after one under token 7"},
+		{"stale in the middle", "3 7 3 9", []int64{3, 7, 9}, "entry 2 was written under the stale token 3"},
+		{"lost", "3 9", []int64{3, 7, 9}, "under token 7 was acknowledged and is lost"},
+		{"invented", "3 x", []int64{3}, "nobody wrote"},
+	} {
+		words := strings.Join(checkTokens("r", strings.Fields(c.got), c.acked), "; ")
+		if c.want == "" && words != "" || !strings.Contains(words, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, words, c.want)
+		}
+	}
+}
+
+func TestCheckReigns_ByHand(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		all  []reign
+		want int
+	}{
+		{"nobody", nil, 0},
+		{"one after the other", []reign{{1, 5, 6}, {2, 7, 7}, {3, 9, 12}}, 0},
+		{"as they were noted", []reign{{3, 9, 12}, {1, 5, 6}, {2, 7, 7}}, 0},
+		{"the same one again", []reign{{1, 5, 6}, {1, 7, 9}}, 0},
+		{"two at one revision", []reign{{1, 5, 7}, {2, 7, 9}}, 1},
+		{"one within another", []reign{{1, 5, 20}, {2, 7, 9}, {3, 10, 12}}, 2},
+		{"at once", []reign{{1, 5, 5}, {2, 5, 5}}, 1},
+	} {
+		if got := checkReigns(c.all); len(got) != c.want {
+			t.Errorf("%s: %q, want %d findings", c.name, got, c.want)
+		}
+	}
+}
+
+func TestCheckWatch_ByHand(t *testing.T) {
+	acked := map[int64]string{2: "a", 3: "b", 4: "c", 5: "d"}
+	good := func() watchSession {
+		return watchSession{from: 3, streams: 1, events: []seen{{3, "b"}, {4, "c"}, {5, "d"}, {6, "unknown"}}}
+	}
+	for _, c := range []struct {
+		name  string
+		spoil func(*watchSession)
+		want  string
+	}{
+		{"all well", func(*watchSession) {}, ""},
+		{"from before the first write", func(s *watchSession) { s.from, s.events = 1, append([]seen{{2, "a"}}, s.events...) }, ""},
+		{"nothing yet", func(s *watchSession) { s.events = nil }, ""},
+		{"told of a compaction", func(s *watchSession) { s.asked, s.told = 7, 9 }, ""},
+		{"an event is dropped", func(s *watchSession) { s.events = append(s.events[:1:1], s.events[2:]...) }, "after revision 3 came 5; 1 events are missing"},
+		{"the first is missing", func(s *watchSession) { s.events = s.events[1:] }, "after revision 2 came 4"},
+		{"repeated", func(s *watchSession) { s.events = append(s.events, s.events[2]) }, "after revision 6 came 5 again"},
+		{"too early", func(s *watchSession) { s.from = 4 }, "after revision 3 came 3 again"},
+		{"altered", func(s *watchSession) { s.events[1].value = "x" }, `revision 4 has the value "x"`},
+		{"told for nothing", func(s *watchSession) { s.asked, s.told = 9, 9 }, "was told that revision 9 is compacted, when it asked for 9"},
+	} {
+		s := good()
+		c.spoil(&s)
+		words := strings.Join(checkWatch(&s, acked), "; ")
+		if c.want == "" && words != "" || !strings.Contains(words, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, words, c.want)
+		}
+	}
+}
+
+func TestCheckLease_ByHand(t *testing.T) {
+	s := func(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }
+	long := []stall{{s(11), s(14)}}
+	for _, c := range []struct {
+		name   string
+		life   leaseLife
+		stalls []stall
+		want   string
+	}{
+		{"not over yet", leaseLife{ttl: s(2), asked: s(10), answered: s(10)}, nil, ""},
+		{"on time", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(12.3)}, nil, ""},
+		{"a little late", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(14)}, nil, ""},
+		{"too early", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(11.9)}, nil, "before its time"},
+		{"kept alive, and too early", leaseLife{ttl: s(5), kept: true, asked: s(10), answered: s(10.1), ended: s(14)}, long, "before its time"},
+		{"too late", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(16)}, nil, "should have been at 15100 ms"},
+		{"late for a stall", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(18)}, long, ""},
+		{"too late for that too", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(21)}, long, "should have been at 20100 ms"},
+		{"an earlier stall", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(18)}, []stall{{s(1), s(4)}}, "should have been"},
+	} {
+		words := strings.Join(checkLease(&c.life, c.stalls), "; ")
+		if c.want == "" && words != "" || !strings.Contains(words, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, words, c.want)
+		}
+	}
+}

@@ -42,7 +42,10 @@ type Control struct {
 
 // Drills lists the drills. A new one is one line here and one file.
 func Drills() []Drill {
-	return []Drill{outboxDrill(), leaderKillDrill(), powerLossDrill(), bitFlipDrill(), killCyclesDrill()}
+	return []Drill{
+		outboxDrill(), leaderKillDrill(), zombieDrill(), fencingDrill(), electionDrill(), watchesDrill(), leasesDrill(),
+		powerLossDrill(), bitFlipDrill(), killCyclesDrill(),
+	}
 }
 
 // Find returns the drill of a name.

@@ -32,7 +32,7 @@ func TestDrills(t *testing.T) {
 	}
 	bin := buildQuorate(t)
 	t.Run("cancelled", func(t *testing.T) { testCancel(t, bin) })
-	lengths := map[string]time.Duration{"outbox": 3, "leader-kill": 4, "power-loss": 3, "bit-flip": 3, "kill-cycles": 3}
+	lengths := map[string]time.Duration{"outbox": 3, "leader-kill": 4, "power-loss": 3, "bit-flip": 3, "kill-cycles": 3, "fencing": 6, "leader-zombie": 7, "herd-election": 4, "watch-compaction": 4, "lease-stall": 6}
 	for _, d := range Drills() {
 		length := lengths[d.Name] * time.Second
 		if length == 0 {

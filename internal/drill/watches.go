@@ -1,0 +1,275 @@
+package drill
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+func watchesDrill() Drill {
+	return Drill{
+		Name: "watch-compaction",
+		Text: "Watchers begin at random revisions and follow all keys, over broken streams too, while the history is compacted behind and before them and " +
+			"leaders are killed.",
+		Promise: "A watch gets each event once and in order, from any revision that is kept; one that asks for a compacted revision is told so, and only then (promise 4).",
+		NotShown: "Watchers so slow that the compaction overtakes them within a stream; they are in the tests of the etcd server. Watches with filters, of " +
+			"single keys, and of previous values.",
+		Controls: []Control{{"drop-event", "one event in a hundred is thrown away before the watchers note it"}},
+		Length:   20 * time.Second, Short: 7 * time.Second, ControlLength: 2 * time.Second,
+		run: runWatches,
+	}
+}
+
+const (
+	watchers     = 12
+	watchWriters = 6
+	// sessionEvents is after how many events a watcher begins anew somewhere else.
+	sessionEvents = 600
+	// eventsMax bounds the memory of all sessions.
+	watchedEventsMax = 3_000_000
+)
+
+// seen is one event, as a watcher noted it.
+type seen struct {
+	rev   int64
+	value string
+}
+
+// watchSession is what one watcher saw from a revision on, over all the streams that it took.
+type watchSession struct {
+	from   int64
+	events []seen
+	// streams counts them. told is the compacted revision that ended it, 0 if none did; asked is what it had asked for then.
+	streams     int
+	told, asked int64
+}
+
+type watching struct {
+	e    *etcds
+	drop bool
+
+	// newest and compacted are what is known of the key space; they lag.
+	newest, compacted atomic.Int64
+	noted, told       atomic.Int64
+	streams           atomic.Int64
+
+	// mu guards what follows. acked says which value a revision has.
+	mu       sync.Mutex
+	acked    map[int64]string
+	sessions []watchSession
+}
+
+func runWatches(ctx context.Context, r *run) error {
+	cl, err := r.cluster(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	w := &watching{drop: r.Control == "drop-event", acked: map[int64]string{}}
+	if w.e, err = cl.dialEtcd(); err != nil {
+		return err
+	}
+	defer w.e.close()
+	d := &disturber{cl: cl, r: r, rng: r.rng(1), faults: []fault{killLeader}, every: 2500 * time.Millisecond}
+	r.says(func() string {
+		return fmt.Sprintf("revision %d, compacted to %d; %d events noted over %d streams, %d watches told of a compaction; %d kills",
+			w.newest.Load(), w.compacted.Load(), w.noted.Load(), w.streams.Load(), w.told.Load(), d.kills.Load())
+	})
+	lctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	start := func(n int, f func(rng *rand.Rand, i int)) {
+		for i := range n {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				f(r.rng(uint64(100+wgID(n, i))), i)
+			}()
+		}
+	}
+	w.newest.Store(1)
+	start(watchWriters, func(rng *rand.Rand, i int) { w.write(lctx, rng, i) })
+	start(watchers, func(rng *rand.Rand, _ int) { w.watch(lctx, rng) })
+	start(1, func(rng *rand.Rand, _ int) { w.compact(lctx, rng) })
+	err = d.run(ctx, time.Now().Add(r.For))
+	stop()
+	wg.Wait()
+	if err != nil {
+		return err
+	}
+	r.count("writes acknowledged", int64(len(w.acked)))
+	r.count("events noted", w.noted.Load())
+	r.count("watches", int64(len(w.sessions)))
+	r.count("streams", w.streams.Load())
+	r.count("watches told of a compaction", w.told.Load())
+	r.count("compacted revision", w.compacted.Load())
+	r.count("kills", d.kills.Load())
+	r.event("the load has ended; %d watches are checked", len(w.sessions))
+	for i := range w.sessions {
+		r.find(checkWatch(&w.sessions[i], w.acked)...)
+	}
+	if r.Control != "" {
+		return nil
+	}
+	if w.told.Load() == 0 || w.noted.Load() < 1000 {
+		r.unknown("cluster", "only %d events, and %d watches told of a compaction", w.noted.Load(), w.told.Load())
+	}
+	checkUp(r, cl)
+	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
+		return err
+	}
+	r.event("all replicas agree")
+	r.readLogs(cl)
+	return nil
+}
+
+// wgID tells the goroutines of groups of different sizes apart.
+func wgID(group, i int) int { return group*100 + i }
+
+// write puts one value after the other. Everything that changes the key space is such a put: its revisions have no holes.
+func (w *watching) write(ctx context.Context, rng *rand.Rand, i int) {
+	for n := 0; ctx.Err() == nil && w.newest.Load() < watchedEventsMax/watchers; n++ {
+		v := fmt.Sprintf("%d/%d", i, n)
+		actx, cancel := context.WithTimeout(ctx, attempt)
+		r, err := w.e.any().Put(actx, &pb.PutRequest{Key: fmt.Appendf(nil, "w/%d", rng.IntN(50)), Value: []byte(v)})
+		cancel()
+		if err != nil {
+			pause(ctx, 20*time.Millisecond)
+			continue
+		}
+		w.mu.Lock()
+		w.acked[r.Header.Revision] = v
+		w.mu.Unlock()
+		raise(&w.newest, r.Header.Revision)
+		pause(ctx, time.Duration(rng.IntN(2000))*time.Microsecond)
+	}
+}
+
+func raise(v *atomic.Int64, to int64) {
+	for {
+		old := v.Load()
+		if old >= to || v.CompareAndSwap(old, to) {
+			return
+		}
+	}
+}
+
+// compact lets go of history, now and then nearly all of it.
+func (w *watching) compact(ctx context.Context, rng *rand.Rand) {
+	for pause(ctx, time.Duration(100+rng.IntN(300))*time.Millisecond) {
+		from, to := w.compacted.Load(), w.newest.Load()
+		if to-from < 10 {
+			continue
+		}
+		rev := from + 1 + rng.Int64N(to-from)
+		err := w.e.try(ctx, func(ctx context.Context, n *etcdNode) error {
+			_, err := n.Compact(ctx, &pb.CompactionRequest{Revision: rev})
+			return err
+		})
+		// An earlier try may have done it, whose answer was lost.
+		if err == nil || rpctypes.ErrorDesc(err) == rpctypes.ErrorDesc(rpctypes.ErrGRPCCompacted) {
+			raise(&w.compacted, rev)
+		}
+	}
+}
+
+// watch begins at random revisions until ctx ends.
+func (w *watching) watch(ctx context.Context, rng *rand.Rand) {
+	for ctx.Err() == nil {
+		// From a little before what is compacted to a little before now.
+		low := max(w.compacted.Load()-20, 1)
+		s := watchSession{from: low + rng.Int64N(max(w.newest.Load()-low, 1))}
+		for ctx.Err() == nil && s.told == 0 && len(s.events) < sessionEvents {
+			if err := w.stream(ctx, rng, &s); err != nil {
+				pause(ctx, 20*time.Millisecond)
+			}
+		}
+		w.mu.Lock()
+		w.sessions = append(w.sessions, s)
+		w.mu.Unlock()
+	}
+}
+
+// stream takes one stream, from where the session is, until it breaks or the session has enough.
+func (w *watching) stream(ctx context.Context, rng *rand.Rand, s *watchSession) error {
+	// A stream is left in its middle too.
+	enough := len(s.events) + 1 + rng.IntN(sessionEvents/2)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	st, err := w.e.any().Watch(ctx)
+	if err != nil {
+		return err
+	}
+	s.asked = s.from
+	if n := len(s.events); n > 0 {
+		s.asked = s.events[n-1].rev + 1
+	}
+	err = st.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+		Key: []byte("w/"), RangeEnd: prefixEnd("w/"), StartRevision: s.asked,
+	}}})
+	if err != nil {
+		return err
+	}
+	s.streams++
+	w.streams.Add(1)
+	for len(s.events) < enough {
+		r, err := st.Recv()
+		if err != nil {
+			return err
+		}
+		if r.Canceled {
+			if s.told = r.CompactRevision; s.told == 0 {
+				return errs.New(errs.Unavailable, "the watch was cancelled: %s", r.CancelReason)
+			}
+			w.told.Add(1)
+			return nil
+		}
+		for _, ev := range r.Events {
+			if w.drop && rng.IntN(100) == 0 {
+				continue
+			}
+			s.events = append(s.events, seen{ev.Kv.ModRevision, string(ev.Kv.Value)})
+			w.noted.Add(1)
+		}
+	}
+	return nil
+}
+
+// checkWatch judges what one watcher saw: each revision from the one that it asked for, once and in order, with the value that the writer was
+// told; or that what it asked for is compacted, if it is.
+func checkWatch(s *watchSession, acked map[int64]string) (findings []string) {
+	find := func(format string, args ...any) {
+		if len(findings) < 3 {
+			findings = append(findings, fmt.Sprintf("a watch from revision %d, over %d streams: ", s.from, s.streams)+fmt.Sprintf(format, args...))
+		}
+	}
+	next := max(s.from, firstRevision)
+	for _, ev := range s.events {
+		switch {
+		case ev.rev > next:
+			find("after revision %d came %d; %d events are missing", next-1, ev.rev, ev.rev-next)
+		case ev.rev < next:
+			find("after revision %d came %d again", next-1, ev.rev)
+		}
+		next = ev.rev + 1
+		if v, ok := acked[ev.rev]; ok && v != ev.value {
+			find("revision %d has the value %q, and its writer was told that of %q", ev.rev, ev.value, v)
+		}
+	}
+	if s.told != 0 && s.asked >= s.told {
+		find("it was told that revision %d is compacted, when it asked for %d", s.told, s.asked)
+	}
+	return slices.Clip(findings)
+}
+
+// firstRevision is that of the first write.
+const firstRevision = 2

@@ -1,0 +1,153 @@
+package drill
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+func zombieDrill() Drill {
+	return Drill{
+		Name: "leader-zombie",
+		Text: "With lease reads on, the leader's process is stopped for several election time-outs while others write through a new leader; then it goes on, " +
+			"with requests that have been waiting for it all the time.",
+		Promise: "A leader that was asleep answers no stale read and brings no late write through twice (promises 2, 5, 8).",
+		NotShown: "Clocks that run at different rates, which is what lease reads trust; a process that is stopped between looking at its lease and sending the " +
+			"answer can only send what was true when it looked.",
+		Controls: []Control{{"stale-reads", "every node answers reads from whatever it has, without asking the leader"}},
+		Length:   20 * time.Second, Short: 9 * time.Second, ControlLength: 5 * time.Second,
+		run: runZombie,
+	}
+}
+
+const (
+	// zombieSleep is the least that a leader sleeps: several election time-outs.
+	zombieSleep = 2500 * time.Millisecond
+	// zombieReads is how many reads and increments wait for it when it wakes up.
+	zombieReads = 12
+)
+
+func runZombie(ctx context.Context, r *run) error {
+	var sandbox []string
+	if r.Control == "stale-reads" {
+		sandbox = append(sandbox, "stale_reads: true")
+	}
+	cl, err := StartCluster(ctx, ClusterConfig{
+		Nodes: r.Nodes, Dir: r.Dir, Binary: r.Binary, Sandboxed: len(sandbox) > 0, Sandbox: sandbox, Extra: []string{"lease_reads: true"},
+	})
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	r.event("%d nodes are ready", len(cl.Nodes))
+	g := &registers{addrs: cl.redis(), clients: 3 * len(cl.Nodes), seed: r.Seed, start: r.start}
+	var pauses, woken atomic.Int64
+	r.says(func() string {
+		return fmt.Sprintf("%d operations answered, %d unknown, %d refused; %d pauses; %d answers of leaders that woke up",
+			g.acked.Load(), g.unknown.Load(), g.refused.Load(), pauses.Load(), woken.Load())
+	})
+	lctx, stop := context.WithCancel(ctx)
+	defer stop()
+	g.run(lctx)
+	rng := r.rng(1)
+	var waiting sync.WaitGroup
+	for end := time.Now().Add(r.For); ; {
+		if !pause(ctx, time.Duration(400+rng.IntN(400))*time.Millisecond) || time.Now().Add(zombieSleep).After(end) {
+			break
+		}
+		p := cl.Leader(ctx, 1)
+		if p == nil {
+			continue
+		}
+		p.Signal(syscall.SIGSTOP)
+		pauses.Add(1)
+		r.event("node %d, the leader, is stopped", p.ID)
+		goesOn := pause(ctx, zombieSleep+time.Duration(rng.IntN(800))*time.Millisecond)
+		// The kernel keeps these for the process, which finds them before it finds the time.
+		for range zombieReads {
+			waiting.Add(1)
+			go func() {
+				defer waiting.Done()
+				if g.knock(p.ID-1, p.Addr.Redis) {
+					woken.Add(1)
+				}
+			}()
+		}
+		pause(ctx, 50*time.Millisecond)
+		p.Signal(syscall.SIGCONT)
+		if !goesOn {
+			break
+		}
+		r.event("node %d goes on", p.ID)
+	}
+	g.endGap()
+	stop()
+	waiting.Wait()
+	g.wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	r.count("operations answered", g.acked.Load())
+	r.count("operations unknown", g.unknown.Load())
+	r.count("operations refused", g.refused.Load())
+	r.count("pauses", pauses.Load())
+	r.count("answers of leaders that woke up", woken.Load())
+	r.count("histories checked", int64(len(g.histories)))
+	r.event("the load has ended; %d histories are checked", len(g.histories))
+	lin := checkHistories(g.histories, 10*time.Second, 60*time.Second)
+	r.find(lin.findings...)
+	for _, k := range lin.undecided {
+		r.unknown("checker", "the history of key %s could not be judged in time", k)
+	}
+	if lin.bad != nil {
+		if err := lin.bad.draw(filepath.Join(r.Dir, "history.html")); err != nil {
+			r.warn("the picture of the history could not be written: %v", err)
+		}
+	}
+	if r.Control != "" {
+		return nil
+	}
+	if pauses.Load() == 0 {
+		r.unknown("cluster", "no leader was stopped")
+	}
+	checkUp(r, cl)
+	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
+		return err
+	}
+	r.event("all replicas agree")
+	r.readLogs(cl)
+	return nil
+}
+
+// knock sends one read, or one increment, to a node that is stopped, and reports whether it was answered.
+func (g *registers) knock(node int, addr string) bool {
+	cl := dialPatient(addr, 8*time.Second)
+	defer func() { _ = cl.Close() }()
+	h := g.any()
+	if h == nil {
+		return false
+	}
+	op := operation{client: g.clients + node, node: node, kind: opRead}
+	if h.counter && g.values.Add(1)%3 == 0 {
+		op.kind = opIncr
+	}
+	return g.do(cl, h, op)
+}
+
+// any chooses a key that takes another operation, nil if there is none.
+func (g *registers) any() *keyHistory {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for range g.slots {
+		h := g.slots[int(g.values.Add(1))%len(g.slots)]
+		if h.begun < opsPerKeyMax && h.opens < openPerKeyMax {
+			h.begun++
+			return h
+		}
+	}
+	return nil
+}
