@@ -1,9 +1,11 @@
 // Package coord makes locks and elections of keys: whoever's key under a prefix was created first has it, each other waits for
 // the one before its own. It is the algorithm of etcd's package concurrency, with the same keys, so that clients which bring their own
-// and clients of these calls take part in the same elections.
+// and clients of these calls take part in the same elections. Beside them there are sessions, which keep a lease alive, semaphores, barriers,
+// latches, and a registry of services; where etcd has a layout of keys for such a thing, it is that one.
 //
 // The revision in which a holder's key was created is its fencing token: it rises from holder to holder. A write that is
-// conditional on the key's creation revision is refused once the lock is lost.
+// conditional on the key's creation revision is refused once the lock is lost; so is one of another protocol that names the token, see
+// package kv.
 //
 // All state is in keys that hang on leases. A holder that stops renewing its lease loses what it holds.
 package coord
@@ -89,13 +91,19 @@ func NewLease() int64 {
 
 // Grant makes a lease with a TTL in seconds and returns its id.
 func (c *Client) Grant(ctx context.Context, ttl int64) (int64, error) {
-	r, err := c.route()
+	id, _, err := c.grant(ctx, ttl)
+	return id, err
+}
+
+// grant also returns the TTL that was granted.
+func (c *Client) grant(ctx context.Context, ttl int64) (id, granted int64, err error) {
+	id = NewLease()
+	b, err := c.submit(ctx, kv.EncodeGrant(id, ttl))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	id := NewLease()
-	res := c.shard.Submit(ctx, r, shard.Command{Module: shard.ModuleKV, Data: kv.EncodeGrant(id, ttl)}).Wait(ctx)
-	return id, res.Err
+	t, err := kv.DecodeTTL(b)
+	return id, t.Granted, err
 }
 
 // prefixOf returns the bounds of an election's keys.
@@ -112,6 +120,19 @@ func (c *Client) Lock(ctx context.Context, name []byte, lease int64) (Claim, err
 // Campaign waits until a lease leads the election of a name, with a value that all can read. Lease 0 makes one of 60 s. If
 // ctx ends before, the candidate's key is removed.
 func (c *Client) Campaign(ctx context.Context, name []byte, lease int64, value []byte) (Claim, error) {
+	cl, err := c.enter(ctx, name, lease, value)
+	if err != nil {
+		return Claim{}, err
+	}
+	if err = c.waitFirst(ctx, cl); err != nil {
+		c.leave(ctx, cl)
+		return Claim{}, err
+	}
+	return cl, nil
+}
+
+// enter makes the key of a contender, unless the lease has one already.
+func (c *Client) enter(ctx context.Context, name []byte, lease int64, value []byte) (Claim, error) {
 	if lease == 0 {
 		var err error
 		if lease, err = c.Grant(ctx, leaseTTL); err != nil {
@@ -131,20 +152,19 @@ func (c *Client) Campaign(ctx context.Context, name []byte, lease int64, value [
 	if !a.Succeeded {
 		mine := a.Answers[0].KVs[0]
 		if cl.Token = mine.Create; value != nil && !bytes.Equal(mine.Value, value) {
-			if cl, err = c.Proclaim(ctx, cl, value); err != nil {
-				return Claim{}, err
-			}
+			return c.Proclaim(ctx, cl, value)
 		}
-	}
-	if err = c.waitFirst(ctx, cl); err != nil {
-		if ctx.Err() != nil {
-			out, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUp)
-			defer cancel()
-			_, _ = c.Resign(out, cl)
-		}
-		return Claim{}, err
 	}
 	return cl, nil
+}
+
+// leave removes the key of a contender whose caller has given up.
+func (c *Client) leave(ctx context.Context, cl Claim) {
+	if ctx.Err() != nil {
+		out, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUp)
+		defer cancel()
+		_, _ = c.Resign(out, cl)
+	}
 }
 
 // waitFirst waits until no key of the election is older than the claim's, which must still be there then.
