@@ -20,8 +20,8 @@ func leasesDrill() Drill {
 			"that is kept alive lives on (promises 5, 8).",
 		NotShown: "Clocks that jump or run at different rates. A lease may live longer than its TTL: a new leader gives each its whole TTL again, since clients may " +
 			"have had nobody to ask.",
-		Controls: []Control{{"impatient", "the checker counts on half as much again as the TTL that was asked for"}},
-		Length:   25 * time.Second, Short: 9 * time.Second, ControlLength: 4 * time.Second,
+		Controls: []Control{{"impatient", "the checker counts on three times the TTL that was asked for"}},
+		Length:   25 * time.Second, Short: 9 * time.Second, ControlLength: 5 * time.Second,
 		run: runLeases,
 	}
 }
@@ -102,7 +102,7 @@ func runLeases(ctx context.Context, r *run) error {
 	}
 	rng := r.rng(1)
 	for end := time.Now().Add(r.For); time.Now().Before(end); {
-		if !pause(ctx, time.Duration(700+rng.IntN(700))*time.Millisecond) {
+		if !pause(ctx, time.Duration(2500+rng.IntN(1500))*time.Millisecond) {
 			break
 		}
 		p := cl.Leader(ctx, 1)
@@ -134,7 +134,7 @@ func runLeases(ctx context.Context, r *run) error {
 	for i := range l.lives {
 		life := l.lives[i]
 		if r.Control == "impatient" {
-			life.ttl += life.ttl / 2
+			life.ttl *= 3
 		}
 		r.find(checkLease(&life, l.stalls)...)
 	}
