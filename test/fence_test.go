@@ -200,9 +200,44 @@ func TestFence_FranzGo(t *testing.T) {
 					}
 				}
 			}
+			// EVENT.ADD is no way around it: without the fence of the topic's lock nothing of its transaction is done.
+			r := single(t, c.nodes[1])
+			exec := func(token int64) error {
+				_, err := r.TxPipelined(ctx, func(p redis.Pipeliner) error {
+					if token != 0 {
+						p.Do(ctx, "FENCE", lock, token)
+					}
+					p.Incr(ctx, topic+"{a}")
+					p.Do(ctx, "EVENT.ADD", topic+"{a}", "event")
+					return nil
+				})
+				return err
+			}
+			for name, err := range map[string]error{
+				"alone": r.Do(ctx, "EVENT.ADD", topic, "bare").Err(), "in a transaction": exec(0), "under a stale token": exec(stale),
+				"under another lock": r.Do(ctx, "FENCE", "nobodys", 7, "EVENT.ADD", topic, "v").Err(),
+			} {
+				if err == nil || !strings.HasPrefix(err.Error(), "FENCED ") {
+					t.Errorf("EVENT.ADD %s: %v", name, err)
+				}
+			}
+			if err := exec(now); err != nil {
+				t.Errorf("EVENT.ADD under the lock: %v", err)
+			}
+			if n, err := r.Get(ctx, topic+"{a}").Int(); err != nil || n != 1 {
+				t.Errorf("the transactions counted %d (%v), want the one that was fenced", n, err)
+			}
 			got := map[int32]string{}
-			for _, r := range readTopic(t, c.nodes[1], topic, 9) {
+			events := ""
+			for _, r := range readTopic(t, c.nodes[1], topic, 10) {
+				if string(r.Value) == "event" {
+					events += "event;"
+					continue
+				}
 				got[r.Partition] += string(r.Value) + ";"
+			}
+			if events != "event;" {
+				t.Errorf("events %s", events)
 			}
 			for part := range int32(3) {
 				if got[part] != "first;second 0;second 1;" {

@@ -63,9 +63,15 @@ func FuzzCommand(f *testing.F) {
 func FuzzCheckBatch(f *testing.F) {
 	f.Add(batchOf(1, 2, 3))
 	f.Add(from(1, 0, 0, 1))
+	f.Add(fencedBatch(-1, 0, "7", "7"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) >= BatchHeaderSize {
 			b = resum(append([]byte(nil), b...))
+			// What was unpacked is read for its token without having been checked.
+			h, _ := ReadBatchHeader(b)
+			if token, err := BatchToken(h, b[BatchHeaderSize:], "t", "lock"); err == nil && token < 1 && h.Records > 0 {
+				t.Fatalf("token %d", token)
+			}
 		}
 		h, err := CheckBatch(b)
 		if err != nil || h.Attributes&AttrCodec != 0 {

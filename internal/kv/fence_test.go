@@ -214,3 +214,22 @@ func TestFence_Golden(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkFence is a fence on the lock's own shard, which goes through all contenders.
+func BenchmarkFence(b *testing.B) {
+	for _, n := range []int{1, 10, 200} {
+		b.Run(fmt.Sprintf("%d contenders", n), func(b *testing.B) {
+			x := &tester{nil, shardtest.New(b, shardtest.Options{}, Module{})}
+			for i := range n {
+				if _, err := x.submit(EncodeOp(&Put{Key: fmt.Appendf(nil, "l/%d", i)})); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for b.Loop() {
+				if err := x.fence("l", 2, true); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -70,6 +70,13 @@ func TestFence_ProduceUnderALock(t *testing.T) {
 				t.Errorf("%s: %+v", name, r)
 			}
 		}
+		// What cannot be unpacked, and what unpacks to more than is looked at.
+		for want, body := range map[int16][]byte{codeInvalidRecord: []byte("no zstd"), codeMessageTooLarge: compress(4, make([]byte, decompressedMax+1))} {
+			b := kmsg.RecordBatch{Magic: 2, Attributes: 4, ProducerID: -1, ProducerEpoch: -1, FirstSequence: -1, NumRecords: 1, Records: body}
+			if r := w.produce("jobs", part, seal(b)); r.ErrorCode != want {
+				t.Errorf("%d bytes of zstd: %+v, want code %d", len(body), r, want)
+			}
+		}
 		// A number that nobody ever had spoils nothing.
 		if r := w.produce("jobs", part, fencedRecords(0, "999999999")); r.ErrorCode != codePolicyViolation {
 			t.Errorf("a token from nowhere: %+v", r)

@@ -160,7 +160,12 @@ func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader
 			return 0, err
 		}
 		defer release()
-		if body, err = decompress(codec, body); err != nil {
+		body, err = decompress(codec, body)
+		if errs.Is(err, errs.Corrupt) {
+			// The checksum was right: it will be no better the next time.
+			err = errs.Coded(errs.Invalid, "INVALIDRECORD", "the batch cannot be unpacked to look for fencing tokens: %s", err)
+		}
+		if err != nil {
 			return 0, err
 		}
 	}
