@@ -26,8 +26,8 @@ func fencingDrill() Drill {
 		Text: "Holders of locks stall for longer than their leases, others acquire the locks and write, and the first ones wake up and write too, " +
 			"through Redis, in a MULTI with an event, through Kafka and through etcd, while leaders are killed.",
 		Promise: "A stale fencing token is refused on every write path: nothing is written under one after the next holder's first write (promise 5).",
-		NotShown: "Spaces of several shards, where a shard learns of a new holder by its first write there. The holders are clients that stop to renew " +
-			"their leases, not processes that are stopped: to the cluster that is the same.",
+		NotShown: "A stale holder that writes to another shard than the lock's before the next holder does, which only that shard could refuse. The holders are " +
+			"clients that stop to renew their leases, not processes that are stopped: to the cluster that is the same.",
 		Controls: []Control{{"unchecked", "the writers leave the token out"}},
 		Length:   20 * time.Second, Short: 7 * time.Second, ControlLength: 4 * time.Second,
 		run: runFencing,
@@ -36,6 +36,8 @@ func fencingDrill() Drill {
 
 const (
 	fencedGroups = 6
+	// fencedShards makes half of what is written lie elsewhere than the locks do.
+	fencedShards = 2
 	// fencedTTL is that of a holder's lease in seconds, the shortest there is.
 	fencedTTL = 2
 )
@@ -60,14 +62,19 @@ type fencing struct {
 var paths = []string{"redis", "multi", "kafka", "etcd"}
 
 func resource(path string, group int) string { return fmt.Sprintf("%s-%d", path, group) }
-func fencedLock(group int) string            { return fmt.Sprintf("locks/%d", group) }
+
+// tagged is where a resource is in Redis. Its tag decides the shard.
+func tagged(resource string, group int) string { return fmt.Sprintf("%s{%d}", resource, group) }
+
+func fencedLock(group int) string { return fmt.Sprintf("locks/%d", group) }
 
 func runFencing(ctx context.Context, r *run) error {
-	cl, err := r.cluster(ctx, false)
+	cl, err := StartCluster(ctx, ClusterConfig{Nodes: r.Nodes, Shards: fencedShards, Dir: r.Dir, Binary: r.Binary})
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
+	r.event("%d nodes are ready", len(cl.Nodes))
 	f := &fencing{r: r, unchecked: r.Control == "unchecked", acked: map[string][]int64{}}
 	if err := f.open(ctx, cl); err != nil {
 		return err
@@ -153,11 +160,11 @@ func (f *fencing) close() {
 	}
 }
 
-// createTopic makes a topic of one partition, which takes records under a lock only, if one is named.
+// createTopic makes a topic with a partition on each shard, which takes records under a lock only, if one is named.
 func createTopic(ctx context.Context, cl *kgo.Client, name, fence string) error {
 	req := kmsg.NewPtrCreateTopicsRequest()
 	t := kmsg.NewCreateTopicsRequestTopic()
-	t.Topic, t.NumPartitions, t.ReplicationFactor = name, 1, -1
+	t.Topic, t.NumPartitions, t.ReplicationFactor = name, fencedShards, -1
 	if fence != "" {
 		c := kmsg.NewCreateTopicsRequestTopicConfig()
 		c.Name, c.Value = "quorate.fence", kmsg.StringPtr(fence)
@@ -285,7 +292,7 @@ func (f *fencing) write(ctx context.Context, path string, g int, h contender) (d
 	key, token := resource(path, g), strconv.FormatInt(h.token, 10)
 	cl := f.redis[int(f.turn.Add(1))%len(f.redis)]
 	fence := []any{"FENCE", fencedLock(g), token}
-	add := []any{"APPEND", key, token + ";"}
+	add := []any{"APPEND", tagged(key, g), token + ";"}
 	switch path {
 	case "redis":
 		if !f.unchecked {
@@ -298,11 +305,11 @@ func (f *fencing) write(ctx context.Context, path string, g int, h contender) (d
 				p.Do(ctx, fence...)
 			}
 			p.Do(ctx, add...)
-			p.Do(ctx, "EVENT.ADD", key, token)
+			p.Do(ctx, "EVENT.ADD", tagged(key, g), token)
 			return nil
 		})
 	case "kafka":
-		rec := &kgo.Record{Topic: key, Value: []byte(token)}
+		rec := &kgo.Record{Topic: key, Partition: int32(g % fencedShards), Value: []byte(token)}
 		if !f.unchecked {
 			rec.Headers = []kgo.RecordHeader{{Key: "quorate-fence", Value: []byte(token)}}
 		}
@@ -337,7 +344,7 @@ func (f *fencing) verify(ctx context.Context, cl *Cluster) error {
 			var err error
 			if p == "redis" || p == "multi" {
 				var v string
-				if v, err = get(ctx, f.redis[0], key); err == nil {
+				if v, err = get(ctx, f.redis[0], tagged(key, g)); err == nil {
 					lists["key "+key] = strings.FieldsFunc(v, func(c rune) bool { return c == ';' })
 				}
 			}
@@ -381,7 +388,7 @@ func get(ctx context.Context, cl *redis.Client, key string) (string, error) {
 	return s, nil
 }
 
-// readTopic returns the values of a topic of one partition.
+// readTopic returns the values of a topic that uses one of its partitions.
 func readTopic(ctx context.Context, brokers []string, topic string) (values []string, err error) {
 	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchMaxWait(500*time.Millisecond), kgo.MetadataMinAge(50*time.Millisecond))
@@ -393,7 +400,11 @@ func readTopic(ctx context.Context, brokers []string, topic string) (values []st
 	if err != nil {
 		return nil, err
 	}
-	for int64(len(values)) < ends[0] {
+	all := int64(0)
+	for _, n := range ends {
+		all += n
+	}
+	for int64(len(values)) < all {
 		cl.PollFetches(ctx).EachRecord(func(r *kgo.Record) { values = append(values, string(r.Value)) })
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
