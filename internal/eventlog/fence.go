@@ -16,6 +16,10 @@ const FenceHeader = "quorate-fence"
 // CodeStale is the reason for refusing a batch whose token is stale.
 const CodeStale = "STALETOKEN"
 
+// TokenStale stands for a token that the lock's own shard has refused. The batch goes to its shard all the same, which alone knows whether it was
+// appended before.
+const TokenStale = -1
+
 // BatchToken returns the token that all records of an uncompressed body name: the bytes behind a batch header. topic and lock are for the
 // error's text.
 func BatchToken(h BatchHeader, body []byte, topic, lock string) (int64, error) {
@@ -58,6 +62,8 @@ func (m Module) passFence(tx *shard.Tx, p *partition, a *Append, home bool) erro
 		return errs.New(errs.Unavailable, "the topic is not known to this shard as one with a lock")
 	case a.Token == 0:
 		return errs.Coded(errs.Invalid, "INVALIDRECORD", "topic %q takes records only under the lock %q: give each record the header %s", t.Name, t.Fence, FenceHeader)
+	case a.Token < 0:
+		return errs.Coded(errs.Fenced, CodeStale, "the token of the batch does not hold the lock %q; nothing was done; acquire the lock again, and write under the token that you get", t.Fence)
 	case m.EncodeFence == nil:
 		return errs.New(errs.Unsupported, "this node knows no locks")
 	}

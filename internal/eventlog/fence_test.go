@@ -97,8 +97,13 @@ func TestFence_AppendsUnderTheTokenOnly(t *testing.T) {
 	if a := w.appendUnder(7, true, fencedBatch(9, 0, "7", "7")); a.Err != nil || a.Base != 0 {
 		t.Errorf("repeated by the old holder: %+v", a)
 	}
-	if a := w.appendUnder(7, true, fencedBatch(9, 2, "7")); code(a.Err) != CodeStale {
-		t.Errorf("late: %+v", a)
+	if a := w.appendUnder(TokenStale, false, fencedBatch(9, 0, "7", "7")); a.Err != nil || a.Base != 0 {
+		t.Errorf("repeated through a node that knows of the next holder: %+v", a)
+	}
+	for _, token := range []int64{7, TokenStale} {
+		if a := w.appendUnder(token, true, fencedBatch(9, 2, "7")); code(a.Err) != CodeStale {
+			t.Errorf("late: %+v", a)
+		}
 	}
 	if a := w.appendUnder(9, true, fencedBatch(9, 2, "9")); a.Err != nil || a.Base != 2 {
 		t.Errorf("the same producer under the new token: %+v", a)

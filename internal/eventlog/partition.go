@@ -246,7 +246,8 @@ type Append struct {
 	Partition int32
 	// Batch is one record batch that CheckBatch accepted.
 	Batch []byte
-	// Token is the fencing token of the batch's records, 0 if they have none; see BatchToken.
+	// Token is the fencing token of the batch's records, 0 if they have none; see BatchToken and
+	// TokenStale.
 	Token int64
 }
 

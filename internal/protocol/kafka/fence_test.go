@@ -1,6 +1,9 @@
 package kafka
 
 import (
+	"encoding/binary"
+	"hash/crc32"
+	"log/slog"
 	"strconv"
 	"strings"
 	"testing"
@@ -82,19 +85,56 @@ func TestFence_ProduceUnderALock(t *testing.T) {
 			t.Errorf("a token from nowhere: %+v", r)
 		}
 	}
+	idempotent := func() []byte {
+		b := fencedRecords(0, token)
+		binary.BigEndian.PutUint64(b[43:], 77)
+		binary.BigEndian.PutUint16(b[51:], 0)
+		binary.BigEndian.PutUint32(b[53:], 0)
+		binary.BigEndian.PutUint32(b[17:], crc32.Checksum(b[21:], crc32.MakeTable(crc32.Castagnoli)))
+		return b
+	}
+	for part := range int32(2) {
+		if r := w.produce("jobs", part, idempotent()); r.ErrorCode != 0 || r.BaseOffset != 10 {
+			t.Errorf("partition %d, idempotent: %+v", part, r)
+		}
+	}
 	if _, err := c.Unlock(t.Context(), first.Key); err != nil {
 		t.Fatal(err)
 	}
 	_, next := acquire()
+	// The answers to those were lost: sent again, through this node and one that has not heard of the token, they get the offsets that they have.
+	other := New(Config{}, b.c, slog.New(slog.DiscardHandler), nil)
+	defer func() { _ = other.Close() }()
 	for part := range int32(2) {
-		if r := w.produce("jobs", part, fencedRecords(0, next)); r.ErrorCode != 0 || r.BaseOffset != 10 {
+		resp, err := other.produce(t.Context(), nil, header{}, produceReq("jobs", part, -1, idempotent()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range []kmsg.ProduceResponseTopicPartition{w.produce("jobs", part, idempotent()), resp.(*kmsg.ProduceResponse).Topics[0].Partitions[0]} {
+			if r.ErrorCode != 0 || r.BaseOffset != 10 {
+				t.Errorf("partition %d, again: %+v", part, r)
+			}
+		}
+		// What is new under that token is refused there as here.
+		late := idempotent()
+		binary.BigEndian.PutUint32(late[53:], 1)
+		binary.BigEndian.PutUint32(late[17:], crc32.Checksum(late[21:], crc32.MakeTable(crc32.Castagnoli)))
+		if resp, err = other.produce(t.Context(), nil, header{}, produceReq("jobs", part, -1, late)); err != nil {
+			t.Fatal(err)
+		}
+		if r := resp.(*kmsg.ProduceResponse).Topics[0].Partitions[0]; r.ErrorCode != codePolicyViolation || r.ErrorMessage == nil {
+			t.Errorf("partition %d, late: %+v", part, r)
+		}
+	}
+	for part := range int32(2) {
+		if r := w.produce("jobs", part, fencedRecords(0, next)); r.ErrorCode != 0 || r.BaseOffset != 11 {
 			t.Errorf("partition %d, next holder: %+v", part, r)
 		}
 		r := w.produce("jobs", part, fencedRecords(4, token))
 		if r.ErrorCode != codePolicyViolation || r.BaseOffset != -1 || r.ErrorMessage == nil || !strings.Contains(*r.ErrorMessage, "acquire the lock again") {
 			t.Errorf("partition %d, stale: %+v", part, r)
 		}
-		if r := w.produce("jobs", part, fencedRecords(0, next)); r.ErrorCode != 0 || r.BaseOffset != 11 {
+		if r := w.produce("jobs", part, fencedRecords(0, next)); r.ErrorCode != 0 || r.BaseOffset != 12 {
 			t.Errorf("partition %d, after a refusal: %+v", part, r)
 		}
 	}

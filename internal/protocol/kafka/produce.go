@@ -172,6 +172,10 @@ func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader
 	token, err := eventlog.BatchToken(h, body, t.Name, t.Fence)
 	if err == nil && on != w.world.space.Shards[0] {
 		err = eventlog.Stale(s.tokens.Check(w.ctx, []byte(t.Fence), token))
+		if errs.Is(err, errs.Fenced) && h.ProducerID >= 0 {
+			// It may have been appended when the token was good, and the answer lost.
+			return eventlog.TokenStale, nil
+		}
 	}
 	return token, err
 }
