@@ -47,14 +47,17 @@ type Tokens struct {
 // NewTokens returns one that knows nothing yet.
 func NewTokens(c *Client) *Tokens { return &Tokens{client: c, newest: map[string]int64{}} }
 
-// Check fails with errs.Fenced if a token is not known to have been that of a lock's holder and is not now. Whether it still is, the shard
-// decides that is written to.
+// Check fails with errs.Fenced if a token is lower than one that is known to have been that of a lock's holder, or is not known and not that of
+// the present one. Whether it still is, the shard decides that is written to.
 func (t *Tokens) Check(ctx context.Context, lock []byte, token int64) error {
 	t.mu.Lock()
-	known := t.newest[string(lock)] >= token
+	newest := t.newest[string(lock)]
 	t.mu.Unlock()
-	if known {
+	switch {
+	case newest == token:
 		return nil
+	case newest > token:
+		return errs.New(errs.Fenced, "token %d does not hold the lock %q: token %d has held it since; nothing was done; acquire the lock again, and write under the token that you get", token, lock, newest)
 	}
 	if err := t.client.Holds(ctx, lock, token); err != nil {
 		return err

@@ -46,8 +46,16 @@ func TestTokens_OnlyWhatOnceWasTrue(t *testing.T) {
 		t.Errorf("nobody to ask: %v", err)
 	}
 	s.Refuse(nil)
+	if err := x.Check(within(t), lock, second.Token); err != nil {
+		t.Error(err)
+	}
+	s.Refuse(errs.New(errs.Unavailable, "told to refuse"))
+	if err := x.Check(within(t), lock, first.Token); !errs.Is(err, errs.Fenced) {
+		t.Errorf("one that is known to be stale: %v", err)
+	}
+	s.Refuse(nil)
 	s.SetTopology(func(t *shard.Topology) { t.Spaces = nil })
-	if err := x.Check(within(t), lock, second.Token); !errs.Is(err, errs.Unavailable) {
+	if err := x.Check(within(t), lock, second.Token+1); !errs.Is(err, errs.Unavailable) {
 		t.Errorf("no space: %v", err)
 	}
 }
