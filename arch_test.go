@@ -28,7 +28,7 @@ var floors = [][]string{
 	{"internal/storage", "internal/transport"},
 	{"internal/shard"},
 	{"internal/shardtest", "internal/replica"},
-	{"internal/datatypes", "internal/eventlog", "internal/kv"},
+	{"internal/datatypes", "internal/eventlog", "internal/kv", "internal/auth"},
 	{"internal/engine", "internal/coord"},
 	{"internal/protocol/redis", "internal/protocol/kafka", "internal/protocol/etcd"},
 	{"internal/server"},
@@ -42,6 +42,10 @@ var notSeen = []struct{ from, to, why string }{
 	{"internal/datatypes", "internal/replica", "models see the waist, not how it is replicated"},
 	{"internal/eventlog", "internal/replica", "models see the waist, not how it is replicated"},
 	{"internal/kv", "internal/replica", "models see the waist, not how it is replicated"},
+	{"internal/auth", "internal/replica", "models see the waist, not how it is replicated"},
+	{"internal/auth", "internal/storage", "models write through Tx"},
+	{"internal/engine", "internal/auth", "the engine runs any module; server names them"},
+	{"internal/coord", "internal/auth", "it sees shard.Client, under whatever rights"},
 	{"internal/datatypes", "internal/storage", "models write through Tx"},
 	{"internal/kv", "internal/storage", "models write through Tx"},
 	{"internal/eventlog", "internal/storage", "models write through Tx"},
@@ -281,7 +285,7 @@ func TestNoInitFunctions(t *testing.T) {
 }
 
 func TestCore_HasNoGoroutineLockOrClock(t *testing.T) {
-	core := []string{"internal/replica", "internal/shard", "internal/datatypes", "internal/eventlog"}
+	core := []string{"internal/replica", "internal/shard", "internal/datatypes", "internal/eventlog", "internal/auth"}
 	locks := map[string]string{
 		"internal/shard/hub.go":        "Hub sits beside the machine and is called from everywhere",
 		"internal/datatypes/module.go": "a pool of scratch space for queries, which run at the same time",
