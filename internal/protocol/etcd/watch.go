@@ -82,7 +82,12 @@ func (w watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.W
 	}
 	defer w.s.feed.drop(st)
 	ended := make(chan error, 1)
-	go func() { ended <- st.receive(ctx, stream) }()
+	go func() {
+		// A client that has no more to ask still hears of events: the gateway's has said all when its request has been read.
+		if err := st.receive(ctx, stream); err != nil {
+			ended <- err
+		}
+	}()
 	err := st.send(ctx, stream, ended)
 	if errors.Is(err, context.Canceled) {
 		err = rpctypes.ErrGRPCWatchCanceled
