@@ -86,6 +86,7 @@ var libraries = []struct {
 	{"github.com/cockroachdb/pebble/v2/vfs", []string{"internal/storage", "internal/sim", "internal/engine"}, "the simulation makes disks, and a test of the engine one that hangs"},
 	{"go.etcd.io/raft/v3", []string{"internal/replica"}, "consensus"},
 	{"go.etcd.io/bbolt", []string{"internal/protocol/etcd"}, "snapshots in the format of etcd's store"},
+	{"golang.org/x/crypto/bcrypt", []string{"internal/protocol/etcd"}, "passwords of etcd's users, at the edge"},
 	{"google.golang.org/protobuf", []string{"internal/replica", "internal/protocol/etcd"}, "raft's configuration changes; etcd's messages"},
 	{"go.etcd.io/etcd/api/v3", []string{"internal/protocol/etcd"}, "etcd's messages and error texts"},
 	{"google.golang.org/grpc", []string{"internal/protocol/etcd"}, "etcd's API"},

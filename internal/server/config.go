@@ -39,6 +39,8 @@ type Config struct {
 	// LeaseReads lets leaders answer linearizable reads by themselves, trusting that clock rates differ by less than 10 %.
 	// Default false.
 	LeaseReads bool `yaml:"lease_reads"`
+	// EtcdAuth holds what may be chosen of etcd's authentication, which its clients enable.
+	EtcdAuth EtcdAuth `yaml:"etcd_auth"`
 	// Insecure allows addresses that are not loopback although there is no authentication yet.
 	Insecure bool `yaml:"insecure"`
 	// Sandbox holds what only drills may set.
@@ -52,6 +54,14 @@ type Listen struct {
 	Kafka string `yaml:"kafka"`
 	Etcd  string `yaml:"etcd"`
 	HTTP  string `yaml:"http"`
+}
+
+// EtcdAuth chooses what logins cost and for how long they count.
+type EtcdAuth struct {
+	// BcryptCost is that of passwords, 4 to 31, default 10: hashing or comparing one takes 2^BcryptCost steps.
+	BcryptCost int `yaml:"bcrypt_cost"`
+	// TokenTTL is how long a token counts after a login, and after a connection has used it, in seconds, default 300.
+	TokenTTL int `yaml:"token_ttl"`
 }
 
 // Sandbox weakens a node on purpose, so that a drill can show that it notices. All but Enabled are refused without Enabled.
@@ -86,6 +96,9 @@ func ReadConfig(path string) (Config, error) {
 // many nodes.
 const nodeMax = 65_535
 
+// tokenTTLMax is a year, in seconds.
+const tokenTTLMax = 365 * 24 * 3600
+
 // alone says that no other node has what this one has.
 func (c *Config) alone() bool { return len(c.Peers) < 2 }
 
@@ -100,11 +113,23 @@ func (c *Config) fill() error {
 	if c.Shards == 0 {
 		c.Shards = 1
 	}
+	if c.EtcdAuth.BcryptCost == 0 {
+		c.EtcdAuth.BcryptCost = 10
+	}
+	if c.EtcdAuth.TokenTTL == 0 {
+		c.EtcdAuth.TokenTTL = 300
+	}
 	bad := func(format string, args ...any) error {
 		return errs.New(errs.Invalid, "configuration: "+format, args...)
 	}
 	if c.Shards < 0 || c.Shards > shard.SlotCount {
 		return bad("shards is %d; it must be between 1 and %d", c.Shards, shard.SlotCount)
+	}
+	if b := c.EtcdAuth.BcryptCost; b < 4 || b > 31 {
+		return bad("etcd_auth.bcrypt_cost is %d; it must be between 4 and 31", b)
+	}
+	if ttl := c.EtcdAuth.TokenTTL; ttl < 1 || ttl > tokenTTLMax {
+		return bad("etcd_auth.token_ttl is %d s; it must be between 1 and %d", ttl, tokenTTLMax)
 	}
 	if c.Node > nodeMax {
 		return bad("node is %d; it must be between 1 and %d", c.Node, nodeMax)

@@ -39,6 +39,8 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("listen: {redis: '127.0.0.1'}", "host:port")
 	f("shards: 20000", "between 1 and")
 	f("sandbox: {no_fsync: true}", "sandbox.enabled")
+	f("etcd_auth: {bcrypt_cost: 3}", "between 4 and 31")
+	f("etcd_auth: {token_ttl: -1}", "etcd_auth.token_ttl")
 }
 
 func TestReadConfig_Good(t *testing.T) {

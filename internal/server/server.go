@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/datatypes"
 	"github.com/quorate/quorate/internal/engine"
 	"github.com/quorate/quorate/internal/env"
@@ -49,6 +50,7 @@ func modules() []shard.Module {
 		datatypes.New(datatypes.Config{EncodeEvent: encodeEvent}),
 		eventlog.Module{},
 		kv.Module{},
+		auth.New(auth.Config{Uses: etcd.Uses}),
 	}
 }
 
@@ -157,7 +159,9 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
 	if etcdLn != nil {
 		// It follows the key space all the time.
-		s.etcd = etcd.New(etcd.Config{Info: s.info, TempDir: cfg.Data}, s.engine, log, reg)
+		s.etcd = etcd.New(etcd.Config{
+			Info: s.info, TempDir: cfg.Data, AuthTokenTTL: time.Duration(cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: cfg.EtcdAuth.BcryptCost,
+		}, s.engine, log, reg)
 	}
 	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
 	s.serve(redisLn, kafkaLn, etcdLn, httpLn)

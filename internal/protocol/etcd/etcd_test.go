@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
@@ -44,7 +45,7 @@ type rig struct {
 
 func newRig(t *testing.T, cfg Config) *rig {
 	t.Helper()
-	r := &rig{t: t, shard: shardtest.New(t, shardtest.Options{RealTime: true}, kv.Module{})}
+	r := &rig{t: t, shard: shardtest.New(t, shardtest.Options{RealTime: true}, kv.Module{}, auth.New(auth.Config{Uses: Uses}))}
 	r.s = New(cfg, r.shard, slog.New(slog.DiscardHandler), nil)
 	var lc net.ListenConfig
 	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")

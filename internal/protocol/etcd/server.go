@@ -21,6 +21,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -53,6 +54,10 @@ type Config struct {
 	// TempDir is where snapshots are made, a directory that no other server uses: what a crash left there is removed. Default
 	// os.TempDir, where nothing is.
 	TempDir string
+	// AuthTokenTTL is how long a token counts after a login, and after it was last used on a connection; default 5 minutes, as in etcd.
+	AuthTokenTTL time.Duration
+	// BcryptCost is that of passwords, 4 to 31: it takes 2^BcryptCost steps to compare one. Default 10, as in etcd.
+	BcryptCost int
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
 	Info func(shard.ID) Info
 }
@@ -90,6 +95,12 @@ func (c *Config) fill() {
 	if c.WatchersMax == 0 {
 		c.WatchersMax = 1_000_000
 	}
+	if c.AuthTokenTTL == 0 {
+		c.AuthTokenTTL = 5 * time.Minute
+	}
+	if c.BcryptCost == 0 {
+		c.BcryptCost = 10
+	}
 	if c.StreamBytesMax == 0 {
 		c.StreamBytesMax = 256 << 10
 	}
@@ -115,6 +126,9 @@ type Server struct {
 	// self is the gateway's connection with grpc.
 	self *grpc.ClientConn
 	feed *feed
+	// rights is what is known of authentication; passwords makes hashes.
+	rights    *rights
+	passwords *passwords
 	// coord serves the Lock and Election services.
 	coord *coord.Client
 	// toGRPC and toHTTP take the connections, once it is known what they speak.
@@ -146,12 +160,13 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.feed = newFeed(s)
+	s.rights, s.passwords = &rights{s: s}, newPasswords(cfg.BcryptCost)
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(cfg.RequestBytesMax+requestOverhead), grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(math.MaxUint32), grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAliveMin}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAliveInterval, Timeout: keepAliveTimeout}),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream), grpc.Creds(handshake{insecure.NewCredentials()}),
 	)
 	pb.RegisterKVServer(s.grpc, kvServer{s: s})
 	pb.RegisterWatchServer(s.grpc, watchServer{s: s})
@@ -159,7 +174,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	pb.RegisterClusterServer(s.grpc, clusterServer{s: s})
 	pb.RegisterMaintenanceServer(s.grpc, maintenanceServer{s: s})
 	pb.RegisterAuthServer(s.grpc, authServer{s: s})
-	s.coord = coord.New(client, func() (shard.Route, error) {
+	s.coord = coord.New(behalf{client, s}, func() (shard.Route, error) {
 		at, _, err := s.where()
 		return routeOf(at), err
 	})
@@ -167,7 +182,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	grpc_health_v1.RegisterHealthServer(s.grpc, health.NewServer())
 	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout}
 	for _, f := range []func(){
-		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, s.feed.run, s.watchLeader,
+		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, s.feed.run, s.rights.run, s.watchLeader,
 	} {
 		s.wg.Go(f)
 	}
@@ -359,23 +374,7 @@ func (s *Server) where() (shard.ShardInfo, *shard.Topology, error) {
 	return info, t, nil
 }
 
-// submit runs a command of kv's.
-func (s *Server) submit(ctx context.Context, cmd []byte) ([]byte, error) {
-	at, _, err := s.where()
-	if err != nil {
-		return nil, toGRPC(ctx, err)
-	}
-	res := s.client.Submit(ctx, routeOf(at), shard.Command{Module: shard.ModuleKV, Data: cmd}).Wait(ctx)
-	return res.Data, toGRPC(ctx, res.Err)
-}
-
-// query runs a query of kv's.
-func (s *Server) query(ctx context.Context, q []byte, stale bool) ([]byte, error) {
-	b, err := s.ask(ctx, q, stale)
-	return b, toGRPC(ctx, err)
-}
-
-// ask is query with kv's own errors.
+// ask runs a query of kv's for the server itself. It fails with kv's own errors.
 func (s *Server) ask(ctx context.Context, q []byte, stale bool) ([]byte, error) {
 	at, _, err := s.where()
 	if err != nil {
@@ -384,7 +383,7 @@ func (s *Server) ask(ctx context.Context, q []byte, stale bool) ([]byte, error) 
 	return s.client.Query(ctx, routeOf(at), shard.Consistency{Stale: stale}, shard.Command{Module: shard.ModuleKV, Data: q})
 }
 
-// status returns how far the key space is, stale on this node.
+// status returns how far the key space is, for the server itself.
 func (s *Server) status(ctx context.Context, stale bool) (kv.Status, error) {
 	b, err := s.ask(ctx, kv.EncodeStatus(), stale)
 	if err != nil {

@@ -27,6 +27,9 @@ import (
 // Not in it: history before that revision, which etcd will call compacted, and members, which a restore makes anew.
 func (m maintenanceServer) Snapshot(_ *pb.SnapshotRequest, out grpc.ServerStreamingServer[pb.SnapshotResponse]) error {
 	ctx := out.Context()
+	if err := m.s.allow(ctx, onlyRoot); err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp(m.s.cfg.TempDir, snapshotPrefix)
 	if err != nil {
 		return toGRPC(ctx, errs.Wrap(errs.Unavailable, err, "make a directory for the snapshot"))

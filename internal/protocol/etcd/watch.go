@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/kv"
 )
 
@@ -135,12 +136,17 @@ func (st *watchStream) create(ctx context.Context, r *pb.WatchCreateRequest) err
 		w.noPut = w.noPut || f == pb.WatchCreateRequest_NOPUT
 		w.noDelete = w.noDelete || f == pb.WatchCreateRequest_NODELETE
 	}
-	now, err := st.s.status(ctx, true)
+	reason := ""
+	now, err := st.s.statusFor(ctx, true, auth.Use{Kind: auth.Read, Key: w.key, End: w.end})
+	if isAuth(err) {
+		reason = err.Error()
+		now, err = st.s.status(ctx, true)
+	}
 	if err != nil {
 		return toGRPC(ctx, err)
 	}
-	reason := ""
 	switch {
+	case reason != "":
 	case r.StartRevision < 0:
 		reason = rpctypes.ErrCompacted.Error()
 	case kv.Empty(w.key, w.end):
