@@ -1,7 +1,9 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -11,10 +13,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -770,6 +775,57 @@ func TestUses_OnlyOfKeys(t *testing.T) {
 		t.Error("a Redis command is let through")
 	}
 	if err := Uses(shard.Command{Module: shard.ModuleKV, Data: kv.EncodeStatus()}, nil, f); err != nil {
+		t.Error(err)
+	}
+}
+
+// A snapshot has users and roles in it, and no secret.
+func TestSnapshot_HasRights(t *testing.T) {
+	r := newAuthRig(t)
+	r.enable("rw a-c")
+	st, err := pb.NewMaintenanceClient(r.conn).Snapshot(r.root, &pb.SnapshotRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file []byte
+	for {
+		m, err := st.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		file = append(file, m.Blob...)
+	}
+	if bytes.Contains(file, r.s.rights.now.Load().Secret) {
+		t.Error("the secret is in the snapshot")
+	}
+	name := filepath.Join(t.TempDir(), "db")
+	if err := os.WriteFile(name, file[:len(file)-sha256.Size], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bbolt.Open(name, 0o600, &bbolt.Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close() //nolint:errcheck // it was only read
+	err = db.View(func(tx *bbolt.Tx) error {
+		if b := tx.Bucket(bucketAuth); b.Get([]byte("authEnabled"))[0] != 1 || len(b.Get([]byte("authRevision"))) != 8 {
+			t.Error("neither enabled nor with a revision")
+		}
+		var u authpb.User
+		if err := proto.Unmarshal(tx.Bucket(bucketUsers).Get([]byte("ann")), &u); err != nil || fmt.Sprint(u.Roles) != "[r]" ||
+			bcrypt.CompareHashAndPassword(u.Password, []byte("ann's")) != nil {
+			t.Errorf("user %v %v", &u, err)
+		}
+		var role authpb.Role
+		if err := proto.Unmarshal(tx.Bucket(bucketRoles).Get([]byte("r")), &role); err != nil || len(role.KeyPermission) != 1 || string(role.KeyPermission[0].RangeEnd) != "c" {
+			t.Errorf("role %v %v", &role, err)
+		}
+		return nil
+	})
+	if err != nil {
 		t.Error(err)
 	}
 }
