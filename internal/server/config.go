@@ -209,6 +209,6 @@ func (c Config) String() string {
 		peers = append(peers, fmt.Sprintf("%d=%s", id, a))
 	}
 	slices.Sort(peers)
-	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v peers=%v shards=%d lease_reads=%v sandbox=%+v",
-		c.Cluster, c.Node, c.Data, c.Listen, peers, c.Shards, c.LeaseReads, c.Sandbox)
+	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v peers=%v shards=%d lease_reads=%v etcd_auth=%+v sandbox=%+v",
+		c.Cluster, c.Node, c.Data, c.Listen, peers, c.Shards, c.LeaseReads, c.EtcdAuth, c.Sandbox)
 }

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -591,6 +592,22 @@ func TestAuth_TokensEnd(t *testing.T) {
 	}
 	if err := pt(sign(time.Now().Add(-time.Minute))); !same(err, rpctypes.ErrGRPCInvalidAuthToken) {
 		t.Errorf("expired: %v", err)
+	}
+	// It lives on where it is used, and nowhere else.
+	expires := time.Now().Truncate(time.Second).Add(2 * time.Second)
+	used := sign(expires)
+	for time.Now().Before(expires.Add(50 * time.Millisecond)) {
+		if err := pt(used); err != nil {
+			t.Fatalf("in use: %v", err)
+		}
+	}
+	other, err := grpc.NewClient(r.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close() //nolint:errcheck // the end of the test
+	if _, err := pb.NewKVClient(other).Put(used, &pb.PutRequest{Key: []byte("a")}); !same(err, rpctypes.ErrGRPCInvalidAuthToken) {
+		t.Errorf("on another connection: %v", err)
 	}
 	r.must(r.a.RoleAdd(r.root, &pb.AuthRoleAddRequest{Name: "other"}))
 	if err := pt(r.ann); err != nil {
