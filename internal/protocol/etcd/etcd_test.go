@@ -549,8 +549,12 @@ func TestFeed_PreviousVersionsForOneThatJustCame(t *testing.T) {
 	st := &watchStream{s: r.s, wake: make(chan struct{}, 1), watchers: map[int64]*watcher{}, lagging: map[*watcher]struct{}{}}
 	w := &watcher{st: st, key: []byte("a"), prev: true, next: 1000}
 	f.add(w, 3, "")
-	if _, joined := f.join(w); !joined {
-		t.Fatal("did not join")
+	// The feed's goroutine may not have begun.
+	ctx := r.ctx()
+	for joined := false; !joined; {
+		if _, joined = f.join(w); ctx.Err() != nil {
+			t.Fatal("did not join")
+		}
 	}
 	ev := kv.Event{KV: kv.KeyValue{Key: []byte("a"), Mod: 1000, Version: 9}}
 	f.mu.Lock()
