@@ -28,7 +28,7 @@ var floors = [][]string{
 	{"internal/storage", "internal/transport"},
 	{"internal/shard"},
 	{"internal/shardtest", "internal/replica"},
-	{"internal/datatypes", "internal/eventlog", "internal/kv"},
+	{"internal/datatypes", "internal/eventlog", "internal/kv", "internal/auth"},
 	{"internal/engine", "internal/coord"},
 	{"internal/protocol/redis", "internal/protocol/kafka", "internal/protocol/etcd"},
 	{"internal/server"},
@@ -42,6 +42,10 @@ var notSeen = []struct{ from, to, why string }{
 	{"internal/datatypes", "internal/replica", "models see the waist, not how it is replicated"},
 	{"internal/eventlog", "internal/replica", "models see the waist, not how it is replicated"},
 	{"internal/kv", "internal/replica", "models see the waist, not how it is replicated"},
+	{"internal/auth", "internal/replica", "models see the waist, not how it is replicated"},
+	{"internal/auth", "internal/storage", "models write through Tx"},
+	{"internal/engine", "internal/auth", "the engine runs any module; server names them"},
+	{"internal/coord", "internal/auth", "it sees shard.Client, under whatever rights"},
 	{"internal/datatypes", "internal/storage", "models write through Tx"},
 	{"internal/kv", "internal/storage", "models write through Tx"},
 	{"internal/eventlog", "internal/storage", "models write through Tx"},
@@ -82,6 +86,7 @@ var libraries = []struct {
 	{"github.com/cockroachdb/pebble/v2/vfs", []string{"internal/storage", "internal/sim", "internal/engine"}, "the simulation makes disks, and a test of the engine one that hangs"},
 	{"go.etcd.io/raft/v3", []string{"internal/replica"}, "consensus"},
 	{"go.etcd.io/bbolt", []string{"internal/protocol/etcd"}, "snapshots in the format of etcd's store"},
+	{"golang.org/x/crypto/bcrypt", []string{"internal/protocol/etcd"}, "passwords of etcd's users, at the edge"},
 	{"google.golang.org/protobuf", []string{"internal/replica", "internal/protocol/etcd"}, "raft's configuration changes; etcd's messages"},
 	{"go.etcd.io/etcd/api/v3", []string{"internal/protocol/etcd", "internal/drill"}, "etcd's messages and error texts; drills use its stubs"},
 	{"google.golang.org/grpc", []string{"internal/protocol/etcd", "internal/drill"}, "etcd's API"},
@@ -281,7 +286,7 @@ func TestNoInitFunctions(t *testing.T) {
 }
 
 func TestCore_HasNoGoroutineLockOrClock(t *testing.T) {
-	core := []string{"internal/replica", "internal/shard", "internal/datatypes", "internal/eventlog"}
+	core := []string{"internal/replica", "internal/shard", "internal/datatypes", "internal/eventlog", "internal/auth"}
 	locks := map[string]string{
 		"internal/shard/hub.go":        "Hub sits beside the machine and is called from everywhere",
 		"internal/datatypes/module.go": "a pool of scratch space for queries, which run at the same time",

@@ -310,6 +310,7 @@ var numbers = []struct{ dir, pattern string }{
 	{"internal/replica", `^msg\w+|frameVersion|incarnationBits|flag\w+$`},
 	{"internal/storage", `^kind\w+|flag\w+|logVersion|formatVersion|ownerVersion$`},
 	{"internal/datatypes", `^op[A-Z]\w*|row\w+|type[A-Z]\w*|cmdVersion|version$`},
+	{"internal/auth", `^(req[A-Z]\w*|row\w+|flag\w+|tokenVersion|encodingVersion|Permit\w+|Nobody|By[A-Z]\w*|Read|Write|Whole)$`},
 	{"internal/eventlog", `^op[A-Z]\w*|cmd[A-Z]\w*|query[A-Z]\w*|row\w+|version\w*$`},
 }
 

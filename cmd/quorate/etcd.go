@@ -21,6 +21,9 @@ import (
 // etcdName is the name under which the program takes etcd's flags without being told to.
 const etcdName = "etcd"
 
+// tokenSimple is the kind of tokens that etcd issues unless told otherwise.
+const tokenSimple = "simple"
+
 // etcdReady is the line that scripts and tests of etcd wait for.
 const etcdReady = "ready to serve client requests"
 
@@ -43,7 +46,8 @@ type etcdFlags struct {
 	name, data, token, state          string
 	clientURLs, advertise             []string
 	peerURLs, advertisePeers, cluster []string
-	logLevel                          string
+	logLevel, authToken               string
+	bcryptCost, tokenTTL              int
 	insecure                          bool
 	client, peer                      etcdTLS
 }
@@ -124,6 +128,9 @@ has no effect; what would weaken a promise is refused.`,
 	fs.StringSliceVar(&f.advertisePeers, "initial-advertise-peer-urls", []string{"http://localhost:2380"}, "URL that other nodes are told")
 	fs.StringSliceVar(&f.cluster, "initial-cluster", nil, "NAME=URL of each member (default: this node alone)")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	fs.StringVar(&f.authToken, "auth-token", tokenSimple, "kind of tokens: simple, which here are signed and good on every node")
+	fs.IntVar(&f.tokenTTL, "auth-token-ttl", 300, "seconds for which a token counts")
+	fs.IntVar(&f.bcryptCost, "bcrypt-cost", 10, "cost of hashing passwords, 4 to 31")
 	fs.BoolVar(&f.insecure, "insecure", false, "listen on addresses other than loopback although the port checks nobody (a flag of Quorate's)")
 	f.client.flags(fs, "", "client-", "the client port")
 	f.peer.flags(fs, "peer-", "peer-", "the peer port")
@@ -166,6 +173,13 @@ func (f *etcdFlags) config() (server.Config, error) {
 	}
 	if abs, err := filepath.Abs(cfg.Data); err == nil {
 		cfg.Data = abs
+	}
+	if f.authToken != tokenSimple {
+		return cfg, errs.New(errs.Unsupported, "--auth-token is %q; only %s is supported: tokens are signed by the cluster itself, with a secret that it keeps", f.authToken, tokenSimple)
+	}
+	cfg.EtcdAuth = server.EtcdAuth{BcryptCost: f.bcryptCost, TokenTTL: f.tokenTTL}
+	if f.bcryptCost == 0 || f.tokenTTL == 0 {
+		return cfg, errs.New(errs.Invalid, "--bcrypt-cost and --auth-token-ttl must not be 0")
 	}
 	if f.state != "new" && f.state != "existing" {
 		return cfg, errs.New(errs.Invalid, "--initial-cluster-state is %q; it is new or existing", f.state)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/server"
 )
 
 func TestEtcdFlags(t *testing.T) {
@@ -13,11 +14,15 @@ func TestEtcdFlags(t *testing.T) {
 		name: "b", token: "tok", state: "new", data: "d",
 		clientURLs: []string{"http://127.0.0.1:1"}, advertise: []string{"http://localhost:1"},
 		peerURLs: []string{"http://127.0.0.1:2"}, advertisePeers: []string{"http://127.0.0.1:2"},
+		authToken: tokenSimple, bcryptCost: 5, tokenTTL: 60,
 	}
 	cfg, err := plain.config()
 	if err != nil || cfg.Cluster != "tok" || cfg.Node != 1 || cfg.Peers[1] != "127.0.0.1:2" || cfg.Listen.Etcd != "127.0.0.1:1" ||
 		cfg.Advertise.Etcd != "localhost:1" || !filepath.IsAbs(cfg.Data) || !strings.HasSuffix(cfg.Data, "/d") {
 		t.Errorf("alone: %+v %v", cfg, err)
+	}
+	if cfg.EtcdAuth != (server.EtcdAuth{BcryptCost: 5, TokenTTL: 60}) {
+		t.Errorf("authentication: %+v", cfg.EtcdAuth)
 	}
 	// The order of the members is not the same on every command line.
 	three := plain
@@ -39,15 +44,17 @@ func TestEtcdFlags(t *testing.T) {
 		"with a trusted-ca-file": func(f *etcdFlags) {
 			f.peerURLs, f.peer = []string{"https://127.0.0.1:1"}, etcdTLS{cert: "c", key: "k", auth: true}
 		},
-		"there are no unix sockets":     func(f *etcdFlags) { f.peerURLs = []string{"unix://localhost:1"} },
-		"one is supported":              func(f *etcdFlags) { f.clientURLs = append(f.clientURLs, "http://127.0.0.1:9") },
-		"write NAME=URL":                func(f *etcdFlags) { f.cluster = []string{"a"} },
-		"does not have this node":       func(f *etcdFlags) { f.cluster = []string{"x=http://127.0.0.1:2"} },
-		"has two URLs for b":            func(f *etcdFlags) { f.cluster = []string{"b=http://127.0.0.1:2", "b=http://127.0.0.1:5"} },
-		"it is new or existing":         func(f *etcdFlags) { f.state = "old" },
-		"without a port":                func(f *etcdFlags) { f.peerURLs = []string{"http://127.0.0.1"} },
-		"write http://host:port":        func(f *etcdFlags) { f.peerURLs = []string{"127.0.0.1:1"} },
-		"--listen-peer-urls has 0 URLs": func(f *etcdFlags) { f.peerURLs = nil },
+		"there are no unix sockets":       func(f *etcdFlags) { f.peerURLs = []string{"unix://localhost:1"} },
+		"one is supported":                func(f *etcdFlags) { f.clientURLs = append(f.clientURLs, "http://127.0.0.1:9") },
+		"write NAME=URL":                  func(f *etcdFlags) { f.cluster = []string{"a"} },
+		"does not have this node":         func(f *etcdFlags) { f.cluster = []string{"x=http://127.0.0.1:2"} },
+		"has two URLs for b":              func(f *etcdFlags) { f.cluster = []string{"b=http://127.0.0.1:2", "b=http://127.0.0.1:5"} },
+		"it is new or existing":           func(f *etcdFlags) { f.state = "old" },
+		"without a port":                  func(f *etcdFlags) { f.peerURLs = []string{"http://127.0.0.1"} },
+		"write http://host:port":          func(f *etcdFlags) { f.peerURLs = []string{"127.0.0.1:1"} },
+		`--auth-token is "jwt,pub-key=x"`: func(f *etcdFlags) { f.authToken = "jwt,pub-key=x" },
+		"must not be 0":                   func(f *etcdFlags) { f.bcryptCost = 0 },
+		"--listen-peer-urls has 0 URLs":   func(f *etcdFlags) { f.peerURLs = nil },
 	} {
 		f := plain
 		f.clientURLs = append([]string(nil), plain.clientURLs...)
@@ -72,7 +79,7 @@ func TestEtcdCommand_FlagsAndEnvironment(t *testing.T) {
 	if n, d := c.Flag("name").Value.String(), c.Flag("data-dir").Value.String(); n != "n" || d != "/somewhere" {
 		t.Errorf("name %q, data %q", n, d)
 	}
-	if err := newEtcd().ParseFlags([]string{"--auth-token=jwt"}); err == nil {
+	if err := newEtcd().ParseFlags([]string{"--v2-deprecation=x"}); err == nil {
 		t.Error("a flag that is not served was accepted")
 	}
 	if got := asEtcd([]string{"/usr/bin/etcd", "--name", "x"}); strings.Join(got, " ") != "etcd --name x" {

@@ -42,6 +42,9 @@ func errMalformed() error { return errs.New(errs.Corrupt, "malformed kv request"
 // EncodeOp returns the command of an operation, or the query if it is read-only.
 func EncodeOp(o Op) []byte { return appendOp(head(reqOp), o) }
 
+// AppendOp is EncodeOp behind what is in b.
+func AppendOp(b []byte, o Op) []byte { return appendOp(append(b, encodingVersion, byte(reqOp)), o) }
+
 const (
 	flagKeysOnly = 1 << iota
 	flagCountOnly

@@ -814,6 +814,7 @@ func FuzzRequest(f *testing.F) {
 		x.put("a", "1")
 		x.put("a", "2")
 		_, _ = x.query(b)
+		_ = Uses(b, x.query, func(Use) error { return nil })
 		if _, err := x.submit(b); errs.KindOf(err) == errs.Internal {
 			t.Errorf("%x: %v", b, err)
 		}

@@ -41,6 +41,8 @@ type Config struct {
 	LeaseReads bool `yaml:"lease_reads"`
 	// TLS secures the connections to ports.
 	TLS Ports `yaml:"tls"`
+	// EtcdAuth holds what may be chosen of etcd's authentication, which its clients enable.
+	EtcdAuth EtcdAuth `yaml:"etcd_auth"`
 	// Insecure allows ports that check nobody, by certificate, on addresses that are not loopback.
 	Insecure bool `yaml:"insecure"`
 	// Sandbox holds what only drills may set.
@@ -54,6 +56,14 @@ type Listen struct {
 	Kafka string `yaml:"kafka"`
 	Etcd  string `yaml:"etcd"`
 	HTTP  string `yaml:"http"`
+}
+
+// EtcdAuth chooses what logins cost and for how long they count.
+type EtcdAuth struct {
+	// BcryptCost is that of passwords, 4 to 31, default 10: hashing or comparing one takes 2^BcryptCost steps.
+	BcryptCost int `yaml:"bcrypt_cost"`
+	// TokenTTL is how long a token counts after a login, and after a connection has used it, in seconds, default 300.
+	TokenTTL int `yaml:"token_ttl"`
 }
 
 // Sandbox weakens a node on purpose, so that a drill can show that it notices. All but Enabled are refused without Enabled.
@@ -88,6 +98,9 @@ func ReadConfig(path string) (Config, error) {
 // many nodes.
 const nodeMax = 65_535
 
+// tokenTTLMax is a year, in seconds.
+const tokenTTLMax = 365 * 24 * 3600
+
 // alone says that no other node has what this one has.
 func (c *Config) alone() bool { return len(c.Peers) < 2 }
 
@@ -102,11 +115,23 @@ func (c *Config) fill() error {
 	if c.Shards == 0 {
 		c.Shards = 1
 	}
+	if c.EtcdAuth.BcryptCost == 0 {
+		c.EtcdAuth.BcryptCost = 10
+	}
+	if c.EtcdAuth.TokenTTL == 0 {
+		c.EtcdAuth.TokenTTL = 300
+	}
 	bad := func(format string, args ...any) error {
 		return errs.New(errs.Invalid, "configuration: "+format, args...)
 	}
 	if c.Shards < 0 || c.Shards > shard.SlotCount {
 		return bad("shards is %d; it must be between 1 and %d", c.Shards, shard.SlotCount)
+	}
+	if b := c.EtcdAuth.BcryptCost; b < 4 || b > 31 {
+		return bad("etcd_auth.bcrypt_cost is %d; it must be between 4 and 31", b)
+	}
+	if ttl := c.EtcdAuth.TokenTTL; ttl < 1 || ttl > tokenTTLMax {
+		return bad("etcd_auth.token_ttl is %d s; it must be between 1 and %d", ttl, tokenTTLMax)
 	}
 	if c.Node > nodeMax {
 		return bad("node is %d; it must be between 1 and %d", c.Node, nodeMax)
@@ -191,6 +216,6 @@ func (c Config) String() string {
 		peers = append(peers, fmt.Sprintf("%d=%s", id, a))
 	}
 	slices.Sort(peers)
-	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v peers=%v shards=%d lease_reads=%v tls=%+v sandbox=%+v",
-		c.Cluster, c.Node, c.Data, c.Listen, peers, c.Shards, c.LeaseReads, c.TLS, c.Sandbox)
+	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v peers=%v shards=%d lease_reads=%v tls=%+v etcd_auth=%+v sandbox=%+v",
+		c.Cluster, c.Node, c.Data, c.Listen, peers, c.Shards, c.LeaseReads, c.TLS, c.EtcdAuth, c.Sandbox)
 }

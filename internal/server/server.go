@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/datatypes"
 	"github.com/quorate/quorate/internal/engine"
 	"github.com/quorate/quorate/internal/env"
@@ -52,6 +53,7 @@ func modules() []shard.Module {
 		datatypes.New(datatypes.Config{EncodeEvent: encodeEvent, EncodeFence: kv.EncodeFence}),
 		eventlog.Module{EncodeFence: kv.EncodeFence},
 		kv.Module{},
+		auth.New(auth.Config{Uses: etcd.Uses}),
 	}
 }
 
@@ -170,7 +172,10 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
 	if etcdLn != nil {
 		// It follows the key space all the time.
-		s.etcd = etcd.New(etcd.Config{TLS: cfg.TLS.Etcd.on(), Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: cfg.Data}, s.engine, log, reg)
+		s.etcd = etcd.New(etcd.Config{
+			TLS: cfg.TLS.Etcd.on(), Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: cfg.Data,
+			AuthTokenTTL: time.Duration(cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: cfg.EtcdAuth.BcryptCost,
+		}, s.engine, log, reg)
 	}
 	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
 	s.serve(redisLn, kafkaLn, etcdLn, httpLn)

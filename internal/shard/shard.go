@@ -37,6 +37,7 @@ const (
 	ModuleKV        ModuleID = 1
 	ModuleDatatypes ModuleID = 2
 	ModuleEventlog  ModuleID = 3
+	ModuleAuth      ModuleID = 4
 )
 
 // Module is one data model, running inside every shard. One value serves all shards of a node: it holds no state of its
@@ -70,6 +71,8 @@ type View interface {
 	// Scan yields the pairs with from <= key < to in order; a nil to means the end of the module's keys. The slices are
 	// valid until the next step, and the module must not write between steps.
 	Scan(from, to []byte) iter.Seq2[[]byte, []byte]
+	// Ask runs another module's query on the same view: that is how a module which stands before another one answers for it.
+	Ask(q Command) ([]byte, error)
 	// Now is the shard's clock: stamped by the leader into each entry, never going back. What has expired at Now has
 	// expired for everyone.
 	Now() time.Time

@@ -305,6 +305,18 @@ func (tx *Tx) Call(c Command) ([]byte, error) {
 	return tx.Try(func() ([]byte, error) { return mod.Apply(tx, c.Data) })
 }
 
+// Ask implements View: the query sees what the transaction has written until then.
+func (tx *Tx) Ask(q Command) ([]byte, error) {
+	mod := tx.m.modules[q.Module]
+	if mod == nil {
+		return nil, errs.New(errs.Unsupported, "no module %d in this build", q.Module)
+	}
+	was := tx.module
+	tx.module = q.Module
+	defer func() { tx.module = was }()
+	return mod.Query(tx, q.Data)
+}
+
 // Try runs f and undoes its writes, changes and wake-ups if it fails.
 func (tx *Tx) Try(f func() ([]byte, error)) ([]byte, error) {
 	m := tx.m

@@ -193,6 +193,38 @@ func TestTx_CallRunsInTheSameTransaction(t *testing.T) {
 	}
 }
 
+func TestAsk_AnswersFromTheSameView(t *testing.T) {
+	other := &script{id: 10, apply: map[string]func(*Tx) ([]byte, error){"set": set("k", "theirs")}}
+	b := newBench(t, MachineConfig{}, other)
+	look := func(v View) {
+		t.Helper()
+		if got, err := v.Ask(Command{Module: 10, Data: []byte("k")}); err != nil || string(got) != "theirs" {
+			t.Errorf("asked: %q %v", got, err)
+		}
+		if got, _ := v.Get([]byte("k")); string(got) != "ours" {
+			t.Errorf("afterwards: %q", got)
+		}
+		if _, err := v.Ask(Command{Module: 99}); !errs.Is(err, errs.Unsupported) {
+			t.Errorf("asked nobody: %v", err)
+		}
+	}
+	b.mod.query = func(v View, _ []byte) ([]byte, error) {
+		look(v)
+		return nil, nil
+	}
+	b.run(func(tx *Tx) ([]byte, error) {
+		tx.Set([]byte("k"), []byte("ours"))
+		if _, err := tx.Call(Command{Module: 10, Data: []byte("set")}); err != nil {
+			t.Errorf("call: %v", err)
+		}
+		look(tx)
+		return nil, nil
+	})
+	if _, err := b.m.Query(Command{Module: b.mod.id}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTx_SaysWhereItIs(t *testing.T) {
 	b := newBench(t, MachineConfig{})
 	b.run(func(tx *Tx) ([]byte, error) {

@@ -89,6 +89,17 @@ func (v *view) scan(id ModuleID, from, to []byte) iter.Seq2[[]byte, []byte] {
 	}
 }
 
+func (v *view) Ask(q Command) ([]byte, error) {
+	mod := v.m.modules[q.Module]
+	if mod == nil {
+		return nil, errs.New(errs.Unsupported, "no module %d in this build", q.Module)
+	}
+	was := v.module
+	v.module = q.Module
+	defer func() { v.module = was }()
+	return mod.Query(v, q.Data)
+}
+
 func (v *view) state() *state {
 	if v.st == nil {
 		v.st = &state{}

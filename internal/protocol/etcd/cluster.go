@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -17,6 +18,14 @@ import (
 // refused answers what this build does not serve, by name.
 func refused(method, why string) error {
 	return status.Errorf(codes.Unimplemented, "quorate: %s is not served: %s", method, why)
+}
+
+// refuse says so to root; others may not even ask.
+func (s *Server) refuse(ctx context.Context, method, why string) error {
+	if err := s.allow(ctx, onlyRoot); isAuth(err) {
+		return err
+	}
+	return refused(method, why)
 }
 
 // clusterServer answers questions about members from the topology.
@@ -27,9 +36,9 @@ type clusterServer struct {
 
 // MemberList implements pb.ClusterServer.
 func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
-	now, err := c.s.status(ctx, !r.Linearizable)
-	if err != nil && r.Linearizable {
-		return nil, toGRPC(ctx, err)
+	now, err := c.s.statusFor(ctx, !r.Linearizable)
+	if err != nil && (r.Linearizable || isAuth(err)) {
+		return nil, err
 	}
 	_, t, _ := c.s.where()
 	resp := &pb.MemberListResponse{Header: c.s.header(now.Revision)}
@@ -54,23 +63,23 @@ const (
 )
 
 // MemberAdd implements pb.ClusterServer.
-func (clusterServer) MemberAdd(context.Context, *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
-	return nil, refused("MemberAdd", whyMembers)
+func (c clusterServer) MemberAdd(ctx context.Context, _ *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
+	return nil, c.s.refuse(ctx, "MemberAdd", whyMembers)
 }
 
 // MemberRemove implements pb.ClusterServer.
-func (clusterServer) MemberRemove(context.Context, *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
-	return nil, refused("MemberRemove", whyMembers)
+func (c clusterServer) MemberRemove(ctx context.Context, _ *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
+	return nil, c.s.refuse(ctx, "MemberRemove", whyMembers)
 }
 
 // MemberUpdate implements pb.ClusterServer.
-func (clusterServer) MemberUpdate(context.Context, *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
-	return nil, refused("MemberUpdate", whyMembers)
+func (c clusterServer) MemberUpdate(ctx context.Context, _ *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
+	return nil, c.s.refuse(ctx, "MemberUpdate", whyMembers)
 }
 
 // MemberPromote implements pb.ClusterServer.
-func (clusterServer) MemberPromote(context.Context, *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
-	return nil, refused("MemberPromote", whyMembers)
+func (c clusterServer) MemberPromote(ctx context.Context, _ *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+	return nil, c.s.refuse(ctx, "MemberPromote", whyMembers)
 }
 
 // maintenanceServer answers what operators ask.
@@ -87,9 +96,9 @@ const storageVersion = "3.7.0"
 
 // Status implements pb.MaintenanceServer.
 func (m maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
-	now, err := m.s.status(ctx, true)
+	now, err := m.s.statusFor(ctx, true)
 	if err != nil {
-		return nil, toGRPC(ctx, err)
+		return nil, err
 	}
 	at, t, err := m.s.where()
 	if err != nil {
@@ -111,20 +120,24 @@ func (m maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb
 // Alarm implements pb.MaintenanceServer. There are no alarms: a full disk stops the node, and nothing else is a quota.
 func (m maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	if r.Action == pb.AlarmRequest_ACTIVATE {
-		return nil, refused("Alarm ACTIVATE", whyNoAlarms)
+		return nil, m.s.refuse(ctx, "Alarm ACTIVATE", whyNoAlarms)
 	}
-	now, err := m.s.status(ctx, true)
+	var more []auth.Use
+	if r.Action != pb.AlarmRequest_GET {
+		more = append(more, onlyRoot)
+	}
+	now, err := m.s.statusFor(ctx, true, more...)
 	if err != nil {
-		return nil, toGRPC(ctx, err)
+		return nil, err
 	}
 	return &pb.AlarmResponse{Header: m.s.header(now.Revision)}, nil
 }
 
 // Defragment implements pb.MaintenanceServer. Space is reclaimed by merging tables, all the time.
 func (m maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
-	now, err := m.s.status(ctx, true)
+	now, err := m.s.statusFor(ctx, true, onlyRoot)
 	if err != nil {
-		return nil, toGRPC(ctx, err)
+		return nil, err
 	}
 	return &pb.DefragmentResponse{Header: m.s.header(now.Revision)}, nil
 }
@@ -162,6 +175,10 @@ func (m maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb
 
 // MoveLeader implements pb.MaintenanceServer. As in etcd, the leader must be asked.
 func (m maintenanceServer) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	now, err := m.s.statusFor(ctx, true, onlyRoot)
+	if err != nil {
+		return nil, err
+	}
 	at, t, err := m.s.where()
 	if err != nil {
 		return nil, toGRPC(ctx, err)
@@ -176,32 +193,13 @@ func (m maintenanceServer) MoveLeader(ctx context.Context, r *pb.MoveLeaderReque
 	if err := m.s.cfg.MoveLeader(ctx, at.ID, t.Nodes[i].ID); err != nil {
 		return nil, toGRPC(ctx, err)
 	}
-	now, err := m.s.status(ctx, true)
-	if err != nil {
-		return nil, toGRPC(ctx, err)
-	}
 	return &pb.MoveLeaderResponse{Header: m.s.header(now.Revision)}, nil
 }
 
 // Downgrade implements pb.MaintenanceServer.
-func (maintenanceServer) Downgrade(context.Context, *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
-	return nil, refused("Downgrade", whyNoDowngrade)
-}
-
-// authServer says that there is no authentication yet.
-type authServer struct {
-	pb.UnimplementedAuthServer
-	s *Server
-}
-
-// AuthStatus implements pb.AuthServer.
-func (a authServer) AuthStatus(ctx context.Context, _ *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
-	now, err := a.s.status(ctx, true)
-	if err != nil {
-		return nil, toGRPC(ctx, err)
-	}
-	return &pb.AuthStatusResponse{Header: a.s.header(now.Revision)}, nil
+func (m maintenanceServer) Downgrade(ctx context.Context, _ *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
+	return nil, m.s.refuse(ctx, "Downgrade", whyNoDowngrade)
 }
 
 // probeRange is the read that tells whether the key space can be read.
-var probeRange = &pb.RangeRequest{Key: []byte("health"), CountOnly: true}
+var probeRange = &kv.Range{Key: []byte("health"), CountOnly: true}

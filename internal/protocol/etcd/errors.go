@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
@@ -26,6 +27,19 @@ var named = []struct{ err, to error }{
 	{shard.ErrNotLeader, rpctypes.ErrGRPCNotLeader},
 	{shard.ErrNoVoter, rpctypes.ErrGRPCBadLeaderTransferee},
 	{shard.ErrMoveTimeout, status.Error(codes.Unknown, "etcdserver: request timed out, leader transfer took too long")},
+	{auth.ErrRootUserMissing, rpctypes.ErrGRPCRootUserNotExist},
+	{auth.ErrRootRoleMissing, rpctypes.ErrGRPCRootRoleNotExist},
+	{auth.ErrUserExists, rpctypes.ErrGRPCUserAlreadyExist},
+	{auth.ErrUserEmpty, rpctypes.ErrGRPCUserEmpty},
+	{auth.ErrUserNotFound, rpctypes.ErrGRPCUserNotFound},
+	{auth.ErrRoleExists, rpctypes.ErrGRPCRoleAlreadyExist},
+	{auth.ErrRoleEmpty, rpctypes.ErrGRPCRoleEmpty},
+	{auth.ErrRoleNotFound, rpctypes.ErrGRPCRoleNotFound},
+	{auth.ErrRoleNotGranted, rpctypes.ErrGRPCRoleNotGranted},
+	{auth.ErrNotGranted, rpctypes.ErrGRPCPermissionNotGranted},
+	{auth.ErrPermissionDenied, rpctypes.ErrGRPCPermissionDenied},
+	{auth.ErrInvalidToken, rpctypes.ErrGRPCInvalidAuthToken},
+	{auth.ErrInvalidChange, rpctypes.ErrGRPCInvalidAuthMgmt},
 	{coord.ErrNotLeader, status.Error(codes.Unknown, "election: not leader")},
 	{coord.ErrNoLeader, status.Error(codes.Unknown, "election: no leader")},
 	{coord.ErrLeaseOver, status.Error(codes.Unknown, "mutex: session is expired")},
@@ -39,6 +53,16 @@ var kinds = map[errs.Kind]error{
 	errs.Unavailable:    rpctypes.ErrGRPCNoLeader,
 	errs.OutcomeUnknown: rpctypes.ErrGRPCTimeout,
 	errs.Corrupt:        rpctypes.ErrGRPCCorrupt,
+}
+
+// isAuth says whether an error, as toGRPC makes it, refuses a client for who it is.
+func isAuth(err error) bool {
+	for _, e := range [...]error{rpctypes.ErrGRPCUserEmpty, rpctypes.ErrGRPCPermissionDenied, rpctypes.ErrGRPCInvalidAuthToken} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // toGRPC turns an error into what an etcd client expects.

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
@@ -44,7 +45,7 @@ type rig struct {
 
 func newRig(t *testing.T, cfg Config) *rig {
 	t.Helper()
-	r := &rig{t: t, shard: shardtest.New(t, shardtest.Options{RealTime: true}, kv.Module{})}
+	r := &rig{t: t, shard: shardtest.New(t, shardtest.Options{RealTime: true}, kv.Module{}, auth.New(auth.Config{Uses: Uses}))}
 	r.s = New(cfg, r.shard, slog.New(slog.DiscardHandler), nil)
 	var lc net.ListenConfig
 	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -548,8 +549,12 @@ func TestFeed_PreviousVersionsForOneThatJustCame(t *testing.T) {
 	st := &watchStream{s: r.s, wake: make(chan struct{}, 1), watchers: map[int64]*watcher{}, lagging: map[*watcher]struct{}{}}
 	w := &watcher{st: st, key: []byte("a"), prev: true, next: 1000}
 	f.add(w, 3, "")
-	if _, joined := f.join(w); !joined {
-		t.Fatal("did not join")
+	// The feed's goroutine may not have begun.
+	ctx := r.ctx()
+	for joined := false; !joined; {
+		if _, joined = f.join(w); ctx.Err() != nil {
+			t.Fatal("did not join")
+		}
 	}
 	ev := kv.Event{KV: kv.KeyValue{Key: []byte("a"), Mod: 1000, Version: 9}}
 	f.mu.Lock()
@@ -741,14 +746,18 @@ func TestGateway(t *testing.T) {
 	}
 	defer resp.Body.Close() //nolint:errcheck // a stream that never ends
 	d := json.NewDecoder(resp.Body)
-	for i := range 2 {
+	for i := range 3 {
+		if i == 2 {
+			// The request's body has ended long ago; the watch has not.
+			r.put("a", "again")
+		}
 		var m struct {
 			Result struct {
 				Created bool
 				Events  []any
 			}
 		}
-		if err := d.Decode(&m); err != nil || m.Result.Created != (i == 0) || len(m.Result.Events) != i {
+		if err := d.Decode(&m); err != nil || m.Result.Created != (i == 0) || len(m.Result.Events) != min(i, 1) {
 			t.Errorf("watch: %+v %v", m, err)
 		}
 	}

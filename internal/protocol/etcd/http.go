@@ -58,7 +58,7 @@ func (s *Server) probe(r *http.Request) error {
 	if !s.hasLeader() {
 		return errNoLeader
 	}
-	_, err := kvServer{s: s}.Range(r.Context(), probeRange)
+	_, err := s.readOp(r.Context(), probeRange, false)
 	return err
 }
 

@@ -9,7 +9,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -26,10 +25,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
 	resp, err := any(nil), errNoLeader
 	if !wantsLeader(ctx) || s.hasLeader() {
-		resp, err = next(ctx, req)
-	}
-	if status.Code(err) == codes.Unimplemented && strings.HasPrefix(info.FullMethod, "/etcdserverpb.Auth/") {
-		err = refused(method, noAuth)
+		resp, err = next(s.identified(ctx), req)
 	}
 	s.m.requests.WithLabelValues(method, status.Code(err).String()).Inc()
 	s.m.seconds.WithLabelValues(method).Observe(time.Since(began).Seconds())
@@ -46,7 +42,10 @@ type strictStream struct {
 // Context implements grpc.ServerStream.
 func (s *strictStream) Context() context.Context { return s.ctx }
 
-func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+func (s *Server) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if ctx := s.identified(ss.Context()); ctx != ss.Context() {
+		ss = &boundStream{ss, ctx}
+	}
 	if wantsLeader(ss.Context()) {
 		if !s.hasLeader() {
 			return errNoLeader

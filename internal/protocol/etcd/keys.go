@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/shard"
 )
 
 // kvServer serves Range, Put, DeleteRange, Txn, Compact and RangeStream.
@@ -206,11 +207,15 @@ func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer
 
 // read runs an operation that only reads.
 func (s *Server) read(ctx context.Context, o kv.Op, stale bool) (kv.Answer, error) {
-	a, err := s.readOp(ctx, o, stale)
+	b, err := s.look(ctx, shard.Consistency{Stale: stale}, request{op: o}.guarded)
+	if err != nil {
+		return kv.Answer{}, toGRPC(ctx, err)
+	}
+	a, err := kv.DecodeAnswer(b)
 	return a, toGRPC(ctx, err)
 }
 
-// readOp is read with kv's own errors.
+// readOp is read for the server itself, with kv's own errors.
 func (s *Server) readOp(ctx context.Context, o kv.Op, stale bool) (kv.Answer, error) {
 	b, err := s.ask(ctx, kv.EncodeOp(o), stale)
 	if err != nil {
@@ -221,15 +226,14 @@ func (s *Server) readOp(ctx context.Context, o kv.Op, stale bool) (kv.Answer, er
 
 // write runs an operation that came as message m.
 func (k kvServer) write(ctx context.Context, m proto.Message, o kv.Op) (kv.Answer, error) {
-	cmd := kv.EncodeOp(o)
-	if len(cmd) > k.s.cfg.RequestBytesMax && proto.Size(m) > k.s.cfg.RequestBytesMax {
+	if proto.Size(m) > k.s.cfg.RequestBytesMax {
 		return kv.Answer{}, rpctypes.ErrGRPCRequestTooLarge
 	}
-	b, err := k.s.submit(ctx, cmd)
-	if err != nil {
-		return kv.Answer{}, err
+	res := k.s.run(ctx, request{op: o}.guarded)
+	if res.Err != nil {
+		return kv.Answer{}, toGRPC(ctx, res.Err)
 	}
-	a, err := kv.DecodeAnswer(b)
+	a, err := kv.DecodeAnswer(res.Data)
 	return a, toGRPC(ctx, err)
 }
 

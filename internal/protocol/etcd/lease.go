@@ -8,6 +8,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
@@ -89,6 +90,10 @@ func (l leaseServer) LeaseKeepAlive(stream grpc.BidiStreamingServer[pb.LeaseKeep
 		f  *shard.Future
 	}
 	ctx := stream.Context()
+	who, err := callerOf(ctx)
+	if err != nil {
+		return toGRPC(ctx, err)
+	}
 	open := make(chan renewal, renewalsMax)
 	ended := make(chan error, 1)
 	go func() {
@@ -106,7 +111,7 @@ func (l leaseServer) LeaseKeepAlive(stream grpc.BidiStreamingServer[pb.LeaseKeep
 				ended <- toGRPC(ctx, err)
 				return
 			}
-			f := l.s.client.Submit(ctx, routeOf(at), shard.Command{Module: shard.ModuleKV, Data: kv.EncodeKeepAlive(r.ID)})
+			f := l.s.client.Submit(ctx, routeOf(at), request{raw: kv.EncodeKeepAlive(r.ID)}.guarded(who))
 			select {
 			case open <- renewal{r.ID, f}:
 			case <-ctx.Done():
@@ -116,6 +121,10 @@ func (l leaseServer) LeaseKeepAlive(stream grpc.BidiStreamingServer[pb.LeaseKeep
 	}()
 	for r := range open {
 		res := r.f.Wait(ctx)
+		if errors.Is(res.Err, auth.ErrUserEmpty) {
+			// This node may not have heard yet that it must look who asks.
+			res = l.s.run(ctx, request{raw: kv.EncodeKeepAlive(r.id)}.guarded)
+		}
 		if res.Err != nil {
 			return toGRPC(ctx, res.Err)
 		}

@@ -292,13 +292,18 @@ func (s *Server) handleRecipes(m *runtime.ServeMux, c *grpc.ClientConn) error {
 	toJSON := protojson.MarshalOptions{UseProtoNames: true}
 	for _, r := range recipes() {
 		err := m.HandlePath(http.MethodPost, r.path, func(w http.ResponseWriter, req *http.Request, _ map[string]string) {
-			ctx := req.Context()
+			full := "/" + r.service + "/" + r.method
+			// The token is in a header.
+			ctx, err := runtime.AnnotateContext(req.Context(), m, req, full)
 			fail := func(err error) {
 				_, out := runtime.MarshalerForRequest(m, req)
 				runtime.HTTPError(ctx, m, out, w, req, err)
 			}
 			in := dynamicpb.NewMessage(r.in)
-			b, err := io.ReadAll(req.Body)
+			var b []byte
+			if err == nil {
+				b, err = io.ReadAll(req.Body)
+			}
 			if err == nil {
 				err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, in)
 			}
@@ -306,7 +311,6 @@ func (s *Server) handleRecipes(m *runtime.ServeMux, c *grpc.ClientConn) error {
 				fail(status.Error(codes.InvalidArgument, err.Error()))
 				return
 			}
-			full := "/" + r.service + "/" + r.method
 			if r.stream == nil {
 				out := dynamicpb.NewMessage(r.out)
 				if err = c.Invoke(ctx, full, in, out); err == nil {

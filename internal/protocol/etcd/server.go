@@ -7,7 +7,6 @@ package etcd
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"hash/fnv"
 	"log/slog"
@@ -22,7 +21,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -57,6 +56,10 @@ type Config struct {
 	TempDir string
 	// TLS says that the listeners are secured, for the addresses that clients are told.
 	TLS bool
+	// AuthTokenTTL is how long a token counts after a login, and after it was last used on a connection; default 5 minutes, as in etcd.
+	AuthTokenTTL time.Duration
+	// BcryptCost is that of passwords, 4 to 31: it takes 2^BcryptCost steps to compare one. Default 10, as in etcd.
+	BcryptCost int
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
 	Info func(shard.ID) Info
 	// MoveLeader hands the leadership of a shard, which this node has, over to another node, and waits until that one leads. Nil means
@@ -97,6 +100,12 @@ func (c *Config) fill() {
 	if c.WatchersMax == 0 {
 		c.WatchersMax = 1_000_000
 	}
+	if c.AuthTokenTTL == 0 {
+		c.AuthTokenTTL = 5 * time.Minute
+	}
+	if c.BcryptCost == 0 {
+		c.BcryptCost = 10
+	}
 	if c.StreamBytesMax == 0 {
 		c.StreamBytesMax = 256 << 10
 	}
@@ -122,6 +131,9 @@ type Server struct {
 	// self is the gateway's connection with grpc.
 	self *grpc.ClientConn
 	feed *feed
+	// rights is what is known of authentication; passwords makes hashes.
+	rights    *rights
+	passwords *passwords
 	// coord serves the Lock and Election services.
 	coord *coord.Client
 	// toGRPC and toHTTP take the connections, once it is known what they speak.
@@ -153,12 +165,13 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.feed = newFeed(s)
+	s.rights, s.passwords = &rights{s: s}, newPasswords(cfg.BcryptCost)
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(cfg.RequestBytesMax+requestOverhead), grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(math.MaxUint32), grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAliveMin}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAliveInterval, Timeout: keepAliveTimeout}),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream), grpc.Creds(handshaken{}),
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream), grpc.Creds(handshake{insecure.NewCredentials()}),
 	)
 	pb.RegisterKVServer(s.grpc, kvServer{s: s})
 	pb.RegisterWatchServer(s.grpc, watchServer{s: s})
@@ -166,7 +179,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	pb.RegisterClusterServer(s.grpc, clusterServer{s: s})
 	pb.RegisterMaintenanceServer(s.grpc, maintenanceServer{s: s})
 	pb.RegisterAuthServer(s.grpc, authServer{s: s})
-	s.coord = coord.New(client, func() (shard.Route, error) {
+	s.coord = coord.New(behalf{client, s}, func() (shard.Route, error) {
 		at, _, err := s.where()
 		return routeOf(at), err
 	})
@@ -174,7 +187,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	grpc_health_v1.RegisterHealthServer(s.grpc, health.NewServer())
 	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout}
 	for _, f := range []func(){
-		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, s.feed.run, s.watchLeader,
+		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, s.feed.run, s.rights.run, s.watchLeader,
 	} {
 		s.wg.Go(f)
 	}
@@ -317,33 +330,6 @@ func (c *conn) Close() error {
 	return err
 }
 
-// handshaken tells gRPC what is known of a connection, whose handshake was made when it was looked at.
-type handshaken struct{}
-
-// ServerHandshake implements credentials.TransportCredentials.
-func (handshaken) ServerHandshake(nc net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	if c, ok := nc.(*conn); ok {
-		if t, ok := c.Conn.(*tls.Conn); ok {
-			return nc, credentials.TLSInfo{State: t.ConnectionState(), CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}, nil
-		}
-	}
-	return nc, nil, nil
-}
-
-// ClientHandshake implements credentials.TransportCredentials.
-func (handshaken) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errs.New(errs.Internal, "only for servers")
-}
-
-// Info implements credentials.TransportCredentials.
-func (handshaken) Info() credentials.ProtocolInfo { return credentials.ProtocolInfo{} }
-
-// Clone implements credentials.TransportCredentials.
-func (h handshaken) Clone() credentials.TransportCredentials { return h }
-
-// OverrideServerName implements credentials.TransportCredentials.
-func (handshaken) OverrideServerName(string) error { return nil }
-
 // queue is a listener that others accept for.
 type queue struct {
 	conns chan net.Conn
@@ -393,23 +379,7 @@ func (s *Server) where() (shard.ShardInfo, *shard.Topology, error) {
 	return info, t, nil
 }
 
-// submit runs a command of kv's.
-func (s *Server) submit(ctx context.Context, cmd []byte) ([]byte, error) {
-	at, _, err := s.where()
-	if err != nil {
-		return nil, toGRPC(ctx, err)
-	}
-	res := s.client.Submit(ctx, routeOf(at), shard.Command{Module: shard.ModuleKV, Data: cmd}).Wait(ctx)
-	return res.Data, toGRPC(ctx, res.Err)
-}
-
-// query runs a query of kv's.
-func (s *Server) query(ctx context.Context, q []byte, stale bool) ([]byte, error) {
-	b, err := s.ask(ctx, q, stale)
-	return b, toGRPC(ctx, err)
-}
-
-// ask is query with kv's own errors.
+// ask runs a query of kv's for the server itself. It fails with kv's own errors.
 func (s *Server) ask(ctx context.Context, q []byte, stale bool) ([]byte, error) {
 	at, _, err := s.where()
 	if err != nil {
@@ -418,7 +388,7 @@ func (s *Server) ask(ctx context.Context, q []byte, stale bool) ([]byte, error) 
 	return s.client.Query(ctx, routeOf(at), shard.Consistency{Stale: stale}, shard.Command{Module: shard.ModuleKV, Data: q})
 }
 
-// status returns how far the key space is, stale on this node.
+// status returns how far the key space is, for the server itself.
 func (s *Server) status(ctx context.Context, stale bool) (kv.Status, error) {
 	b, err := s.ask(ctx, kv.EncodeStatus(), stale)
 	if err != nil {

@@ -11,12 +11,14 @@ import (
 	"path/filepath"
 
 	"go.etcd.io/bbolt"
+	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
 )
@@ -27,6 +29,9 @@ import (
 // Not in it: history before that revision, which etcd will call compacted, and members, which a restore makes anew.
 func (m maintenanceServer) Snapshot(_ *pb.SnapshotRequest, out grpc.ServerStreamingServer[pb.SnapshotResponse]) error {
 	ctx := out.Context()
+	if err := m.s.allow(ctx, onlyRoot); err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp(m.s.cfg.TempDir, snapshotPrefix)
 	if err != nil {
 		return toGRPC(ctx, errs.Wrap(errs.Unavailable, err, "make a directory for the snapshot"))
@@ -95,9 +100,12 @@ var (
 	bucketKey   = []byte("key")
 	bucketMeta  = []byte("meta")
 	bucketLease = []byte("lease")
+	bucketAuth  = []byte("auth")
+	bucketUsers = []byte("authUsers")
+	bucketRoles = []byte("authRoles")
 	buckets     = [][]byte{
 		bucketKey, bucketMeta, bucketLease, []byte("alarm"), []byte("cluster"), []byte("members"), []byte("members_removed"),
-		[]byte("auth"), []byte("authUsers"), []byte("authRoles"),
+		bucketAuth, bucketUsers, bucketRoles,
 	}
 )
 
@@ -145,7 +153,18 @@ func (s *Server) writeSnapshot(ctx context.Context, name string) (err error) {
 	if err := s.snapshotLeases(ctx, &w); err != nil {
 		return err
 	}
-	return s.snapshotEnd(ctx, &w)
+	if err := s.snapshotEnd(ctx, &w); err != nil {
+		return err
+	}
+	b, err := s.askAuth(ctx, auth.EncodeDump())
+	if err != nil {
+		return err
+	}
+	all, err := auth.DecodeDump(b)
+	if err != nil {
+		return err
+	}
+	return w.rights(&all)
 }
 
 func (s *Server) snapshotLeases(ctx context.Context, w *snapshotWriter) error {
@@ -257,6 +276,42 @@ func (w *snapshotWriter) leases(all []kv.LeaseTTL) error {
 			v = protowire.AppendVarint(protowire.AppendTag(v, 2, protowire.VarintType), uint64(l.TTL))
 			if err := to.Put(binary.BigEndian.AppendUint64(nil, uint64(l.ID)), v); err != nil {
 				return err
+			}
+		}
+		return nil
+	})
+}
+
+// rights writes users and roles: who goes back to etcd must find them, lest all be open there.
+func (w *snapshotWriter) rights(all *auth.Dump) error {
+	return w.db.Update(func(tx *bbolt.Tx) error {
+		enabled := []byte{0}
+		if all.Enabled {
+			enabled[0] = 1
+		}
+		to := tx.Bucket(bucketAuth)
+		if err := errors.Join(to.Put([]byte("authEnabled"), enabled), to.Put([]byte("authRevision"), binary.BigEndian.AppendUint64(nil, all.Revision))); err != nil {
+			return err
+		}
+		put := func(bucket []byte, name string, m proto.Message) error {
+			v, err := proto.Marshal(m)
+			if err == nil {
+				err = tx.Bucket(bucket).Put([]byte(name), v)
+			}
+			return err
+		}
+		for i := range all.Users {
+			u := &all.Users[i]
+			err := put(bucketUsers, u.Name, &authpb.User{
+				Name: []byte(u.Name), Password: u.Hash, Roles: u.Roles, Options: &authpb.UserAddOptions{NoPassword: u.NoPassword},
+			})
+			if err != nil {
+				return fmt.Errorf("write a user of the snapshot: %w", err)
+			}
+		}
+		for _, r := range all.Roles {
+			if err := put(bucketRoles, r.Name, &authpb.Role{Name: []byte(r.Name), KeyPermission: fromPermissions(r.Permissions)}); err != nil {
+				return fmt.Errorf("write a role of the snapshot: %w", err)
 			}
 		}
 		return nil

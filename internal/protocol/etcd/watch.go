@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/kv"
 )
 
@@ -82,7 +83,12 @@ func (w watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.W
 	}
 	defer w.s.feed.drop(st)
 	ended := make(chan error, 1)
-	go func() { ended <- st.receive(ctx, stream) }()
+	go func() {
+		// A client that has no more to ask still hears of events: the gateway's has said all when its request has been read.
+		if err := st.receive(ctx, stream); err != nil {
+			ended <- err
+		}
+	}()
 	err := st.send(ctx, stream, ended)
 	if errors.Is(err, context.Canceled) {
 		err = rpctypes.ErrGRPCWatchCanceled
@@ -130,12 +136,17 @@ func (st *watchStream) create(ctx context.Context, r *pb.WatchCreateRequest) err
 		w.noPut = w.noPut || f == pb.WatchCreateRequest_NOPUT
 		w.noDelete = w.noDelete || f == pb.WatchCreateRequest_NODELETE
 	}
-	now, err := st.s.status(ctx, true)
+	reason := ""
+	now, err := st.s.statusFor(ctx, true, auth.Use{Kind: auth.Read, Key: w.key, End: w.end})
+	if isAuth(err) {
+		reason = err.Error()
+		now, err = st.s.status(ctx, true)
+	}
 	if err != nil {
 		return toGRPC(ctx, err)
 	}
-	reason := ""
 	switch {
+	case reason != "":
 	case r.StartRevision < 0:
 		reason = rpctypes.ErrCompacted.Error()
 	case kv.Empty(w.key, w.end):
