@@ -35,7 +35,9 @@ var etcdIgnored = map[string]string{
 	"compact-hash-check-enabled": "replicas always compare digests", "compact-hash-check-time": "replicas always compare digests",
 	"backend-batch-interval": "commits are grouped by the log", "backend-batch-limit": "commits are grouped by the log", "backend-bbolt-freelist-type": "there is no bbolt",
 	"max-concurrent-streams": "", "grpc-keepalive-min-time": "as etcd's default", "grpc-keepalive-interval": "as etcd's default", "grpc-keepalive-timeout": "as etcd's default",
-	"warning-apply-duration": "", "socket-reuse-port": "", "socket-reuse-address": "",
+	"feature-gates": "all that it could switch is always on, or not there", "compaction-batch-limit": "compactions go in small steps anyway",
+	"compaction-sleep-interval": "compactions go in small steps anyway",
+	"warning-apply-duration":    "", "socket-reuse-port": "", "socket-reuse-address": "",
 }
 
 // etcdFlags are what is taken from etcd's command line.

@@ -82,7 +82,12 @@ func (w watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.W
 	}
 	defer w.s.feed.drop(st)
 	ended := make(chan error, 1)
-	go func() { ended <- st.receive(ctx, stream) }()
+	go func() {
+		// Whoever has asked for all that it wants goes on listening: the JSON form of a watch has one request.
+		if err := st.receive(ctx, stream); err != nil {
+			ended <- err
+		}
+	}()
 	err := st.send(ctx, stream, ended)
 	if errors.Is(err, context.Canceled) {
 		err = rpctypes.ErrGRPCWatchCanceled
