@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -40,6 +41,12 @@ var etcdIgnored = map[string]string{
 	"warning-apply-duration":    "", "socket-reuse-port": "", "socket-reuse-address": "",
 }
 
+// etcdSwitches are those of etcdIgnored that may stand without a value.
+var etcdSwitches = []string{
+	"strict-reconfig-check", "pre-vote", "initial-election-tick-advance", "enable-pprof", "enable-log-rotation", "experimental-initial-corrupt-check",
+	"compact-hash-check-enabled", "socket-reuse-port", "socket-reuse-address",
+}
+
 // etcdFlags are what is taken from etcd's command line.
 type etcdFlags struct {
 	name, data, token, state          string
@@ -47,6 +54,7 @@ type etcdFlags struct {
 	peerURLs, advertisePeers, cluster []string
 	logLevel                          string
 	insecure                          bool
+	progress                          time.Duration
 }
 
 func newEtcd() *cobra.Command {
@@ -87,10 +95,16 @@ has no effect; what would weaken a promise is refused.`,
 	fs.StringSliceVar(&f.cluster, "initial-cluster", nil, "NAME=URL of each member (default: this node alone)")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.BoolVar(&f.insecure, "insecure", false, "listen on addresses other than loopback although there is no TLS yet (a flag of Quorate's)")
+	for _, name := range []string{"watch-progress-notify-interval", "experimental-watch-progress-notify-interval"} {
+		fs.DurationVar(&f.progress, name, 0, "how often a quiet watch that asked for it is told how far it is (default 10m)")
+	}
+	fs.Lookup("experimental-watch-progress-notify-interval").Hidden = true
 	for name, why := range etcdIgnored {
-		// A flag without effect takes any value, and none.
+		// A flag without effect takes any value, and none if it needs none in etcd.
 		fs.Var(&ignoredFlag{}, name, "without effect: "+why)
-		fs.Lookup(name).NoOptDefVal = "true"
+		if slices.Contains(etcdSwitches, name) {
+			fs.Lookup(name).NoOptDefVal = "true"
+		}
 		fs.Lookup(name).Hidden = true
 	}
 	return c
@@ -120,7 +134,7 @@ func fromEnvironment(fs *pflag.FlagSet) error {
 
 // config makes a configuration of etcd's flags.
 func (f *etcdFlags) config() (server.Config, error) {
-	cfg := server.Config{Cluster: f.token, Data: f.data, Insecure: f.insecure}
+	cfg := server.Config{Cluster: f.token, Data: f.data, Insecure: f.insecure, EtcdProgressInterval: f.progress}
 	if cfg.Data == "" {
 		cfg.Data = f.name + ".etcd"
 	}

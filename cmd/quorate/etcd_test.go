@@ -47,9 +47,15 @@ func TestEtcdFlags(t *testing.T) {
 
 func TestEtcdCommand_FlagsAndEnvironment(t *testing.T) {
 	c := newEtcd()
-	// What has no effect may have a value or none.
-	if err := c.ParseFlags([]string{"--name=n", "--snapshot-count=10", "--logger", "--pre-vote=true", "--quota-backend-bytes=1"}); err != nil {
+	// What has no effect is written as for etcd: a number behind a space, a switch without anything.
+	if err := c.ParseFlags([]string{"--name=n", "--snapshot-count=10", "--heartbeat-interval", "100", "--pre-vote", "--strict-reconfig-check=true", "--watch-progress-notify-interval=5s"}); err != nil {
 		t.Fatal(err)
+	}
+	if left := c.Flags().Args(); len(left) > 0 {
+		t.Errorf("not taken for values: %v", left)
+	}
+	if d := c.Flag("watch-progress-notify-interval").Value.String(); d != "5s" {
+		t.Errorf("progress every %s", d)
 	}
 	t.Setenv("ETCD_NAME", "other")
 	t.Setenv("ETCD_DATA_DIR", "/somewhere")

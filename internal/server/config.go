@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -39,6 +40,9 @@ type Config struct {
 	// LeaseReads lets leaders answer linearizable reads by themselves, trusting that clock rates differ by less than 10 %.
 	// Default false.
 	LeaseReads bool `yaml:"lease_reads"`
+	// EtcdProgressInterval is how often a quiet etcd watch that asked for it is told how far it is. Default 10 minutes, as in etcd;
+	// Kubernetes wants 5 seconds.
+	EtcdProgressInterval time.Duration `yaml:"etcd_progress_interval"`
 	// Insecure allows addresses that are not loopback although there is no authentication yet.
 	Insecure bool `yaml:"insecure"`
 	// Sandbox holds what only drills may set.
@@ -105,6 +109,9 @@ func (c *Config) fill() error {
 	}
 	if c.Shards < 0 || c.Shards > shard.SlotCount {
 		return bad("shards is %d; it must be between 1 and %d", c.Shards, shard.SlotCount)
+	}
+	if c.EtcdProgressInterval < 0 {
+		return bad("etcd_progress_interval is %v; it must be positive", c.EtcdProgressInterval)
 	}
 	if c.Node > nodeMax {
 		return bad("node is %d; it must be between 1 and %d", c.Node, nodeMax)

@@ -157,7 +157,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
 	if etcdLn != nil {
 		// It follows the key space all the time.
-		s.etcd = etcd.New(etcd.Config{Info: s.info, TempDir: cfg.Data}, s.engine, log, reg)
+		s.etcd = etcd.New(etcd.Config{Info: s.info, TempDir: cfg.Data, ProgressInterval: cfg.EtcdProgressInterval}, s.engine, log, reg)
 	}
 	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
 	s.serve(redisLn, kafkaLn, etcdLn, httpLn)
