@@ -37,8 +37,10 @@ var etcdIgnored = map[string]string{
 	"backend-batch-interval": "commits are grouped by the log", "backend-batch-limit": "commits are grouped by the log", "backend-bbolt-freelist-type": "there is no bbolt",
 	"max-concurrent-streams": "", "grpc-keepalive-min-time": "as etcd's default", "grpc-keepalive-interval": "as etcd's default", "grpc-keepalive-timeout": "as etcd's default",
 	"feature-gates": "all that it could switch is always on, or not there", "compaction-batch-limit": "compactions go in small steps anyway",
-	"compaction-sleep-interval": "compactions go in small steps anyway",
-	"warning-apply-duration":    "", "socket-reuse-port": "", "socket-reuse-address": "",
+	"compaction-sleep-interval":            "compactions go in small steps anyway",
+	"bootstrap-defrag-threshold-megabytes": "nothing needs to be defragmented", "metrics": "all metrics are always there",
+	"warning-unary-request-duration": "",
+	"warning-apply-duration":         "", "socket-reuse-port": "", "socket-reuse-address": "",
 }
 
 // etcdSwitches are those of etcdIgnored that may stand without a value.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds a suite that others wrote, and runs it against this tree's quorate: run.sh etcd-common | etcd-e2e | k8s-etcd3 | k8s-cacher | robustness |
 # clients. Everything comes from the Go proxy, npm and Debian. Output of each test is in bin/foreign/SUITE. TESTS='^TestKV' runs some tests only.
+# SHRINK=1 takes what passes off the list.
 #
 # Each suite of tests has a list, SUITE.txt, of those that do not pass. A test that fails and is not on it fails the run, and so does one that is
 # on it and passes.
@@ -20,12 +21,12 @@ go build -trimpath -o bin/quorate ./cmd/quorate
 (cd "$here" && go build -o "$out/judge-tests" ./judge)
 ln -sf "$root/bin/quorate" "$out/bin/etcd"
 
-# judge SUITE FOLDER TEST-BINARY FLAGS...
+# judge SUITE FOLDER [FLAGS...] TEST-BINARY [ITS FLAGS...]
 judge() {
-  local name=$1 folder=$2 tests=$3
-  shift 3
+  local name=$1 folder=$2
+  shift 2
   cd "$folder"
-  "$out/judge-tests" -list "$here/$name.txt" -tests "${TESTS:-}" -out "$out/$name" "$tests" "$@"
+  "$out/judge-tests" -list "$here/$name.txt" ${SHRINK:+-shrink} -tests "${TESTS:-}" -out "$out/$name" "$@"
 }
 
 # etcd PACKAGE builds and runs a package of etcd's tests. They need its folder, with the certificates beside it, and etcd's tools.
@@ -59,7 +60,7 @@ kubernetes_storage() {
   cd "$copy"
   cp "$here/k8s/testserver.go.txt" apiserver/pkg/storage/etcd3/testserver/test_server.go
   go test -c -o "$out/k8s-$name.test" "k8s.io/apiserver/pkg/storage/$name"
-  QUORATE_ETCD=$out/bin/etcd judge "k8s-$name" "$copy/apiserver/pkg/storage/$name" "$out/k8s-$name.test"
+  QUORATE_ETCD=$out/bin/etcd judge "k8s-$name" "$copy/apiserver/pkg/storage/$name" -together "$out/k8s-$name.test"
 }
 
 case $suite in

@@ -2,18 +2,18 @@
 // list of what is known not to. It fails if a test does not pass that is not on the list, and if one on the list passes: the list only
 // shrinks.
 //
-//	judge -list FILE [-tests REGEXP] [-out DIR] SUITE.test [flags of the suite]
+//	judge -list FILE [-shrink] [-tests REGEXP] [-out DIR] SUITE.test [flags of the suite]
 //
 // A line of the list is the name of a test or of a subtest, and why it does not pass; the name stands for all below it.
 package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,12 +30,17 @@ func main() {
 	out := flag.String("out", ".", "directory for the output of each test")
 	limit := flag.Duration("timeout", 3*time.Minute, "time for one try of a test")
 	tries := flag.Int("tries", 2, "how often a test that is not on the list may fail before it has failed: many want answers within a tenth of a second")
+	together := flag.Bool("together", false, "run all tests in one process first: some rely on those before them, others are spoilt by what one before them left")
+	shrink := flag.Bool("shrink", false, "take what passes off the list")
 	flag.Parse()
 	if flag.NArg() == 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	ok, err := judge(*list, *only, *out, *limit, *tries, flag.Args())
+	passing, ok, err := judge(*list, *only, *out, *limit, *tries, *together, flag.Args())
+	if err == nil && *shrink {
+		err = takeOff(*list, passing)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
@@ -44,48 +49,61 @@ func main() {
 	}
 }
 
-func judge(list, only, out string, limit time.Duration, tries int, suite []string) (ok bool, err error) {
+// judge runs a suite. It returns what is on the list and passes, and whether all is as the list says.
+func judge(list, only, out string, limit time.Duration, tries int, together bool, suite []string) (passing []string, ok bool, err error) {
 	known, err := readList(list)
 	if err != nil {
-		return false, err
+		return nil, false, err
 	}
 	wanted, err := regexp.Compile(only)
 	if err != nil {
-		return false, err
+		return nil, false, err
 	}
 	if err := os.MkdirAll(out, 0o755); err != nil {
-		return false, err
+		return nil, false, err
 	}
 	names, err := tests(suite)
 	if err != nil {
-		return false, err
+		return nil, false, err
 	}
+	names = slices.DeleteFunc(names, func(n string) bool { return !wanted.MatchString(n) })
 	all := results{}
-	for _, name := range names {
-		if !wanted.MatchString(name) {
-			continue
+	if together {
+		if all, err = run(suite, names, filepath.Join(out, "all.log"), time.Duration(len(names))*limit); err != nil {
+			return nil, false, err
 		}
+	}
+	for _, name := range names {
 		began := time.Now()
-		var r results
-		for try := 1; try == 1 || try <= tries && r.surprise(known); try++ {
+		r := all.under(name)
+		first := 1
+		if len(r) > 0 {
+			first = 2
+		}
+		for try := first; try == 1 || try <= tries && r.surprise(known); try++ {
 			if try > 1 {
 				fmt.Printf("once more: %s\n", name)
 			}
-			if r, err = run(suite, name, filepath.Join(out, name+".log"), limit); err != nil {
-				return false, err
+			if r, err = run(suite, []string{name}, filepath.Join(out, name+".log"), limit); err != nil {
+				return nil, false, err
 			}
 		}
 		fmt.Printf("%-4s %s (%.1f s)\n", r[name], name, time.Since(began).Seconds())
-		for n, v := range r {
-			all[n] = v
+		maps.DeleteFunc(all, func(test string, _ verdict) bool { return covers(name, test) })
+		maps.Copy(all, r)
+	}
+	counts, wrong := all.compare(known)
+	passing, missing := all.check(known, func(test string) bool { return wanted.MatchString(root(test)) })
+	for _, l := range []struct {
+		what  string
+		tests []string
+	}{{"not on the list", wrong}, {"passes, take it off the list", passing}, {"on the list, and no such test", missing}} {
+		for _, t := range l.tests {
+			fmt.Printf("%s: %s\n", l.what, t)
 		}
 	}
-	counts, wrong := all.compare(known, func(test string) bool { return wanted.MatchString(root(test)) })
-	for _, w := range wrong {
-		fmt.Println(w)
-	}
 	fmt.Println(counts)
-	return len(wrong) == 0, nil
+	return passing, len(wrong)+len(passing)+len(missing) == 0, nil
 }
 
 // verdict is what became of a test.
@@ -120,14 +138,14 @@ func tests(suite []string) ([]string, error) {
 
 var verdictLine = regexp.MustCompile(`(?m)^ *--- (PASS|FAIL|SKIP): (\S+) \(`)
 
-// run runs one test and keeps its output in a file.
-func run(suite []string, name, file string, limit time.Duration) (results, error) {
+// run runs tests in one process and keeps its output in a file. Of those that it did not come to nothing is in the results.
+func run(suite, names []string, file string, limit time.Duration) (results, error) {
 	// A test that hangs says where, before it is killed.
 	ctx, cancel := context.WithTimeout(context.Background(), limit+time.Minute)
 	defer cancel()
-	args := append([]string{"-test.v", "-test.run", "^" + name + "$", "-test.timeout", limit.String()}, suite[1:]...)
+	args := append([]string{"-test.v", "-test.run", "^(" + strings.Join(names, "|") + ")$", "-test.timeout", limit.String()}, suite[1:]...)
 	cmd := exec.CommandContext(ctx, suite[0], args...) //nolint:gosec // the caller names the program
-	mark := fmt.Sprintf("QUORATE_JUDGE=%d-%s", os.Getpid(), name)
+	mark := fmt.Sprintf("QUORATE_JUDGE=%d", os.Getpid())
 	cmd.Env = append(os.Environ(), mark)
 	cmd.WaitDelay = 5 * time.Second
 	defer killMarked(mark)
@@ -137,13 +155,13 @@ func run(suite []string, name, file string, limit time.Duration) (results, error
 	}
 	var ended *exec.ExitError
 	if err != nil && !errors.As(err, &ended) {
-		return nil, fmt.Errorf("run %s: %w", name, err)
+		return nil, fmt.Errorf("run %s: %w", suite[0], err)
 	}
 	r := results{}
 	for _, m := range verdictLine.FindAllSubmatch(bytes.ReplaceAll(b, []byte("\r"), nil), -1) {
 		r[string(m[2])] = verdict(m[1])
 	}
-	if _, there := r[name]; !there || err != nil {
+	if name := names[0]; len(names) == 1 && (r[name] == "" || err != nil) {
 		r[name] = fail
 	}
 	return r, nil
@@ -164,10 +182,21 @@ func killMarked(mark string) {
 	}
 }
 
+// under returns what became of a test and of all below it.
+func (r results) under(name string) results {
+	some := results{}
+	for test, v := range r {
+		if covers(name, test) {
+			some[test] = v
+		}
+	}
+	return some
+}
+
 // surprise says whether something failed that is not on the list.
 func (r results) surprise(known map[string]string) bool {
-	_, wrong := r.compare(known, func(string) bool { return false })
-	return len(wrong) > 0
+	_, wrong := r.compare(known)
+	return slices.ContainsFunc(wrong, func(w string) bool { return strings.HasPrefix(w, string(fail)) })
 }
 
 // root returns the test that a subtest is part of.
@@ -179,9 +208,9 @@ func root(test string) string {
 // covers says whether name is test, or stands for it.
 func covers(name, test string) bool { return name == test || strings.HasPrefix(test, name+"/") }
 
-// compare returns how many tests did what, and what is not as the list of known ones says. Tests that have others below them count as what
-// these do.
-func (r results) compare(known map[string]string, ran func(string) bool) (counts string, wrong []string) {
+// compare returns how many tests did what, and which did not pass though they are not on the list. Tests that have others below them count as
+// what these do.
+func (r results) compare(known map[string]string) (counts string, wrong []string) {
 	n := map[verdict]int{}
 	listed := 0
 	for test, v := range r {
@@ -204,9 +233,15 @@ func (r results) compare(known map[string]string, ran func(string) bool) (counts
 		if on {
 			listed++
 		} else {
-			wrong = append(wrong, fmt.Sprintf("not on the list: %s %s", v, test))
+			wrong = append(wrong, fmt.Sprintf("%s %s", v, test))
 		}
 	}
+	slices.Sort(wrong)
+	return fmt.Sprintf("%d passed, %d failed, %d skipped; %d of those that did not pass are on the list", n[pass], n[fail], n[skip], listed), wrong
+}
+
+// check returns what is on the list and passes, and what is on it and was not there to be run.
+func (r results) check(known map[string]string, ran func(string) bool) (passing, missing []string) {
 	for name := range known {
 		if !ran(name) {
 			continue
@@ -220,13 +255,14 @@ func (r results) compare(known map[string]string, ran func(string) bool) (counts
 		}
 		switch {
 		case there && !bad:
-			wrong = append(wrong, "passes, take it off the list: "+name)
+			passing = append(passing, name)
 		case !there && !bad:
-			wrong = append(wrong, "on the list, and no such test: "+name)
+			missing = append(missing, name)
 		}
 	}
-	slices.SortFunc(wrong, cmp.Compare)
-	return fmt.Sprintf("%d passed, %d failed, %d skipped; %d of those that did not pass are on the list", n[pass], n[fail], n[skip], listed), wrong
+	slices.Sort(passing)
+	slices.Sort(missing)
+	return passing, missing
 }
 
 func (r results) has(test string) bool { _, ok := r[test]; return ok }
@@ -258,4 +294,19 @@ func readList(file string) (map[string]string, error) {
 		known[name] = why
 	}
 	return known, nil
+}
+
+// takeOff writes a list again without some of its tests.
+func takeOff(file string, tests []string) error {
+	b, err := os.ReadFile(file) //nolint:gosec // the caller names the file
+	if err != nil {
+		return err
+	}
+	var left strings.Builder
+	for line := range strings.Lines(string(b)) {
+		if name, _, _ := strings.Cut(strings.TrimSpace(line), " "); !slices.Contains(tests, name) {
+			left.WriteString(line)
+		}
+	}
+	return os.WriteFile(file, []byte(left.String()), 0o644)
 }
