@@ -22,6 +22,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -36,6 +38,10 @@ func main() {
 	if flag.NArg() == 0 {
 		flag.Usage()
 		os.Exit(2)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "become the parent of what tests leave:", err)
+		os.Exit(1)
 	}
 	passing, ok, err := judge(*list, *only, *out, *limit, *tries, *together, flag.Args())
 	if err == nil && *shrink {
@@ -145,10 +151,8 @@ func run(suite, names []string, file string, limit time.Duration) (results, erro
 	defer cancel()
 	args := append([]string{"-test.v", "-test.run", "^(" + strings.Join(names, "|") + ")$", "-test.timeout", limit.String()}, suite[1:]...)
 	cmd := exec.CommandContext(ctx, suite[0], args...) //nolint:gosec // the caller names the program
-	mark := fmt.Sprintf("QUORATE_JUDGE=%d", os.Getpid())
-	cmd.Env = append(os.Environ(), mark)
 	cmd.WaitDelay = 5 * time.Second
-	defer killMarked(mark)
+	defer endChildren()
 	b, err := cmd.CombinedOutput()
 	if werr := os.WriteFile(file, b, 0o644); werr != nil {
 		return nil, werr
@@ -167,17 +171,28 @@ func run(suite, names []string, file string, limit time.Duration) (results, erro
 	return r, nil
 }
 
-// killMarked ends the processes that a test has left: those with its mark in their environment. They would hold the ports of the next.
-func killMarked(mark string) {
-	all, _ := filepath.Glob("/proc/[0-9]*/environ")
-	for _, f := range all {
-		b, err := os.ReadFile(f)
-		if err != nil || !slices.Contains(strings.Split(string(b), "\x00"), mark) {
-			continue
+// endChildren ends the processes that a test has left, which are this process's children then. They would hold the ports of the next.
+func endChildren() {
+	for {
+		all, _ := filepath.Glob("/proc/[0-9]*/stat")
+		left := 0
+		for _, f := range all {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				continue
+			}
+			// The program's name may hold anything; behind it come the state and the parent.
+			rest := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+			if err != nil || len(rest) < 2 || rest[1] != strconv.Itoa(os.Getpid()) {
+				continue
+			}
+			left++
+			_ = unix.Kill(pid, unix.SIGKILL)
+			_, _ = unix.Wait4(pid, nil, 0, nil)
 		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
-		if p, perr := os.FindProcess(pid); err == nil && perr == nil {
-			_ = p.Kill()
+		if left == 0 {
+			return
 		}
 	}
 }
