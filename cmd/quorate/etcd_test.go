@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -12,11 +13,11 @@ func TestEtcdFlags(t *testing.T) {
 	plain := etcdFlags{
 		name: "b", token: "tok", state: "new", data: "d",
 		clientURLs: []string{"http://127.0.0.1:1"}, advertise: []string{"http://localhost:1"},
-		peerURLs: []string{"http://127.0.0.1:2"}, advertisePeers: []string{"http://127.0.0.1:2"},
+		peerURLs: []string{"http://127.0.0.1:2"}, advertisePeers: []string{"http://127.0.0.1:2"}, progress: 5 * time.Second,
 	}
 	cfg, err := plain.config()
 	if err != nil || cfg.Cluster != "tok" || cfg.Node != 1 || cfg.Peers[1] != "127.0.0.1:2" || cfg.Listen.Etcd != "127.0.0.1:1" ||
-		cfg.Advertise.Etcd != "localhost:1" || !filepath.IsAbs(cfg.Data) || !strings.HasSuffix(cfg.Data, "/d") {
+		cfg.Advertise.Etcd != "localhost:1" || cfg.EtcdProgressInterval != 5*time.Second || !filepath.IsAbs(cfg.Data) || !strings.HasSuffix(cfg.Data, "/d") {
 		t.Errorf("alone: %+v %v", cfg, err)
 	}
 	// The order of the members is not the same on every command line.

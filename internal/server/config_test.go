@@ -38,6 +38,7 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("listen: {redis: '10.0.0.1:1'}", "insecure")
 	f("listen: {redis: '127.0.0.1'}", "host:port")
 	f("shards: 20000", "between 1 and")
+	f("etcd_progress_interval: -1s", "etcd_progress_interval is -1s")
 	f("sandbox: {no_fsync: true}", "sandbox.enabled")
 }
 
