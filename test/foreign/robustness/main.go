@@ -1,7 +1,7 @@
 // Command robustness runs the traffic and the checkers of etcd's robustness tests against clusters of quorate processes, which it kills and
 // stops meanwhile if asked to. Every round is a new cluster.
 //
-//	robustness -quorate PATH [-traffic etcd|k8s] [-d 60s] [-round 60s] [-faults kill,stop]
+//	robustness -quorate PATH [-traffic etcd|k8s] [-d 60s] [-round 30s] [-faults kill,stop]
 //
 // What was done it reads afterwards from the nodes' logs (quorate kv-log), so that answers and events are held against what the nodes had
 // promised to keep, and not against each other.
@@ -48,7 +48,7 @@ func main() {
 	flag.DurationVar(&o.every, "every", 5*time.Second, "time between faults")
 	flag.BoolVar(&o.spoil, "spoil", false, "forget one write of the history: the run must fail then")
 	total := flag.Duration("d", time.Minute, "how long to go on")
-	round := flag.Duration("round", time.Minute, "how long the traffic of one cluster lasts")
+	round := flag.Duration("round", 30*time.Second, "how long the traffic of one cluster lasts; with many unanswered requests the checker may not get done with more")
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "seed of the faults")
 	flag.Parse()
 	if *faults != "" {
