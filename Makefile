@@ -71,6 +71,27 @@ mutants: ## Show that the simulation, or a test, finds every planted defect
 drill: build ## Run a drill, D=name; without D list them
 	bin/quorate drill $(if $(filter ls,$(D)),ls,run $(D))
 
+.PHONY: foreign-etcd
+foreign-etcd: ## etcd's own tests against this program; TESTS=regexp for some of them
+	test/foreign/run.sh etcd-common
+	test/foreign/run.sh etcd-e2e
+
+.PHONY: foreign-k8s
+foreign-k8s: ## Kubernetes' storage tests against this program
+	test/foreign/run.sh k8s-etcd3
+	test/foreign/run.sh k8s-cacher
+
+.PHONY: foreign-robustness
+foreign-robustness: ## etcd's robustness checks, without faults and with: D=10m each
+	for traffic in etcd k8s; do \
+		test/foreign/run.sh robustness -d $(if $(filter ls,$(D)),1m,$(D)) -traffic $$traffic; \
+		test/foreign/run.sh robustness -d $(if $(filter ls,$(D)),1m,$(D)) -traffic $$traffic -faults kill,stop; \
+	done
+
+.PHONY: foreign-clients
+foreign-clients: ## Clients of etcd in other languages against this program
+	test/foreign/run.sh clients
+
 .PHONY: bench
 bench: ## Go benchmarks, with benchstat
 	go test -run NONE -bench . -count 6 ./... | tee bin/bench.txt

@@ -105,7 +105,7 @@ var libraries = []struct {
 }
 
 // otherModules are folders with a go.mod of their own, so that users of Quorate inherit none of what they require.
-var otherModules = []string{"bench/etcd", "bench/peers", "test", "tools"}
+var otherModules = []string{"bench/etcd", "bench/peers", "test", "test/foreign", "tools"}
 
 // source is a parsed Go file.
 type source struct {

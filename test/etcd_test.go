@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -654,5 +655,49 @@ func TestEtcdctl(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What checkers of histories read from stopped nodes is what was done, in order, on every node alike.
+func TestEtcd_LogSaysWhatWasDone(t *testing.T) {
+	c := start(t, 1)
+	ctx := within(t)
+	e := etcdClient(t, c.etcdAddrs()...)
+	if _, err := e.Put(ctx, "a", "1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Txn(ctx).If(clientv3.Compare(clientv3.Version("a"), "=", 1)).Then(clientv3.OpDelete("a")).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	// Only what is in these two, and before them, need be known to be committed when the nodes stop.
+	for range 2 {
+		if _, err := e.Put(ctx, "end", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.sameState(t)
+	longest := ""
+	for _, n := range c.nodes {
+		if err := n.stop(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		said := tool(t, "", binary, "kv-log", filepath.Join(c.dir, fmt.Sprintf("data%d", n.id)))
+		if len(said) > len(longest) {
+			longest, said = said, longest
+		}
+		if !strings.HasPrefix(longest, said) {
+			t.Errorf("node %d did\n%s, others\n%s", n.id, said, longest)
+		}
+	}
+	var steps []string
+	for line := range strings.Lines(longest) {
+		for _, what := range []string{`{"Put":{"Key":"YQ=="`, `{"Txn":{"If":[{"Key":"YQ=="`, `{"Put":{"Key":"ZW5k"`} {
+			if strings.HasPrefix(line, what) {
+				steps = append(steps, what)
+			}
+		}
+	}
+	if len(steps) < 3 || steps[0] != `{"Put":{"Key":"YQ=="` || steps[1] != `{"Txn":{"If":[{"Key":"YQ=="` || !strings.Contains(longest, `"Delete":{"Key":"YQ=="`) {
+		t.Errorf("the log says\n%s", longest)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -38,7 +39,17 @@ var etcdIgnored = map[string]string{
 	"compact-hash-check-enabled": "replicas always compare digests", "compact-hash-check-time": "replicas always compare digests",
 	"backend-batch-interval": "commits are grouped by the log", "backend-batch-limit": "commits are grouped by the log", "backend-bbolt-freelist-type": "there is no bbolt",
 	"max-concurrent-streams": "", "grpc-keepalive-min-time": "as etcd's default", "grpc-keepalive-interval": "as etcd's default", "grpc-keepalive-timeout": "as etcd's default",
-	"warning-apply-duration": "", "self-signed-cert-validity": "a certificate that is made is made anew at each start", "socket-reuse-port": "", "socket-reuse-address": "",
+	"feature-gates": "all that it could switch is always on, or not there", "compaction-batch-limit": "compactions go in small steps anyway",
+	"compaction-sleep-interval":            "compactions go in small steps anyway",
+	"bootstrap-defrag-threshold-megabytes": "nothing needs to be defragmented", "metrics": "all metrics are always there",
+	"warning-unary-request-duration": "", "self-signed-cert-validity": "a certificate that is made is made anew at each start",
+	"warning-apply-duration": "", "socket-reuse-port": "", "socket-reuse-address": "",
+}
+
+// etcdSwitches are those of etcdIgnored that may stand without a value.
+var etcdSwitches = []string{
+	"strict-reconfig-check", "pre-vote", "initial-election-tick-advance", "enable-pprof", "enable-log-rotation", "experimental-initial-corrupt-check",
+	"compact-hash-check-enabled", "socket-reuse-port", "socket-reuse-address",
 }
 
 // etcdFlags are what is taken from etcd's command line.
@@ -50,6 +61,7 @@ type etcdFlags struct {
 	bcryptCost, tokenTTL              int
 	insecure                          bool
 	client, peer                      etcdTLS
+	progress                          time.Duration
 }
 
 // etcdTLS are etcd's flags for the security of one of its two ports.
@@ -134,10 +146,16 @@ has no effect; what would weaken a promise is refused.`,
 	fs.BoolVar(&f.insecure, "insecure", false, "listen on addresses other than loopback although the port checks nobody (a flag of Quorate's)")
 	f.client.flags(fs, "", "client-", "the client port")
 	f.peer.flags(fs, "peer-", "peer-", "the peer port")
+	for _, name := range []string{"watch-progress-notify-interval", "experimental-watch-progress-notify-interval"} {
+		fs.DurationVar(&f.progress, name, 0, "how often a quiet watch that asked for it is told how far it is (default 10m)")
+	}
+	fs.Lookup("experimental-watch-progress-notify-interval").Hidden = true
 	for name, why := range etcdIgnored {
-		// A flag without effect takes any value, and none.
+		// A flag without effect takes any value, and none if it needs none in etcd.
 		fs.Var(&ignoredFlag{}, name, "without effect: "+why)
-		fs.Lookup(name).NoOptDefVal = "true"
+		if slices.Contains(etcdSwitches, name) {
+			fs.Lookup(name).NoOptDefVal = "true"
+		}
 		fs.Lookup(name).Hidden = true
 	}
 	return c
@@ -167,7 +185,7 @@ func fromEnvironment(fs *pflag.FlagSet) error {
 
 // config makes a configuration of etcd's flags.
 func (f *etcdFlags) config() (server.Config, error) {
-	cfg := server.Config{Cluster: f.token, Data: f.data, Insecure: f.insecure}
+	cfg := server.Config{Cluster: f.token, Data: f.data, Insecure: f.insecure, EtcdProgressInterval: f.progress}
 	if cfg.Data == "" {
 		cfg.Data = f.name + ".etcd"
 	}

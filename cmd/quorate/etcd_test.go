@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/server"
@@ -13,12 +14,12 @@ func TestEtcdFlags(t *testing.T) {
 	plain := etcdFlags{
 		name: "b", token: "tok", state: "new", data: "d",
 		clientURLs: []string{"http://127.0.0.1:1"}, advertise: []string{"http://localhost:1"},
-		peerURLs: []string{"http://127.0.0.1:2"}, advertisePeers: []string{"http://127.0.0.1:2"},
+		peerURLs: []string{"http://127.0.0.1:2"}, advertisePeers: []string{"http://127.0.0.1:2"}, progress: 5 * time.Second,
 		authToken: tokenSimple, bcryptCost: 5, tokenTTL: 60,
 	}
 	cfg, err := plain.config()
 	if err != nil || cfg.Cluster != "tok" || cfg.Node != 1 || cfg.Peers[1] != "127.0.0.1:2" || cfg.Listen.Etcd != "127.0.0.1:1" ||
-		cfg.Advertise.Etcd != "localhost:1" || !filepath.IsAbs(cfg.Data) || !strings.HasSuffix(cfg.Data, "/d") {
+		cfg.Advertise.Etcd != "localhost:1" || cfg.EtcdProgressInterval != 5*time.Second || !filepath.IsAbs(cfg.Data) || !strings.HasSuffix(cfg.Data, "/d") {
 		t.Errorf("alone: %+v %v", cfg, err)
 	}
 	if cfg.EtcdAuth != (server.EtcdAuth{BcryptCost: 5, TokenTTL: 60}) {
@@ -67,9 +68,15 @@ func TestEtcdFlags(t *testing.T) {
 
 func TestEtcdCommand_FlagsAndEnvironment(t *testing.T) {
 	c := newEtcd()
-	// What has no effect may have a value or none.
-	if err := c.ParseFlags([]string{"--name=n", "--snapshot-count=10", "--logger", "--pre-vote=true", "--quota-backend-bytes=1"}); err != nil {
+	// What has no effect is written as for etcd: a number behind a space, a switch without anything.
+	if err := c.ParseFlags([]string{"--name=n", "--snapshot-count=10", "--heartbeat-interval", "100", "--pre-vote", "--strict-reconfig-check=true", "--watch-progress-notify-interval=5s"}); err != nil {
 		t.Fatal(err)
+	}
+	if left := c.Flags().Args(); len(left) > 0 {
+		t.Errorf("not taken for values: %v", left)
+	}
+	if d := c.Flag("watch-progress-notify-interval").Value.String(); d != "5s" {
+		t.Errorf("progress every %s", d)
 	}
 	t.Setenv("ETCD_NAME", "other")
 	t.Setenv("ETCD_DATA_DIR", "/somewhere")

@@ -29,7 +29,7 @@ state change and its event commit together. Drills prove it on your own cluster.
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errs.New(errs.Invalid, "%v", err) })
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"}, &cobra.Group{ID: "look", Title: "Look:"}, &cobra.Group{ID: "prove", Title: "Prove:"})
-	root.AddCommand(newDemo(), newDev(), newServer(), newEtcd(), newImport(), newStatus(), newDrill(), newBench(), newVersion())
+	root.AddCommand(newDemo(), newDev(), newServer(), newEtcd(), newImport(), newKVLog(), newStatus(), newDrill(), newBench(), newVersion())
 	return root
 }
 

@@ -231,14 +231,14 @@ func (c *call) version(kv *KeyValue) bool {
 	return ok
 }
 
-// EncodeHash returns the query for a checksum over everything that is visible at a revision, 0 for the newest, or later. It is
-// equal on all replicas that have applied the revision, whatever they have removed of what was compacted.
+// EncodeHash returns the query for a checksum over the keys as of a revision, 0 for the newest. It is equal on all replicas that have
+// applied the revision, and the same before and after a compaction at it.
 func EncodeHash(rev int64) []byte { return appendInt(head(reqHash), rev) }
 
 // Hash is a checksum and what it covers.
 type Hash struct {
 	Sum uint32
-	// Revision is the key space's, At the one up to which versions were counted, Compacted that from which on.
+	// Revision is the key space's, At the one that Sum is of. Compacted is the oldest that can be asked for, 0 if none was compacted.
 	Revision, At, Compacted int64
 }
 
@@ -263,30 +263,12 @@ func (c *call) hash(d *decoder) []byte {
 		c.fail(ErrCompacted)
 	}
 	h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	// That of no keys is not 0, which would be no checksum in the JSON form of an answer.
+	_, _ = h.Write([]byte{rowHead})
 	var buf []byte
-	add := func(kv *KeyValue, until int64) {
-		if kv.Mod > rev || until <= c.st.compact {
-			return
-		}
-		if until > rev {
-			until = 0
-		}
-		buf = appendInt(appendKV(buf[:0], kv), until)
+	for kv := range c.at(keyRange{all: true}, rev) {
+		buf = appendKV(buf[:0], kv)
 		_, _ = h.Write(buf)
-	}
-	for kv := range c.heads(keyRange{all: true}) {
-		add(kv, maxRevision)
-	}
-	for row, b := range c.v.Scan([]byte{rowOld}, []byte{rowOld + 1}) {
-		var kv KeyValue
-		key, mod, ok := decodeOldKey(row)
-		until, good := decodeVersion(b, &kv)
-		if !ok || !good {
-			c.damaged("version")
-			break
-		}
-		kv.Key, kv.Mod = key, mod
-		add(&kv, until)
 	}
 	b := binary.AppendUvarint(nil, uint64(h.Sum32()))
 	return appendInt(appendInt(appendInt(b, c.st.rev), rev), c.st.compact)

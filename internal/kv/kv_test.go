@@ -463,11 +463,16 @@ func TestCompact_RemovesAllInSteps(t *testing.T) {
 	}
 	x.must(&Txn{Then: ops})
 	rev := x.put("last", "")
+	before := x.hash(rev)
+	x.put("0", "later")
 	if err := x.compact(rev); err != nil {
 		t.Fatal(err)
 	}
 	// What is visible does not change with what is removed.
 	hash := x.hash(rev)
+	if hash.Sum != before.Sum {
+		t.Errorf("checksum %x before the compaction, %x after it", before.Sum, hash.Sum)
+	}
 	steps := 0
 	for ; x.status().Removed < rev; steps++ {
 		x.Advance(removePause)
@@ -482,7 +487,7 @@ func TestCompact_RemovesAllInSteps(t *testing.T) {
 	for k := range dumpRows(t, x.Machine(1)) {
 		rows[k[0]]++
 	}
-	if want := map[byte]int{rowSpace: 1, rowHead: 10 + 2*removeMax + 1, rowEvent: 1}; !maps.Equal(rows, want) {
+	if want := map[byte]int{rowSpace: 1, rowHead: 10 + 2*removeMax + 1, rowOld: 1, rowEvent: 2}; !maps.Equal(rows, want) {
 		t.Errorf("rows left: %v, want %v", rows, want)
 	}
 	if got := x.hash(rev); got != hash {

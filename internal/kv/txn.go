@@ -197,7 +197,7 @@ func (c *call) read(o *Range) Answer {
 		a.KVs = append(a.KVs, keep)
 	}
 	if sorted {
-		sortKVs(a.KVs, o.Target, order)
+		Sort(a.KVs, o.Target, order)
 	}
 	switch {
 	case o.CountOnly || o.Limit <= 0:
@@ -221,7 +221,8 @@ func (o *Range) passes(kv *KeyValue) bool {
 		(o.MinCreate == 0 || kv.Create >= o.MinCreate) && (o.MaxCreate == 0 || kv.Create <= o.MaxCreate)
 }
 
-func sortKVs(kvs []KeyValue, by SortTarget, order SortOrder) {
+// Sort sorts versions of keys as an answer is; those that are equal stay in their order.
+func Sort(kvs []KeyValue, by SortTarget, order SortOrder) {
 	slices.SortStableFunc(kvs, func(x, y KeyValue) int {
 		if order == Descending {
 			x, y = y, x

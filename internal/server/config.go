@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -43,6 +44,9 @@ type Config struct {
 	TLS Ports `yaml:"tls"`
 	// EtcdAuth holds what may be chosen of etcd's authentication, which its clients enable.
 	EtcdAuth EtcdAuth `yaml:"etcd_auth"`
+	// EtcdProgressInterval is how often a quiet etcd watch that asked for it is told how far it is. Default 10 minutes, as in etcd;
+	// Kubernetes wants 5 seconds.
+	EtcdProgressInterval time.Duration `yaml:"etcd_progress_interval"`
 	// Insecure allows ports that check nobody, by certificate, on addresses that are not loopback.
 	Insecure bool `yaml:"insecure"`
 	// Sandbox holds what only drills may set.
@@ -132,6 +136,9 @@ func (c *Config) fill() error {
 	}
 	if ttl := c.EtcdAuth.TokenTTL; ttl < 1 || ttl > tokenTTLMax {
 		return bad("etcd_auth.token_ttl is %d s; it must be between 1 and %d", ttl, tokenTTLMax)
+	}
+	if c.EtcdProgressInterval < 0 {
+		return bad("etcd_progress_interval is %v; it must be positive", c.EtcdProgressInterval)
 	}
 	if c.Node > nodeMax {
 		return bad("node is %d; it must be between 1 and %d", c.Node, nodeMax)

@@ -43,6 +43,7 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("tls: {kafka: {auto: true, client_ca: c}}", "tls.kafka: auto")
 	f("listen: {etcd: '10.0.0.1:1'}\ntls: {etcd: {auto: true}}", "tls.etcd.client_ca")
 	f("shards: 20000", "between 1 and")
+	f("etcd_progress_interval: -1s", "etcd_progress_interval is -1s")
 	f("sandbox: {no_fsync: true}", "sandbox.enabled")
 	f("etcd_auth: {bcrypt_cost: 3}", "between 4 and 31")
 	f("etcd_auth: {token_ttl: -1}", "etcd_auth.token_ttl")

@@ -11,11 +11,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -232,7 +234,7 @@ func TestRangeStream_PartsOfOneRevision(t *testing.T) {
 	}
 }
 
-// Without an order a target does not count: the parts would not fit together.
+// Without an order a target counts within a part only: the parts would not fit together.
 func TestRangeStream_TargetWithoutAnOrder(t *testing.T) {
 	r := newRig(t, Config{})
 	n := rangeStreamKeys + 10
@@ -258,6 +260,9 @@ func TestRangeStream_TargetWithoutAnOrder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if !slices.IsSortedFunc(m.RangeResponse.Kvs, func(x, y *mvccpb.KeyValue) int { return bytes.Compare(x.Value, y.Value) }) {
+			t.Error("a part is not sorted by value")
+		}
 		for _, k := range m.RangeResponse.Kvs {
 			if keys[string(k.Key)] {
 				t.Fatalf("%s twice", k.Key)
@@ -267,6 +272,15 @@ func TestRangeStream_TargetWithoutAnOrder(t *testing.T) {
 	}
 	if len(keys) != n {
 		t.Errorf("%d keys, want %d", len(keys), n)
+	}
+	// Values that are only sorted by are not sent.
+	st, err = r.kv.RangeStream(r.ctx(), &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("k00002"), SortTarget: pb.RangeRequest_VALUE, KeysOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := st.Recv()
+	if err != nil || len(m.RangeResponse.Kvs) != 2 || string(m.RangeResponse.Kvs[0].Key) != "k00001" || len(m.RangeResponse.Kvs[0].Value) != 0 {
+		t.Errorf("keys by value: %v %v", m, err)
 	}
 }
 
@@ -638,6 +652,12 @@ func TestLease_RPCs(t *testing.T) {
 func TestMaintenance_Truthful(t *testing.T) {
 	r := newRig(t, Config{Info: func(shard.ID) Info { return Info{Commit: 9, Applied: 8, DiskBytes: 7} }})
 	m := pb.NewMaintenanceClient(r.conn)
+	if h, err := m.HashKV(r.ctx(), &pb.HashKVRequest{}); err != nil || h.Hash == 0 {
+		t.Errorf("hash of no keys: %v %v", h, err)
+	}
+	if d, err := m.Defragment(r.ctx(), &pb.DefragmentRequest{}); err != nil || d.Header != nil {
+		t.Errorf("defragment: %v %v", d, err)
+	}
 	r.put("a", "1")
 	st, err := m.Status(r.ctx(), &pb.StatusRequest{})
 	if err != nil || st.Version != Version || st.Leader != st.Header.MemberId || st.RaftIndex != 9 || st.RaftAppliedIndex != 8 || st.DbSize != 7 {
@@ -776,6 +796,8 @@ func TestGateway(t *testing.T) {
 	}
 	for path, want := range map[string]string{
 		"/version": `"etcdserver":"` + Version + `"`, "/health": `"health":"true"`, "/readyz": "ok", "/livez": "ok", "/health?serializable=true": `"health":"true"`,
+		"/livez?verbose": "[+]serializable_read ok\nok\n", "/readyz/linearizable_read?verbose": "[+]linearizable_read ok\nok\n",
+		"/readyz?verbose&exclude=data_corruption&exclude=non_learner": "[+]serializable_read ok\n[+]linearizable_read ok\nok\n",
 	} {
 		if code, b := get(path); code != 200 || !strings.Contains(b, want) {
 			t.Errorf("%s: %d %s", path, code, b)

@@ -3,9 +3,12 @@ package etcd
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"math"
 	"net"
 	"net/http"
+	"slices"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"go.etcd.io/etcd/api/v3/etcdserverpb/gw"
@@ -34,19 +37,63 @@ func (s *Server) mux() *http.ServeMux {
 		}
 		reply(w, http.StatusOK, health{Health: "true"})
 	})
-	text := func(w http.ResponseWriter, err error) {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		if err != nil {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			_, _ = w.Write([]byte(err.Error() + "\n"))
+	m.Handle("/v3/", http.MaxBytesHandler(s.gateway(), 2*int64(s.cfg.RequestBytesMax)))
+	local := func(ctx context.Context) error {
+		_, err := s.status(ctx, true)
+		return err
+	}
+	serveChecks(m, "/livez", []check{{"serializable_read", func(ctx context.Context) error {
+		err := local(ctx)
+		if errs.KindOf(err) == errs.Unavailable {
+			// A replica that is being rebuilt is alive: if it were restarted for that, it would begin again.
+			return nil
+		}
+		return err
+	}}})
+	// A replica that was damaged, or does not vote yet, refuses to read.
+	serveChecks(m, "/readyz", []check{
+		{"data_corruption", local}, {"serializable_read", local}, {"linearizable_read", s.readable}, {"non_learner", local},
+	})
+	return m
+}
+
+// check is one of etcd's health checks (https://etcd.io/docs/v3.7/op-guide/monitoring/#health-check).
+type check struct {
+	name string
+	run  func(context.Context) error
+}
+
+// serveChecks serves checks together under a path, except for those that a request excludes, and each under a path of its own.
+func serveChecks(m *http.ServeMux, path string, checks []check) {
+	answer := func(w http.ResponseWriter, r *http.Request, run []check) {
+		query := r.URL.Query()
+		_, verbose := query["verbose"]
+		said, failed := "", false
+		for _, c := range run {
+			if slices.Contains(query["exclude"], c.name) {
+				continue
+			}
+			if err := c.run(r.Context()); err != nil {
+				said += fmt.Sprintf("[-]%s failed: %v\n", c.name, err)
+				failed = true
+			} else {
+				said += fmt.Sprintf("[+]%s ok\n", c.name)
+			}
+		}
+		if failed {
+			http.Error(w, said, http.StatusServiceUnavailable)
 			return
 		}
-		_, _ = w.Write([]byte("ok\n"))
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		if verbose {
+			_, _ = io.WriteString(w, said)
+		}
+		_, _ = io.WriteString(w, "ok\n")
 	}
-	m.Handle("/v3/", http.MaxBytesHandler(s.gateway(), 2*int64(s.cfg.RequestBytesMax)))
-	m.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { text(w, nil) })
-	m.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { text(w, s.probe(r)) })
-	return m
+	m.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) { answer(w, r, checks) })
+	for i, c := range checks {
+		m.HandleFunc("GET "+path+"/"+c.name, func(w http.ResponseWriter, r *http.Request) { answer(w, r, checks[i:i+1]) })
+	}
 }
 
 // probe reads something: from this node alone if the request says serializable=true, else from the cluster.
@@ -55,10 +102,15 @@ func (s *Server) probe(r *http.Request) error {
 		_, err := s.status(r.Context(), true)
 		return err
 	}
+	return s.readable(r.Context())
+}
+
+// readable reads something from the cluster.
+func (s *Server) readable(ctx context.Context) error {
 	if !s.hasLeader() {
 		return errNoLeader
 	}
-	_, err := s.readOp(r.Context(), probeRange, false)
+	_, err := s.readOp(ctx, probeRange, false)
 	return err
 }
 

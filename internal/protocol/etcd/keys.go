@@ -168,8 +168,10 @@ func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer
 	}
 	ctx := out.Context()
 	part := toRange(r)
-	// The next part begins behind the last key, so that parts are in the order of keys whatever the target.
-	part.Target = kv.ByKey
+	// The next part begins behind the last key, so that parts are in the order of keys whatever the target: as in etcd, it sorts within a
+	// part.
+	by := part.Target
+	part.Target, part.KeysOnly = kv.ByKey, part.KeysOnly && by != kv.ByValue
 	left, count, stale := r.Limit, int64(0), r.Serializable
 	// rev is the newest revision when the stream began, whatever revision was asked for.
 	rev := int64(0)
@@ -192,6 +194,17 @@ func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer
 			count = a.Count
 		}
 		n := int64(len(a.KVs))
+		if n > 0 {
+			part.Key = append(append([]byte(nil), a.KVs[n-1].Key...), 0)
+		}
+		if by != kv.ByKey {
+			kv.Sort(a.KVs, by, kv.Ascending)
+		}
+		if r.KeysOnly && !part.KeysOnly {
+			for i := range a.KVs {
+				a.KVs[i].Value = nil
+			}
+		}
 		last := !a.More || left > 0 && left == n
 		resp := &pb.RangeResponse{Kvs: fromKVs(a.KVs)}
 		if last {
@@ -201,7 +214,6 @@ func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer
 			return err
 		}
 		left = max(left-n, 0)
-		part.Key = append(append([]byte(nil), a.KVs[n-1].Key...), 0)
 	}
 }
 

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Runs clients of etcd in other languages against one node: run.sh DIRECTORY, where bin/etcd is the program. python3-etcd3 comes from Debian, etcd3
+# from npm.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=$1
+python=/usr/bin/python3 # Debian's packages are for Debian's Python, which need not be the first in PATH.
+
+if ! "$python" -c 'import etcd3' 2>/dev/null; then
+  as_root=()
+  if [ "$(id -u)" -ne 0 ]; then as_root=(sudo); fi
+  "${as_root[@]}" apt-get update -q
+  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -q --no-install-recommends python3-etcd3
+fi
+if [ ! -d "$out/npm/node_modules/etcd3" ]; then
+  mkdir -p "$out/npm"
+  npm install --prefix "$out/npm" --no-audit --no-fund --ignore-scripts etcd3@1.1.2
+fi
+
+read -r client peer < <("$python" -c '
+import socket
+s = [socket.socket() for _ in range(2)]
+for x in s:
+    x.bind(("127.0.0.1", 0))
+print(*(x.getsockname()[1] for x in s))')
+data=$(mktemp -d)
+"$out/bin/etcd" --name one --data-dir "$data/one" --listen-client-urls "http://127.0.0.1:$client" --advertise-client-urls "http://127.0.0.1:$client" \
+  --listen-peer-urls "http://127.0.0.1:$peer" --initial-advertise-peer-urls "http://127.0.0.1:$peer" --initial-cluster "one=http://127.0.0.1:$peer" \
+  >"$data/log" 2>&1 &
+node=$!
+trap 'kill "$node" 2>/dev/null; wait "$node" || true; rm -rf "$data"' EXIT
+curl -sf --retry 30 --retry-connrefused --retry-delay 1 "http://127.0.0.1:$client/readyz" >/dev/null
+
+"$python" "$here/smoke.py" "$client"
+cp "$here/smoke.mjs" "$out/npm/smoke.mjs"
+node "$out/npm/smoke.mjs" "$client"
