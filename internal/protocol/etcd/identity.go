@@ -148,9 +148,8 @@ func (s *Server) identify(ctx context.Context, fresh bool) (auth.Caller, error) 
 
 // tokenOf returns the token of a request: gRPC clients send it by a name of its own, those of the gateway as Authorization.
 func tokenOf(ctx context.Context) (string, bool) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	for _, name := range []string{rpctypes.TokenFieldNameGRPC, rpctypes.TokenFieldNameSwagger} {
-		if v := md.Get(name); len(v) > 0 {
+	for _, name := range [...]string{rpctypes.TokenFieldNameGRPC, rpctypes.TokenFieldNameSwagger} {
+		if v := metadata.ValueFromIncomingContext(ctx, name); len(v) > 0 {
 			return strings.TrimPrefix(v[0], "Bearer "), true
 		}
 	}

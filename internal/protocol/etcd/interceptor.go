@@ -4,31 +4,30 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
 // wantsLeader says whether a client would rather have an error than wait for a leader.
 func wantsLeader(ctx context.Context) bool {
-	md, _ := metadata.FromIncomingContext(ctx)
-	v := md.Get(rpctypes.MetadataRequireLeaderKey)
+	v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataRequireLeaderKey)
 	return len(v) > 0 && v[0] == rpctypes.MetadataHasLeader
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	began := time.Now()
-	method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
 	resp, err := any(nil), errNoLeader
 	if !wantsLeader(ctx) || s.hasLeader() {
 		resp, err = next(s.identified(ctx), req)
 	}
-	s.m.requests.WithLabelValues(method, status.Code(err).String()).Inc()
-	s.m.seconds.WithLabelValues(method).Observe(time.Since(began).Seconds())
+	s.m.answered(info.FullMethod, err, time.Since(began))
 	return resp, err
 }
 
@@ -110,6 +109,33 @@ type metrics struct {
 	requests                                *prometheus.CounterVec
 	seconds                                 *prometheus.HistogramVec
 	events, fenced                          prometheus.Counter
+	// methods are the series of each method, by its full name: *methodMetrics.
+	methods sync.Map
+}
+
+// methodMetrics are the series that nearly every request of a method counts in.
+type methodMetrics struct {
+	name    string
+	ok      prometheus.Counter
+	seconds prometheus.Observer
+}
+
+// answered counts a request. To look a series up by its labels costs more than to count.
+func (m *metrics) answered(fullMethod string, err error, took time.Duration) {
+	v, ok := m.methods.Load(fullMethod)
+	if !ok {
+		name := fullMethod[strings.LastIndexByte(fullMethod, '/')+1:]
+		v, _ = m.methods.LoadOrStore(fullMethod, &methodMetrics{
+			name: name, ok: m.requests.WithLabelValues(name, codes.OK.String()), seconds: m.seconds.WithLabelValues(name),
+		})
+	}
+	mm := v.(*methodMetrics) //nolint:forcetypeassert // nothing else is stored
+	if err == nil {
+		mm.ok.Inc()
+	} else {
+		m.requests.WithLabelValues(mm.name, status.Code(err).String()).Inc()
+	}
+	mm.seconds.Observe(took.Seconds())
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -120,6 +121,10 @@ const (
 	requestOverhead = 512 << 10
 )
 
+// streamWorkers is how many goroutines wait for requests: a new one for each grows its stack anew, which took 7 % of the processor time of a
+// leader with 64 clients. With more requests at a time, or streams that stay, the rest get goroutines of their own.
+const streamWorkers = 256
+
 // Server serves the etcd API. Make it with New, give it listeners with Serve, and end it with Close.
 type Server struct {
 	cfg    Config
@@ -131,6 +136,7 @@ type Server struct {
 	// self is the gateway's connection with grpc.
 	self *grpc.ClientConn
 	feed *feed
+	ids  atomic.Pointer[ids]
 	// rights is what is known of authentication; passwords makes hashes.
 	rights    *rights
 	passwords *passwords
@@ -168,7 +174,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s.rights, s.passwords = &rights{s: s}, newPasswords(cfg.BcryptCost)
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(cfg.RequestBytesMax+requestOverhead), grpc.MaxSendMsgSize(math.MaxInt32),
-		grpc.MaxConcurrentStreams(math.MaxUint32), grpc.WaitForHandlers(true),
+		grpc.MaxConcurrentStreams(math.MaxUint32), grpc.WaitForHandlers(true), grpc.NumStreamWorkers(streamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAliveMin}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAliveInterval, Timeout: keepAliveTimeout}),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream), grpc.Creds(handshake{insecure.NewCredentials()}),
@@ -400,7 +406,19 @@ func (s *Server) status(ctx context.Context, stale bool) (kv.Status, error) {
 // header returns an answer's header.
 func (s *Server) header(rev int64) *pb.ResponseHeader {
 	at, t, _ := s.where()
-	return &pb.ResponseHeader{ClusterId: clusterID(t), MemberId: memberID(t, t.Self), Revision: rev, RaftTerm: at.Term}
+	id := s.ids.Load()
+	if id == nil || id.cluster != t.Cluster || id.self != t.Self {
+		id = &ids{cluster: t.Cluster, self: t.Self, clusterID: clusterID(t), memberID: memberID(t, t.Self)}
+		s.ids.Store(id)
+	}
+	return &pb.ResponseHeader{ClusterId: id.clusterID, MemberId: id.memberID, Revision: rev, RaftTerm: at.Term}
+}
+
+// ids are the numbers of the cluster and of this node, which every answer has.
+type ids struct {
+	cluster             string
+	self                shard.NodeID
+	clusterID, memberID uint64
 }
 
 // clusterID returns the number by which etcd's clients know a cluster.
