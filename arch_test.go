@@ -97,7 +97,7 @@ var libraries = []struct {
 	{"github.com/klauspost/compress", []string{"internal/protocol/kafka"}, "snappy and zstd in record batches"},
 	{"github.com/pierrec/lz4/v4", []string{"internal/protocol/kafka"}, "lz4 in record batches"},
 	{"github.com/prometheus/client_golang", []string{"internal/engine", "internal/protocol/redis", "internal/protocol/kafka", "internal/protocol/etcd", "internal/server"}, "metrics, on the registerer that is passed in"},
-	{"github.com/prometheus/client_model", []string{"internal/protocol/redis"}, "tests read metrics"},
+	{"github.com/prometheus/client_model", []string{"internal/protocol/redis", "internal/protocol/etcd"}, "tests read metrics; etcd's names for them"},
 	{"github.com/spf13/cobra", []string{"cmd/quorate"}, "the command line"},
 	{"github.com/spf13/pflag", []string{"cmd/quorate"}, "cobra's flags"},
 	{"go.yaml.in/yaml/v3", []string{"internal/server"}, "the configuration file"},

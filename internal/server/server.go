@@ -173,7 +173,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	if etcdLn != nil {
 		// It follows the key space all the time.
 		s.etcd = etcd.New(etcd.Config{
-			TLS: cfg.TLS.Etcd.on(), Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: cfg.Data, ProgressInterval: cfg.EtcdProgressInterval,
+			TLS: cfg.TLS.Etcd.on(), Metrics: reg, Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: cfg.Data, ProgressInterval: cfg.EtcdProgressInterval,
 			AuthTokenTTL: time.Duration(cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: cfg.EtcdAuth.BcryptCost,
 		}, s.engine, log, reg)
 	}

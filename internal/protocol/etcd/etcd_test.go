@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -48,7 +49,11 @@ type rig struct {
 func newRig(t *testing.T, cfg Config) *rig {
 	t.Helper()
 	r := &rig{t: t, shard: shardtest.New(t, shardtest.Options{RealTime: true}, kv.Module{}, auth.New(auth.Config{Uses: Uses}))}
-	r.s = New(cfg, r.shard, slog.New(slog.DiscardHandler), nil)
+	var reg prometheus.Registerer
+	if own, ok := cfg.Metrics.(*prometheus.Registry); ok {
+		reg = own
+	}
+	r.s = New(cfg, r.shard, slog.New(slog.DiscardHandler), reg)
 	var lc net.ListenConfig
 	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {

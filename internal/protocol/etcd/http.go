@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.etcd.io/etcd/api/v3/etcdserverpb/gw"
 	"go.etcd.io/etcd/api/v3/version"
 	"google.golang.org/grpc"
@@ -37,6 +38,9 @@ func (s *Server) mux() *http.ServeMux {
 		}
 		reply(w, http.StatusOK, health{Health: "true"})
 	})
+	if s.cfg.Metrics != nil {
+		m.Handle("GET /metrics", promhttp.HandlerFor(s, promhttp.HandlerOpts{}))
+	}
 	m.Handle("/v3/", http.MaxBytesHandler(s.gateway(), 2*int64(s.cfg.RequestBytesMax)))
 	local := func(ctx context.Context) error {
 		_, err := s.status(ctx, true)

@@ -77,16 +77,22 @@ const (
 	leaderTries = 6
 )
 
-// watchLeader ends strict streams when there has been no leader for a while.
+// watchLeader ends strict streams when there has been no leader for a while, and counts leaders.
 func (s *Server) watchLeader() {
 	tick := time.NewTicker(leaderCheck)
 	defer tick.Stop()
-	missed := 0
+	missed, term := 0, uint64(0)
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if at, _, err := s.where(); err == nil && at.Leader != 0 && at.Term != term {
+			if term != 0 {
+				s.leaderChanges.Add(1)
+			}
+			term = at.Term
 		}
 		if missed++; s.hasLeader() {
 			missed = 0

@@ -61,6 +61,8 @@ type Config struct {
 	AuthTokenTTL time.Duration
 	// BcryptCost is that of passwords, 4 to 31: it takes 2^BcryptCost steps to compare one. Default 10, as in etcd.
 	BcryptCost int
+	// Metrics are the node's own, served on /metrics with etcd's names beside them. Nil means that there is no /metrics.
+	Metrics prometheus.Gatherer
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
 	Info func(shard.ID) Info
 	// MoveLeader hands the leadership of a shard, which this node has, over to another node, and waits until that one leads. Nil means
@@ -137,6 +139,8 @@ type Server struct {
 	self *grpc.ClientConn
 	feed *feed
 	ids  atomic.Pointer[ids]
+	// leaderChanges counts the leaders that watchLeader has seen after the first.
+	leaderChanges atomic.Int64
 	// rights is what is known of authentication; passwords makes hashes.
 	rights    *rights
 	passwords *passwords
