@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -25,7 +26,7 @@ func newImport() *cobra.Command {
 }
 
 func newImportEtcd() *cobra.Command {
-	var addr string
+	var addr, space string
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "etcd-snapshot FILE", Short: "Load a snapshot of etcd", Args: cobra.ExactArgs(1),
@@ -36,7 +37,7 @@ compacted. Leases begin anew. Users and roles are not loaded. Let clients in whe
 If it is interrupted, run it again with the same file.`,
 		Example: "  etcdctl --endpoints old:2379 snapshot save old.db\n  quorate import etcd-snapshot old.db --http 127.0.0.1:7070",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			l := loader{ctx: cmd.Context(), url: "http://" + addr + "/etcd/load", show: isTerminal(os.Stderr)}
+			l := loader{ctx: cmd.Context(), url: "http://" + addr + "/etcd/load?space=" + url.QueryEscape(space), show: isTerminal(os.Stderr)}
 			began := time.Now()
 			found, err := etcd.ReadSnapshot(args[0], l.part)
 			l.clear()
@@ -58,6 +59,7 @@ If it is interrupted, run it again with the same file.`,
 		},
 	}
 	c.Flags().StringVar(&addr, "http", "127.0.0.1:7070", "HTTP address of any node")
+	c.Flags().StringVar(&space, "space", "default", "space to load into")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }

@@ -31,6 +31,8 @@ import (
 type Config struct {
 	// Cluster is the cluster's name, the same on every node.
 	Cluster string
+	// Identity is what nodes must agree on to speak to each other; default Cluster.
+	Identity string
 	// Node is this node's number, Peers the peer addresses of all other members.
 	Node  shard.NodeID
 	Peers map[shard.NodeID]string
@@ -116,6 +118,9 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 10 * time.Second
 	}
+	if cfg.Identity == "" {
+		cfg.Identity = cfg.Cluster
+	}
 	cfg.Scrub.fill()
 	rc := cfg.Replica
 	rc.Node, rc.Nodes, rc.Shards = cfg.Node, []shard.NodeID{cfg.Node}, nil
@@ -154,7 +159,7 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 		tp[transport.NodeID(id)] = addr
 	}
 	g.transport = transport.New(transport.Config{
-		Cluster: cfg.Cluster, Shards: uint32(len(rc.Shards)), Self: transport.NodeID(cfg.Node), Peers: tp, Hello: shown,
+		Cluster: cfg.Identity, Shards: uint32(len(rc.Shards)), Self: transport.NodeID(cfg.Node), Peers: tp, Hello: shown,
 		FrameBytesMax: replica.FrameBytesMax,
 		OnFrame: func(from transport.NodeID, f []byte) {
 			g.give(replica.Frame{From: shard.NodeID(from), Data: f, At: e.Now()})

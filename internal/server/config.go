@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -37,6 +38,9 @@ type Config struct {
 	// Shards is the number of shards of space "default", the same on every node, and fixed when the cluster is made.
 	// Default 1, which makes everything in it atomic with everything else.
 	Shards int `yaml:"shards"`
+	// Spaces are further worlds beside "default", by name, each with an etcd key space and etcd users of its own. They are the same on every
+	// node and fixed when the cluster is made; each takes a shard. Their names are lower-case letters, digits and hyphens, at most 64.
+	Spaces map[string]SpaceConfig `yaml:"spaces"`
 	// LeaseReads lets leaders answer linearizable reads by themselves, trusting that clock rates differ by less than 10 %.
 	// Default false.
 	LeaseReads bool `yaml:"lease_reads"`
@@ -51,6 +55,15 @@ type Config struct {
 	Insecure bool `yaml:"insecure"`
 	// Sandbox holds what only drills may set.
 	Sandbox Sandbox `yaml:"sandbox"`
+}
+
+// SpaceConfig says how clients reach a space: by a port of its own, by a name in TLS, or both.
+type SpaceConfig struct {
+	// Etcd is the address of its own etcd port, and AdvertiseEtcd what clients are told, as in Listen and Advertise.
+	Etcd          string `yaml:"etcd"`
+	AdvertiseEtcd string `yaml:"advertise_etcd"`
+	// TLSNames are the names by which clients that connect to listen.etcd ask for the space (server name indication, RFC 6066).
+	TLSNames []string `yaml:"tls_names"`
 }
 
 // Listen holds an address for each port; an empty one is not served.
@@ -165,45 +178,117 @@ func (c *Config) fill() error {
 	if s := c.Sandbox; !s.Enabled && (s.NoFsync || s.StaleReads || s.NoVerify) {
 		return bad("sandbox.no_fsync, stale_reads and no_verify need sandbox.enabled: they are for drills only")
 	}
-	for _, a := range []struct {
-		name      string
-		listen    string
-		advertise *string
-		tls       *TLS
-	}{
+	if err := c.checkSpaces(); err != nil {
+		return err
+	}
+	ports := []port{
 		{"redis", c.Listen.Redis, &c.Advertise.Redis, &c.TLS.Redis}, {"kafka", c.Listen.Kafka, &c.Advertise.Kafka, &c.TLS.Kafka},
 		{"etcd", c.Listen.Etcd, &c.Advertise.Etcd, &c.TLS.Etcd}, {"http", c.Listen.HTTP, &c.Advertise.HTTP, &TLS{}},
 		{"peer", c.Listen.Peer, nil, &c.TLS.Peer},
-	} {
-		if err := a.tls.check(a.name); err != nil {
+	}
+	for _, p := range ports {
+		if err := p.tls.check(p.name); err != nil {
 			return err
 		}
-		if a.listen == "" {
-			continue
+		if err := p.check("listen."+p.name, "advertise."+p.name, c.Insecure); err != nil {
+			return err
 		}
-		host, _, err := net.SplitHostPort(a.listen)
-		if err != nil {
-			return bad("listen.%s is %q; write host:port", a.name, a.listen)
-		}
-		ip := net.ParseIP(host)
-		wild := host == "" || ip != nil && ip.IsUnspecified()
-		if wild && a.advertise != nil && *a.advertise == "" {
-			return bad("listen.%s is %q, which clients cannot be told; set advertise.%s", a.name, a.listen, a.name)
-		}
-		if !c.Insecure && !a.tls.checksClients() && (wild || ip != nil && !ip.IsLoopback() || ip == nil && host != "localhost") {
-			return bad("listen.%s is %q, and the port checks nobody, so only loopback is allowed; set tls.%s.client_ca, or insecure: true to open it all the same", a.name, a.listen, a.name)
+	}
+	for _, name := range c.spaceNames() {
+		s := c.Spaces[name]
+		p := port{"etcd", s.Etcd, &s.AdvertiseEtcd, &c.TLS.Etcd}
+		if err := p.check("spaces."+name+".etcd", "spaces."+name+".advertise_etcd", c.Insecure); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+// port is an address to listen on.
+type port struct {
+	name      string
+	listen    string
+	advertise *string
+	tls       *TLS
+}
+
+// check checks an address; key and advertiseKey are what the configuration calls it.
+func (p *port) check(key, advertiseKey string, insecure bool) error {
+	bad := func(format string, args ...any) error {
+		return errs.New(errs.Invalid, "configuration: "+format, args...)
+	}
+	if p.listen == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(p.listen)
+	if err != nil {
+		return bad("%s is %q; write host:port", key, p.listen)
+	}
+	ip := net.ParseIP(host)
+	wild := host == "" || ip != nil && ip.IsUnspecified()
+	if wild && p.advertise != nil && *p.advertise == "" {
+		return bad("%s is %q, which clients cannot be told; set %s", key, p.listen, advertiseKey)
+	}
+	if !insecure && !p.tls.checksClients() && (wild || ip != nil && !ip.IsLoopback() || ip == nil && host != "localhost") {
+		return bad("%s is %q, and the port checks nobody, so only loopback is allowed; set tls.%s.client_ca, or insecure: true to open it all the same", key, p.listen, p.name)
+	}
+	return nil
+}
+
+// spaceName says what a space may be called.
+var spaceName = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
+
+// checkSpaces checks the spaces beside the first, except for their addresses.
+func (c *Config) checkSpaces() error {
+	bad := func(name, format string, args ...any) error {
+		return errs.New(errs.Invalid, "configuration: spaces."+name+": "+format, args...)
+	}
+	by := map[string]string{}
+	for _, name := range c.spaceNames() {
+		s := c.Spaces[name]
+		switch {
+		case name == defaultSpace || !spaceName.MatchString(name):
+			return errs.New(errs.Invalid, "configuration: spaces has %q; names are lower-case letters, digits and hyphens, at most 64, and not %q", name, defaultSpace)
+		case s.Etcd == "" && len(s.TLSNames) == 0:
+			return bad(name, "nobody can reach it; set etcd, an address, or tls_names")
+		case len(s.TLSNames) > 0 && (c.Listen.Etcd == "" || !c.TLS.Etcd.on()):
+			return bad(name, "tls_names are told apart on listen.etcd with tls.etcd; set both")
+		}
+		for _, n := range s.TLSNames {
+			if by[n] != "" {
+				return bad(name, "tls name %q is that of space %s", n, by[n])
+			}
+			by[n] = name
+		}
+	}
+	return nil
+}
+
+// defaultSpace is the space that every cluster has.
+const defaultSpace = "default"
+
+// spaceNames are the spaces beside the first, in the order of their shards.
+func (c *Config) spaceNames() []string { return slices.Sorted(maps.Keys(c.Spaces)) }
+
+// identity is what all nodes of a cluster must agree on, and a data directory is made for: which shard a space has depends on all of them.
+func (c *Config) identity() string {
+	if len(c.Spaces) == 0 {
+		return c.Cluster
+	}
+	return c.Cluster + " with spaces " + strings.Join(c.spaceNames(), ", ")
+}
+
 // spaces lays out the cluster's spaces.
 func (c *Config) spaces() []shard.Space {
-	s := shard.Space{Name: "default"}
+	s := shard.Space{Name: defaultSpace}
 	for i := range c.Shards {
 		s.Shards = append(s.Shards, shard.ID(i+1))
 	}
-	return []shard.Space{s}
+	all := []shard.Space{s}
+	for i, name := range c.spaceNames() {
+		all = append(all, shard.Space{Name: name, Shards: []shard.ID{shard.ID(c.Shards + 1 + i)}})
+	}
+	return all
 }
 
 func (c *Config) peers() map[shard.NodeID]string {
@@ -223,6 +308,6 @@ func (c Config) String() string {
 		peers = append(peers, fmt.Sprintf("%d=%s", id, a))
 	}
 	slices.Sort(peers)
-	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v peers=%v shards=%d lease_reads=%v tls=%+v etcd_auth=%+v sandbox=%+v",
-		c.Cluster, c.Node, c.Data, c.Listen, peers, c.Shards, c.LeaseReads, c.TLS, c.EtcdAuth, c.Sandbox)
+	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v peers=%v shards=%d spaces=%+v lease_reads=%v tls=%+v etcd_auth=%+v sandbox=%+v",
+		c.Cluster, c.Node, c.Data, c.Listen, peers, c.Shards, c.Spaces, c.LeaseReads, c.TLS, c.EtcdAuth, c.Sandbox)
 }

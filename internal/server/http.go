@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -10,11 +11,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -76,9 +79,11 @@ func (s *Server) load(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Quorate-Error", errs.KindOf(err).String())
 		http.Error(w, err.Error(), code)
 	}
+	space := cmp.Or(r.URL.Query().Get("space"), defaultSpace)
+	to := s.etcd[space]
 	switch {
-	case s.etcd == nil:
-		fail(http.StatusNotFound, errs.New(errs.Unsupported, "this node does not serve etcd; set listen.etcd"))
+	case to == nil:
+		fail(http.StatusNotFound, errs.New(errs.NotFound, "this node serves no etcd key space %q; name a space in the configuration, or set listen.etcd", space))
 		return
 	case r.Header.Get("Content-Type") != LoadType:
 		fail(http.StatusUnsupportedMediaType, errs.New(errs.Invalid, "the content type is not %s", LoadType))
@@ -89,7 +94,7 @@ func (s *Server) load(w http.ResponseWriter, r *http.Request) {
 		fail(http.StatusBadRequest, errs.Wrap(errs.Invalid, err, "read the request"))
 		return
 	}
-	if err := s.etcd.Load(r.Context(), b); err != nil {
+	if err := to.Load(r.Context(), b); err != nil {
 		fail(http.StatusConflict, err)
 		return
 	}
@@ -150,8 +155,11 @@ func (s *Server) Probe(ctx context.Context) error {
 			return nil
 		}))
 	}
-	if s.addr.Etcd != "" {
-		all = append(all, s.probe(ctx, "etcd", s.addr.Etcd, func(c net.Conn) error {
+	for _, addr := range append(slices.Sorted(maps.Values(s.spaceAddr)), s.addr.Etcd) {
+		if addr == "" {
+			continue
+		}
+		all = append(all, s.probe(ctx, "etcd", addr, func(c net.Conn) error {
 			if _, err := io.WriteString(c, "GET /readyz HTTP/1.0\r\n\r\n"); err != nil {
 				return err
 			}

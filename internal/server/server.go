@@ -39,9 +39,12 @@ type Server struct {
 	engine *engine.Engine
 	redis  *redis.Server
 	kafka  *kafka.Server
-	etcd   *etcd.Server
-	http   *http.Server
-	addr   Listen
+	// etcd are the servers of the spaces that have one, by name.
+	etcd map[string]*etcd.Server
+	http *http.Server
+	addr Listen
+	// spaceAddr are the addresses of spaces beside the first.
+	spaceAddr map[string]string
 	// tls is what ports have that are secured, by name.
 	tls    map[string]*secure
 	serves chan struct{}
@@ -73,7 +76,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	log = log.With("node", cfg.Node)
 	log.Info("starting", "version", version, "config", cfg.String())
-	s := &Server{cfg: cfg, log: log, serves: make(chan struct{})}
+	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}}
 	if s.tls, err = secured(&cfg, log); err != nil {
 		return nil, err
 	}
@@ -95,14 +98,14 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 			}
 		}
 	}()
-	listen := func(name, addr string, bound *string) (net.Listener, error) {
+	listen := func(name, key, addr string, bound *string) (net.Listener, error) {
 		if addr == "" {
 			return nil, nil
 		}
 		ln, err := e.Listen(context.Background(), addr)
 		if err != nil {
 			if errors.Is(err, syscall.EADDRINUSE) {
-				return nil, errs.New(errs.Exists, "the %s port %s is taken by %s; stop that, or set listen.%s", name, addr, portOwner(addr), name)
+				return nil, errs.New(errs.Exists, "the %s port %s is taken by %s; stop that, or set %s", name, addr, portOwner(addr), key)
 			}
 			return nil, errs.Wrap(errs.Invalid, err, "listen on %s for %s", addr, name)
 		}
@@ -113,25 +116,36 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 		opened = append(opened, ln)
 		return ln, nil
 	}
-	peerLn, err := listen("peer", cfg.Listen.Peer, &s.addr.Peer)
+	peerLn, err := listen("peer", "listen.peer", cfg.Listen.Peer, &s.addr.Peer)
 	if err != nil {
 		return nil, err
 	}
-	redisLn, err := listen("redis", cfg.Listen.Redis, &s.addr.Redis)
+	redisLn, err := listen("redis", "listen.redis", cfg.Listen.Redis, &s.addr.Redis)
 	if err != nil {
 		return nil, err
 	}
-	kafkaLn, err := listen("kafka", cfg.Listen.Kafka, &s.addr.Kafka)
+	kafkaLn, err := listen("kafka", "listen.kafka", cfg.Listen.Kafka, &s.addr.Kafka)
 	if err != nil {
 		return nil, err
 	}
-	etcdLn, err := listen("etcd", cfg.Listen.Etcd, &s.addr.Etcd)
+	etcdLn, err := listen("etcd", "listen.etcd", cfg.Listen.Etcd, &s.addr.Etcd)
 	if err != nil {
 		return nil, err
 	}
-	httpLn, err := listen("http", cfg.Listen.HTTP, &s.addr.HTTP)
+	httpLn, err := listen("http", "listen.http", cfg.Listen.HTTP, &s.addr.HTTP)
 	if err != nil {
 		return nil, err
+	}
+	spaceLns := map[string]net.Listener{}
+	for _, name := range cfg.spaceNames() {
+		bound := ""
+		ln, err := listen("etcd", "spaces."+name+".etcd", cfg.Spaces[name].Etcd, &bound)
+		if err != nil {
+			return nil, err
+		}
+		if ln != nil {
+			spaceLns[name], s.spaceAddr[name] = ln, bound
+		}
 	}
 	if s.dir, err = openDir(cfg); err != nil {
 		return nil, err
@@ -157,12 +171,17 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 			adv[a.name] = a.bound
 		}
 	}
+	for name, bound := range s.spaceAddr {
+		if adv[etcd.AddrKey(name)] = cfg.Spaces[name].AdvertiseEtcd; cfg.Spaces[name].AdvertiseEtcd == "" {
+			adv[etcd.AddrKey(name)] = bound
+		}
+	}
 	links := *e
 	if t := s.tls["peer"]; t != nil {
 		links.Dial = t.dial(e)
 	}
 	s.engine, err = engine.Start(engine.Config{
-		Cluster: cfg.Cluster, Node: shard.NodeID(cfg.Node), Peers: cfg.peers(), Spaces: cfg.spaces(), Addr: adv,
+		Cluster: cfg.Cluster, Identity: cfg.identity(), Node: shard.NodeID(cfg.Node), Peers: cfg.peers(), Spaces: cfg.spaces(), Addr: adv,
 		Replica: replica.Config{LeaseReads: cfg.LeaseReads}, DropUnsynced: cfg.Sandbox.NoFsync, StaleReads: cfg.Sandbox.StaleReads,
 	}, s.dir, modules(), peerLn, &links, log, reg)
 	if err != nil {
@@ -170,16 +189,37 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
-	if etcdLn != nil {
-		// It follows the key space all the time.
-		s.etcd = etcd.New(etcd.Config{
-			TLS: cfg.TLS.Etcd.on(), Metrics: reg, Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: cfg.Data, ProgressInterval: cfg.EtcdProgressInterval,
-			AuthTokenTTL: time.Duration(cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: cfg.EtcdAuth.BcryptCost,
-		}, s.engine, log, reg)
-	}
+	s.startEtcd(etcdLn != nil, log, reg)
 	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
-	s.serve(redisLn, kafkaLn, etcdLn, httpLn)
+	if etcdLn != nil {
+		spaceLns[defaultSpace] = etcdLn
+	}
+	s.serve(redisLn, kafkaLn, httpLn, spaceLns)
 	return s, nil
+}
+
+// startEtcd makes a server for each space that etcd's clients can reach. Servers follow their key spaces all the time.
+func (s *Server) startEtcd(first bool, log *slog.Logger, reg *prometheus.Registry) {
+	names := map[string]*etcd.Server{}
+	start := func(space string) *etcd.Server {
+		labels := prometheus.Labels{"space": space}
+		srv := etcd.New(etcd.Config{
+			Space: space, Names: names, TLS: s.cfg.TLS.Etcd.on(), Metrics: reg, Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: s.cfg.Data,
+			ProgressInterval: s.cfg.EtcdProgressInterval,
+			AuthTokenTTL:     time.Duration(s.cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: s.cfg.EtcdAuth.BcryptCost,
+		}, s.engine, log.With("space", space), prometheus.WrapRegistererWith(labels, reg))
+		s.etcd[space] = srv
+		return srv
+	}
+	for _, name := range s.cfg.spaceNames() {
+		srv := start(name)
+		for _, n := range s.cfg.Spaces[name].TLSNames {
+			names[n] = srv
+		}
+	}
+	if first {
+		start(defaultSpace)
+	}
 }
 
 // info answers what etcd's operators ask.
@@ -206,13 +246,13 @@ func openDir(cfg Config) (*storage.Dir, error) {
 	case cfg.Sandbox.Enabled:
 		at = storage.PowerFS(at)
 	}
-	owner := storage.Owner{Cluster: cfg.Cluster, Node: cfg.Node, Shards: uint32(cfg.Shards)}
+	owner := storage.Owner{Cluster: cfg.identity(), Node: cfg.Node, Shards: uint32(cfg.Shards)}
 	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{OnlyCopy: cfg.alone()})
 }
 
 // serve runs the listeners; serves is closed when all have ended.
-func (s *Server) serve(redisLn, kafkaLn, etcdLn, httpLn net.Listener) {
-	done := make(chan struct{}, 4)
+func (s *Server) serve(redisLn, kafkaLn, httpLn net.Listener, etcdLns map[string]net.Listener) {
+	done := make(chan struct{}, 3+len(etcdLns))
 	n := 0
 	start := func(name string, ln net.Listener, f func(net.Listener) error) {
 		if ln == nil {
@@ -228,8 +268,8 @@ func (s *Server) serve(redisLn, kafkaLn, etcdLn, httpLn net.Listener) {
 	}
 	start("redis", redisLn, s.redis.Serve)
 	start("kafka", kafkaLn, s.kafka.Serve)
-	if s.etcd != nil {
-		start("etcd", etcdLn, s.etcd.Serve)
+	for name, ln := range etcdLns {
+		start("etcd", ln, s.etcd[name].Serve)
 	}
 	start("http", httpLn, s.http.Serve)
 	go func() {
@@ -258,8 +298,8 @@ func (s *Server) Close() error {
 	defer cancel()
 	s.redis.Close()
 	err := s.kafka.Close()
-	if s.etcd != nil {
-		s.etcd.Close()
+	for _, e := range s.etcd {
+		e.Close()
 	}
 	if e := s.http.Shutdown(ctx); e != nil {
 		_ = s.http.Close()

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -48,7 +49,8 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 	}
 	for _, n := range t.Nodes {
 		m := &pb.Member{ID: memberID(t, n.ID), Name: fmt.Sprintf("node%d", n.ID)}
-		if a := n.Addr["etcd"]; a != "" {
+		// A space that is found by its name in TLS has the first one's address.
+		if a := cmp.Or(n.Addr[AddrKey(c.s.cfg.Space)], n.Addr["etcd"]); a != "" {
 			m.ClientURLs = []string{scheme + a}
 		}
 		resp.Members = append(resp.Members, m)

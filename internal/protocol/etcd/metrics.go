@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"slices"
 	"sort"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,8 +27,9 @@ func (s *Server) Gather() ([]*dto.MetricFamily, error) {
 		return nil, err
 	}
 	for _, f := range all {
+		f := s.own(f)
 		if to, ok := renamed[f.GetName()]; ok {
-			c := proto.CloneOf(f)
+			c := &dto.MetricFamily{Type: f.Type, Metric: f.Metric}
 			c.Name, c.Help = &to.name, &to.help
 			all = append(all, c)
 		}
@@ -38,6 +40,23 @@ func (s *Server) Gather() ([]*dto.MetricFamily, error) {
 	all = append(all, s.asEtcds()...)
 	sort.Slice(all, func(i, j int) bool { return all[i].GetName() < all[j].GetName() })
 	return all, nil
+}
+
+// own returns the series of a family that are not those of another space, without the space.
+func (s *Server) own(f *dto.MetricFamily) *dto.MetricFamily {
+	out := &dto.MetricFamily{Name: f.Name, Help: f.Help, Type: f.Type}
+	for _, m := range f.Metric {
+		i := slices.IndexFunc(m.Label, func(l *dto.LabelPair) bool { return l.GetName() == "space" })
+		switch {
+		case i < 0:
+			out.Metric = append(out.Metric, m)
+		case m.Label[i].GetValue() == s.cfg.Space:
+			c := proto.CloneOf(m)
+			c.Label = slices.Delete(c.Label, i, i+1)
+			out.Metric = append(out.Metric, c)
+		}
+	}
+	return out
 }
 
 // asEtcds are the figures that nothing of the node's own has.

@@ -7,6 +7,7 @@ package etcd
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"hash/fnv"
 	"log/slog"
@@ -52,7 +53,7 @@ type Config struct {
 	// StreamBytesMax bounds the events that wait for one watch stream; default 256 KiB. A stream that is slower reads its events
 	// from history.
 	StreamBytesMax int
-	// TempDir is where snapshots are made, a directory that no other server uses: what a crash left there is removed. Default
+	// TempDir is where snapshots are made, a directory that no other node uses: what a crash left there is removed by New. Default
 	// os.TempDir, where nothing is.
 	TempDir string
 	// TLS says that the listeners are secured, for the addresses that clients are told.
@@ -61,6 +62,8 @@ type Config struct {
 	AuthTokenTTL time.Duration
 	// BcryptCost is that of passwords, 4 to 31: it takes 2^BcryptCost steps to compare one. Default 10, as in etcd.
 	BcryptCost int
+	// Names are the servers of other spaces by the name that clients ask for in TLS; whoever asks for another gets this one.
+	Names map[string]*Server
 	// Metrics are the node's own, served on /metrics with etcd's names beside them. Nil means that there is no /metrics.
 	Metrics prometheus.Gatherer
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
@@ -253,11 +256,21 @@ func (s *Server) admit(nc net.Conn) {
 	go func() {
 		defer s.wg.Done()
 		to := s.toHTTP
-		if isGRPC, err := c.sniff(); err != nil {
+		isGRPC, err := c.sniff()
+		if err != nil {
 			_ = c.Close()
 			return
-		} else if isGRPC {
+		}
+		if isGRPC {
 			to = s.toGRPC
+		}
+		if t, ok := c.Conn.(*tls.Conn); ok {
+			if other := s.cfg.Names[t.ConnectionState().ServerName]; other != nil && other != s {
+				to = other.toHTTP
+				if isGRPC {
+					to = other.toGRPC
+				}
+			}
 		}
 		if !to.put(c) {
 			_ = c.Close()
@@ -377,6 +390,14 @@ func (q *queue) Close() error {
 // Addr implements net.Listener.
 func (q *queue) Addr() net.Addr { return &net.TCPAddr{} }
 
+// AddrKey is the protocol under which a node advertises a space's address (shard.Node).
+func AddrKey(space string) string {
+	if space == "default" {
+		return "etcd"
+	}
+	return "etcd/" + space
+}
+
 // where returns the shard that has the key space, and what is known of it.
 func (s *Server) where() (shard.ShardInfo, *shard.Topology, error) {
 	t := s.client.Topology()
@@ -412,7 +433,7 @@ func (s *Server) header(rev int64) *pb.ResponseHeader {
 	at, t, _ := s.where()
 	id := s.ids.Load()
 	if id == nil || id.cluster != t.Cluster || id.self != t.Self {
-		id = &ids{cluster: t.Cluster, self: t.Self, clusterID: clusterID(t), memberID: memberID(t, t.Self)}
+		id = &ids{cluster: t.Cluster, self: t.Self, clusterID: clusterID(t, s.cfg.Space), memberID: memberID(t, t.Self)}
 		s.ids.Store(id)
 	}
 	return &pb.ResponseHeader{ClusterId: id.clusterID, MemberId: id.memberID, Revision: rev, RaftTerm: at.Term}
@@ -425,10 +446,13 @@ type ids struct {
 	clusterID, memberID uint64
 }
 
-// clusterID returns the number by which etcd's clients know a cluster.
-func clusterID(t *shard.Topology) uint64 {
+// clusterID returns the number by which etcd's clients know a cluster: to them each space is one.
+func clusterID(t *shard.Topology, space string) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(t.Cluster))
+	if space != "default" {
+		_, _ = h.Write([]byte("/" + space))
+	}
 	return h.Sum64()
 }
 
