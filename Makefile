@@ -84,8 +84,8 @@ foreign-k8s: ## Kubernetes' storage tests against this program
 .PHONY: foreign-robustness
 foreign-robustness: ## etcd's robustness checks, without faults and with: D=10m each
 	for traffic in etcd k8s; do \
-		test/foreign/run.sh robustness -d $(if $(filter ls,$(D)),1m,$(D)) -traffic $$traffic; \
-		test/foreign/run.sh robustness -d $(if $(filter ls,$(D)),1m,$(D)) -traffic $$traffic -faults kill,stop; \
+		test/foreign/run.sh robustness -d $(if $(filter ls,$(D)),1m,$(D)) -traffic $$traffic || exit 1; \
+		test/foreign/run.sh robustness -d $(if $(filter ls,$(D)),1m,$(D)) -traffic $$traffic -faults kill,stop || exit 1; \
 	done
 
 .PHONY: foreign-clients
