@@ -256,25 +256,7 @@ func TestHowto_FencingWorks(t *testing.T) {
 	if _, err := adm.CreateTopic(within(t), 1, -1, map[string]*string{"quorate.fence": &lock}, "audit"); err != nil {
 		t.Fatal(err)
 	}
-	var ports []string
-	for from, to := range map[string]string{"6379": at["Redis"], "9092": at["Kafka"], "2379": at["etcd"]} {
-		_, port, err := net.SplitHostPort(to)
-		if err != nil {
-			t.Fatalf("the banner of quorate dev gives the address %q", to)
-		}
-		ports = append(ports, from, port)
-	}
-	var all strings.Builder
-	for _, b := range shellBlocks(t, "../docs/howto/fencing.md") {
-		all.WriteString(b.text)
-	}
-	cmd := exec.CommandContext(within(t), "bash", "-euo", "pipefail", "-c", strings.NewReplacer(ports...).Replace(all.String()))
-	cmd.Env = append(os.Environ(), "ETCDCTL_API=3")
-	b, err := cmd.CombinedOutput()
-	out := string(b)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	out := runBlocks(t, at, "../docs/howto/fencing.md")
 	for _, want := range []string{
 		"worker 1 has the lock jobs under token ", "QUEUED", "FENCED token", "acquire the lock again", "by worker 1", "under the token", "POLICY_VIOLATION", "FAILURE",
 	} {
@@ -284,5 +266,41 @@ func TestHowto_FencingWorks(t *testing.T) {
 	}
 	if strings.Contains(out, "FENCED") && strings.Count(out, "too late") > 0 && strings.Contains(out, "\ntoo late\n") {
 		t.Errorf("a late write was done:\n%s", out)
+	}
+}
+
+// runBlocks runs the shell blocks of a page in one shell, against a node instead of the usual ports, and returns what they print.
+func runBlocks(t *testing.T, at map[string]string, page string) string {
+	t.Helper()
+	var ports []string
+	for from, to := range map[string]string{"6379": at["Redis"], "9092": at["Kafka"], "2379": at["etcd"]} {
+		_, port, err := net.SplitHostPort(to)
+		if err != nil {
+			t.Fatalf("the banner of quorate dev gives the address %q", to)
+		}
+		ports = append(ports, from, port)
+	}
+	var all strings.Builder
+	for _, b := range shellBlocks(t, page) {
+		all.WriteString(b.text)
+	}
+	cmd := exec.CommandContext(within(t), "bash", "-euo", "pipefail", "-c", strings.NewReplacer(ports...).Replace(all.String()))
+	cmd.Env = append(os.Environ(), "ETCDCTL_API=3")
+	// What the shell has started and not ended must not keep the test.
+	cmd.WaitDelay = 5 * time.Second
+	b, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, b)
+	}
+	return string(b)
+}
+
+// TestHowto_InPlaceOfEtcd runs the shell blocks of docs/howto/in-place-of-etcd.md.
+func TestHowto_InPlaceOfEtcd(t *testing.T) {
+	out := runBlocks(t, dev(t, binary, "dev"), "../docs/howto/in-place-of-etcd.md")
+	for _, want := range []string{`"leader":`, `"value":"bWU="`, "jobs/", "\nme", "revoked"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the output holds no %q:\n%s", want, out)
+		}
 	}
 }
