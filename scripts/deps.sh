@@ -9,10 +9,11 @@ declare -A package_of=(
   [redis-cli]=redis-tools
   [kcat]=kcat
   [etcdctl]=etcd-client
+  [curl]=curl
 )
 
 missing=()
-for command in gcc redis-server redis-cli kcat etcdctl; do
+for command in gcc redis-server redis-cli kcat etcdctl curl; do
   command -v "$command" >/dev/null 2>&1 || missing+=("${package_of[$command]}")
 done
 # A compiler alone is not enough: the race detector links against libc.
@@ -26,7 +27,7 @@ fi
 
 if ! command -v apt-get >/dev/null 2>&1; then
   echo "these are missing, and there is no apt-get to install them with: ${missing[*]}" >&2
-  echo "install redis (server and tools), kcat and a C compiler, then try again" >&2
+  echo "install redis (server and tools), kcat, etcd-client, curl and a C compiler, then try again" >&2
   exit 1
 fi
 as_root=()
