@@ -109,13 +109,7 @@ func runElection(ctx context.Context, r *run) error {
 		return err
 	}
 	r.count("wake-ups if each candidate watched the leader", waited)
-	checkUp(r, cl)
-	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
-		return err
-	}
-	r.event("all replicas agree")
-	r.readLogs(cl)
-	return nil
+	return r.settled(ctx, cl)
 }
 
 // stand stands for the election again and again, as etcd's package concurrency does.
@@ -164,12 +158,9 @@ func (l *election) await(ctx context.Context, c contender, who int) error {
 func (l *election) gone(ctx context.Context, key string, from int64) (bool, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	w, err := l.e.any().Watch(ctx)
-	if err == nil {
-		err = w.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
-			Key: []byte(key), StartRevision: from, Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT},
-		}}})
-	}
+	w, err := l.e.any().follow(ctx, &pb.WatchCreateRequest{
+		Key: []byte(key), StartRevision: from, Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT},
+	})
 	for err == nil {
 		var r *pb.WatchResponse
 		if r, err = w.Recv(); err == nil && len(r.Events) > 0 {
@@ -255,12 +246,7 @@ func (l *election) herd(ctx context.Context) (woken int64, err error) {
 	err = l.e.try(ctx, func(ctx context.Context, n *etcdNode) error {
 		woken = 0
 		waiting := map[string]bool{}
-		w, err := n.Watch(ctx)
-		if err == nil {
-			err = w.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
-				Key: []byte(herdName + "/"), RangeEnd: prefixEnd(herdName + "/"), StartRevision: 1,
-			}}})
-		}
+		w, err := n.follow(ctx, &pb.WatchCreateRequest{Key: []byte(herdName + "/"), RangeEnd: prefixEnd(herdName + "/"), StartRevision: 1})
 		for err == nil {
 			var r *pb.WatchResponse
 			if r, err = w.Recv(); err != nil {

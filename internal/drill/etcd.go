@@ -183,14 +183,20 @@ func prefixEnd(prefix string) []byte {
 	return b
 }
 
+// follow begins a watch on a stream of its own, which ends with ctx.
+func (n *etcdNode) follow(ctx context.Context, c *pb.WatchCreateRequest) (pb.Watch_WatchClient, error) {
+	w, err := n.Watch(ctx)
+	if err == nil {
+		err = w.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: c}})
+	}
+	return w, err
+}
+
 // history returns what a key was, in order, up to a revision.
 func (e *etcds) history(ctx context.Context, key string, until int64) (values []string, err error) {
 	err = e.try(ctx, func(ctx context.Context, n *etcdNode) error {
 		values = nil
-		w, err := n.Watch(ctx)
-		if err == nil {
-			err = w.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte(key), StartRevision: 1}}})
-		}
+		w, err := n.follow(ctx, &pb.WatchCreateRequest{Key: []byte(key), StartRevision: 1})
 		for err == nil {
 			var r *pb.WatchResponse
 			if r, err = w.Recv(); err != nil {

@@ -69,12 +69,11 @@ func tagged(resource string, group int) string { return fmt.Sprintf("%s{%d}", re
 func fencedLock(group int) string { return fmt.Sprintf("locks/%d", group) }
 
 func runFencing(ctx context.Context, r *run) error {
-	cl, err := StartCluster(ctx, ClusterConfig{Nodes: r.Nodes, Shards: fencedShards, Dir: r.Dir, Binary: r.Binary})
+	cl, err := r.clusterOf(ctx, ClusterConfig{Shards: fencedShards})
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
-	r.event("%d nodes are ready", len(cl.Nodes))
 	f := &fencing{r: r, unchecked: r.Control == "unchecked", acked: map[string][]int64{}}
 	if err := f.open(ctx, cl); err != nil {
 		return err
@@ -116,13 +115,7 @@ func runFencing(ctx context.Context, r *run) error {
 	if f.refused.Load() == 0 {
 		r.unknown("cluster", "no stale holder came to write")
 	}
-	checkUp(r, cl)
-	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
-		return err
-	}
-	r.event("all replicas agree")
-	r.readLogs(cl)
-	return nil
+	return r.settled(ctx, cl)
 }
 
 // open connects the clients and makes the topics.

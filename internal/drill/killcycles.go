@@ -88,11 +88,5 @@ func runKillCycles(ctx context.Context, r *run) error {
 	if err := check(); err != nil {
 		return err
 	}
-	checkUp(r, cl)
-	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
-		return err
-	}
-	r.event("all replicas agree")
-	r.readLogs(cl)
-	return nil
+	return r.settled(ctx, cl)
 }

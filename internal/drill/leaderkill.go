@@ -49,12 +49,29 @@ func runLeaderKill(ctx context.Context, r *run) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	r.count("operations answered", g.acked.Load())
-	r.count("operations unknown", g.unknown.Load())
-	r.count("operations refused", g.refused.Load())
+	r.countOperations(g)
 	r.count("kills", d.kills.Load())
 	r.count("pauses", d.pauses.Load())
 	r.count("longest gap between writes, ms", g.gap().Milliseconds())
+	r.judge(g)
+	if r.Control == "" && g.gap() > gapMax {
+		r.warn("no write succeeded for %d ms; up to %d ms is expected when a leader dies", g.gap().Milliseconds(), gapMax.Milliseconds())
+	}
+	if err != nil || r.Control != "" {
+		return err
+	}
+	return r.settled(ctx, cl)
+}
+
+// countOperations reports what the clients of registers were told.
+func (r *run) countOperations(g *registers) {
+	r.count("operations answered", g.acked.Load())
+	r.count("operations unknown", g.unknown.Load())
+	r.count("operations refused", g.refused.Load())
+}
+
+// judge checks the histories of registers, whose load must have ended.
+func (r *run) judge(g *registers) {
 	r.count("histories checked", int64(len(g.histories)))
 	r.event("the load has ended; %d histories are checked", len(g.histories))
 	lin := checkHistories(g.histories, 10*time.Second, 60*time.Second)
@@ -67,19 +84,6 @@ func runLeaderKill(ctx context.Context, r *run) error {
 			r.warn("the picture of the history could not be written: %v", err)
 		}
 	}
-	if r.Control == "" && g.gap() > gapMax {
-		r.warn("no write succeeded for %d ms; up to %d ms is expected when a leader dies", g.gap().Milliseconds(), gapMax.Milliseconds())
-	}
-	if err != nil || r.Control != "" {
-		return err
-	}
-	checkUp(r, cl)
-	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
-		return err
-	}
-	r.event("all replicas agree")
-	r.readLogs(cl)
-	return nil
 }
 
 // redis lists the Redis addresses of all nodes.

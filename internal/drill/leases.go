@@ -144,13 +144,7 @@ func runLeases(ctx context.Context, r *run) error {
 	if l.ended.Load() == 0 || pauses.Load() == 0 {
 		r.unknown("cluster", "%d leases ended in %d pauses", l.ended.Load(), pauses.Load())
 	}
-	checkUp(r, cl)
-	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
-		return err
-	}
-	r.event("all replicas agree")
-	r.readLogs(cl)
-	return nil
+	return r.settled(ctx, cl)
 }
 
 // live makes a lease with a key, and sees how it ends: by itself, or, if it is kept alive, not before ctx does.

@@ -47,13 +47,7 @@ func runOutbox(ctx context.Context, r *run) error {
 	if err != nil || r.Control != "" {
 		return err
 	}
-	checkUp(r, cl)
-	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
-		return err
-	}
-	r.event("all replicas agree")
-	r.readLogs(cl)
-	return nil
+	return r.settled(ctx, cl)
 }
 
 // progress makes the status line of a shop.

@@ -92,13 +92,7 @@ func runPowerLoss(ctx context.Context, r *run) error {
 			return err
 		}
 	}
-	checkUp(r, cl)
-	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
-		return err
-	}
-	r.event("all replicas agree")
-	r.readLogs(cl)
-	return nil
+	return r.settled(ctx, cl)
 }
 
 // verifyLedger lets the load rest, reads everything through a node and adds what it finds.

@@ -146,14 +146,29 @@ func (r *run) rng(purpose uint64) *rand.Rand { return rand.New(rand.NewPCG(r.See
 
 // cluster starts the nodes. Sandboxed nodes lose on kill -9 what they have not synced.
 func (r *run) cluster(ctx context.Context, sandboxed bool, sandbox ...string) (*Cluster, error) {
-	cl, err := StartCluster(ctx, ClusterConfig{
-		Nodes: r.Nodes, Dir: r.Dir, Binary: r.Binary, Sandboxed: sandboxed, Sandbox: sandbox,
-	})
+	return r.clusterOf(ctx, ClusterConfig{Sandboxed: sandboxed, Sandbox: sandbox})
+}
+
+// clusterOf starts nodes; how many there are, and where, is the run's to say.
+func (r *run) clusterOf(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
+	cfg.Nodes, cfg.Dir, cfg.Binary = r.Nodes, r.Dir, r.Binary
+	cl, err := StartCluster(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	r.event("%d nodes are ready", len(cl.Nodes))
 	return cl, nil
+}
+
+// settled ends a run: no node has ended by itself, all replicas agree, and the logs tell of nothing else.
+func (r *run) settled(ctx context.Context, cl *Cluster) error {
+	checkUp(r, cl)
+	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
+		return err
+	}
+	r.event("all replicas agree")
+	r.readLogs(cl)
+	return nil
 }
 
 // endControl kills the nodes of a run with a control, so that clients need not wait for answers of a broken cluster.

@@ -123,13 +123,7 @@ func runWatches(ctx context.Context, r *run) error {
 	if w.told.Load() == 0 || w.noted.Load() < 1000 {
 		r.unknown("cluster", "only %d events, and %d watches told of a compaction", w.noted.Load(), w.told.Load())
 	}
-	checkUp(r, cl)
-	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
-		return err
-	}
-	r.event("all replicas agree")
-	r.readLogs(cl)
-	return nil
+	return r.settled(ctx, cl)
 }
 
 // wgID tells the goroutines of groups of different sizes apart.
@@ -205,17 +199,11 @@ func (w *watching) stream(ctx context.Context, rng *rand.Rand, s *watchSession) 
 	enough := len(s.events) + 1 + rng.IntN(sessionEvents/2)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	st, err := w.e.any().Watch(ctx)
-	if err != nil {
-		return err
-	}
 	s.asked = s.from
 	if n := len(s.events); n > 0 {
 		s.asked = s.events[n-1].rev + 1
 	}
-	err = st.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
-		Key: []byte("w/"), RangeEnd: prefixEnd("w/"), StartRevision: s.asked,
-	}}})
+	st, err := w.e.any().follow(ctx, &pb.WatchCreateRequest{Key: []byte("w/"), RangeEnd: prefixEnd("w/"), StartRevision: s.asked})
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package drill
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -36,14 +35,11 @@ func runZombie(ctx context.Context, r *run) error {
 	if r.Control == "stale-reads" {
 		sandbox = append(sandbox, "stale_reads: true")
 	}
-	cl, err := StartCluster(ctx, ClusterConfig{
-		Nodes: r.Nodes, Dir: r.Dir, Binary: r.Binary, Sandboxed: len(sandbox) > 0, Sandbox: sandbox, Extra: []string{"lease_reads: true"},
-	})
+	cl, err := r.clusterOf(ctx, ClusterConfig{Sandboxed: len(sandbox) > 0, Sandbox: sandbox, Extra: []string{"lease_reads: true"}})
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
-	r.event("%d nodes are ready", len(cl.Nodes))
 	g := &registers{addrs: cl.redis(), clients: 3 * len(cl.Nodes), seed: r.Seed, start: r.start}
 	var pauses, woken atomic.Int64
 	r.says(func() string {
@@ -91,36 +87,17 @@ func runZombie(ctx context.Context, r *run) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	r.count("operations answered", g.acked.Load())
-	r.count("operations unknown", g.unknown.Load())
-	r.count("operations refused", g.refused.Load())
+	r.countOperations(g)
 	r.count("pauses", pauses.Load())
 	r.count("answers of leaders that woke up", woken.Load())
-	r.count("histories checked", int64(len(g.histories)))
-	r.event("the load has ended; %d histories are checked", len(g.histories))
-	lin := checkHistories(g.histories, 10*time.Second, 60*time.Second)
-	r.find(lin.findings...)
-	for _, k := range lin.undecided {
-		r.unknown("checker", "the history of key %s could not be judged in time", k)
-	}
-	if lin.bad != nil {
-		if err := lin.bad.draw(filepath.Join(r.Dir, "history.html")); err != nil {
-			r.warn("the picture of the history could not be written: %v", err)
-		}
-	}
+	r.judge(g)
 	if r.Control != "" {
 		return nil
 	}
 	if pauses.Load() == 0 {
 		r.unknown("cluster", "no leader was stopped")
 	}
-	checkUp(r, cl)
-	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
-		return err
-	}
-	r.event("all replicas agree")
-	r.readLogs(cl)
-	return nil
+	return r.settled(ctx, cl)
 }
 
 // knock sends one read, or one increment, to a node that is stopped, and reports whether it was answered.
