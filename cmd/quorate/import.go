@@ -17,6 +17,7 @@ import (
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/server"
+	"github.com/quorate/quorate/internal/shard"
 )
 
 func newImport() *cobra.Command {
@@ -59,7 +60,7 @@ If it is interrupted, run it again with the same file.`,
 		},
 	}
 	c.Flags().StringVar(&addr, "http", "127.0.0.1:7070", "HTTP address of any node")
-	c.Flags().StringVar(&space, "space", "default", "space to load into")
+	c.Flags().StringVar(&space, "space", shard.DefaultSpace, "space to load into")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }

@@ -247,8 +247,8 @@ func (c *Config) checkSpaces() error {
 	for _, name := range c.spaceNames() {
 		s := c.Spaces[name]
 		switch {
-		case name == defaultSpace || !spaceName.MatchString(name):
-			return errs.New(errs.Invalid, "configuration: spaces has %q; names are lower-case letters, digits and hyphens, at most 64, and not %q", name, defaultSpace)
+		case name == shard.DefaultSpace || !spaceName.MatchString(name):
+			return errs.New(errs.Invalid, "configuration: spaces has %q; names are lower-case letters, digits and hyphens, at most 64, and not %q", name, shard.DefaultSpace)
 		case s.Etcd == "" && len(s.TLSNames) == 0:
 			return bad(name, "nobody can reach it; set etcd, an address, or tls_names")
 		case len(s.TLSNames) > 0 && (c.Listen.Etcd == "" || !c.TLS.Etcd.on()):
@@ -264,9 +264,6 @@ func (c *Config) checkSpaces() error {
 	return nil
 }
 
-// defaultSpace is the space that every cluster has.
-const defaultSpace = "default"
-
 // spaceNames are the spaces beside the first, in the order of their shards.
 func (c *Config) spaceNames() []string { return slices.Sorted(maps.Keys(c.Spaces)) }
 
@@ -280,7 +277,7 @@ func (c *Config) identity() string {
 
 // spaces lays out the cluster's spaces.
 func (c *Config) spaces() []shard.Space {
-	s := shard.Space{Name: defaultSpace}
+	s := shard.Space{Name: shard.DefaultSpace}
 	for i := range c.Shards {
 		s.Shards = append(s.Shards, shard.ID(i+1))
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
 )
 
 // mux serves metrics, health, status and profiles.
@@ -79,7 +80,7 @@ func (s *Server) load(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Quorate-Error", errs.KindOf(err).String())
 		http.Error(w, err.Error(), code)
 	}
-	space := cmp.Or(r.URL.Query().Get("space"), defaultSpace)
+	space := cmp.Or(r.URL.Query().Get("space"), shard.DefaultSpace)
 	to := s.etcd[space]
 	switch {
 	case to == nil:

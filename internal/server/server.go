@@ -192,7 +192,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	s.startEtcd(etcdLn != nil, log, reg)
 	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
 	if etcdLn != nil {
-		spaceLns[defaultSpace] = etcdLn
+		spaceLns[shard.DefaultSpace] = etcdLn
 	}
 	s.serve(redisLn, kafkaLn, httpLn, spaceLns)
 	return s, nil
@@ -218,7 +218,7 @@ func (s *Server) startEtcd(first bool, log *slog.Logger, reg *prometheus.Registr
 		}
 	}
 	if first {
-		start(defaultSpace)
+		start(shard.DefaultSpace)
 	}
 }
 

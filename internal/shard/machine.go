@@ -320,11 +320,19 @@ func (m *Machine) ApplyConf(index, term uint64, conf []byte) {
 // SetConf sets the raft configuration of a shard that has none yet. It is not replicated: every replica starts with it.
 func (m *Machine) SetConf(conf []byte) { m.st.Conf = slices.Clone(conf) }
 
+// module returns a data model of this build.
+func (m *Machine) module(id ModuleID) (Module, error) {
+	if mod := m.modules[id]; mod != nil {
+		return mod, nil
+	}
+	return nil, errs.New(errs.Unsupported, "no module %d in this build", id)
+}
+
 // run executes one command as a transaction.
 func (m *Machine) run(c Command) Result {
-	mod := m.modules[c.Module]
-	if mod == nil {
-		return Result{Revision: m.st.Revision, Err: errs.New(errs.Unsupported, "no module %d in this build", c.Module)}
+	mod, err := m.module(c.Module)
+	if err != nil {
+		return Result{Revision: m.st.Revision, Err: err}
 	}
 	tx := m.begin(c.Module)
 	data, err := mod.Apply(tx, c.Data)

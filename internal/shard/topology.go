@@ -36,6 +36,9 @@ type ShardInfo struct {
 	Replicas []NodeID
 }
 
+// DefaultSpace is the space that every cluster has.
+const DefaultSpace = "default"
+
 // Space is a tenant's world.
 type Space struct {
 	Name string

@@ -10,7 +10,6 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/quorate/quorate/internal/env"
-	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/storage"
 )
 
@@ -295,9 +294,9 @@ func (tx *Tx) Changes(from uint64, bytesMax int) (ChangeSet, error) {
 
 // Call runs another module's command in the same transaction. If it fails, its writes are undone and the caller's stay.
 func (tx *Tx) Call(c Command) ([]byte, error) {
-	mod := tx.m.modules[c.Module]
-	if mod == nil {
-		return nil, errs.New(errs.Unsupported, "no module %d in this build", c.Module)
+	mod, err := tx.m.module(c.Module)
+	if err != nil {
+		return nil, err
 	}
 	was := tx.module
 	tx.module = c.Module
@@ -307,9 +306,9 @@ func (tx *Tx) Call(c Command) ([]byte, error) {
 
 // Ask implements View: the query sees what the transaction has written until then.
 func (tx *Tx) Ask(q Command) ([]byte, error) {
-	mod := tx.m.modules[q.Module]
-	if mod == nil {
-		return nil, errs.New(errs.Unsupported, "no module %d in this build", q.Module)
+	mod, err := tx.m.module(q.Module)
+	if err != nil {
+		return nil, err
 	}
 	was := tx.module
 	tx.module = q.Module

@@ -24,9 +24,9 @@ type view struct {
 // Query runs a module's query on a consistent view of what is committed. It may be called from any goroutine. It fails
 // with errs.Unavailable while the replica is being rebuilt.
 func (m *Machine) Query(c Command) ([]byte, error) {
-	mod := m.modules[c.Module]
-	if mod == nil {
-		return nil, errs.New(errs.Unsupported, "no module %d in this build", c.Module)
+	mod, err := m.module(c.Module)
+	if err != nil {
+		return nil, err
 	}
 	snap, place, err := m.consistent()
 	// There is one also with an error. To close it cannot fail in a way that matters.
@@ -90,9 +90,9 @@ func (v *view) scan(id ModuleID, from, to []byte) iter.Seq2[[]byte, []byte] {
 }
 
 func (v *view) Ask(q Command) ([]byte, error) {
-	mod := v.m.modules[q.Module]
-	if mod == nil {
-		return nil, errs.New(errs.Unsupported, "no module %d in this build", q.Module)
+	mod, err := v.m.module(q.Module)
+	if err != nil {
+		return nil, err
 	}
 	was := v.module
 	v.module = q.Module

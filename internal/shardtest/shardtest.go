@@ -51,7 +51,7 @@ func New(t testing.TB, o Options, modules ...shard.Module) *Client {
 	}
 	c.topo = &shard.Topology{
 		Cluster: "test", Self: 1, Nodes: []shard.Node{{ID: 1, Up: true, Addr: o.Addr}},
-		Spaces: []shard.Space{{Name: "default"}},
+		Spaces: []shard.Space{{Name: shard.DefaultSpace}},
 	}
 	table := shard.Modules(modules...)
 	for i := range max(o.Shards, 1) {

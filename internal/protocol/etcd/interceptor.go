@@ -88,14 +88,13 @@ func (s *Server) watchLeader() {
 			return
 		case <-tick.C:
 		}
-		if at, _, err := s.where(); err == nil && at.Leader != 0 && at.Term != term {
-			if term != 0 {
+		missed++
+		if at, _, err := s.where(); err == nil && at.Leader != 0 {
+			missed = 0
+			if at.Term != term && term != 0 {
 				s.leaderChanges.Add(1)
 			}
 			term = at.Term
-		}
-		if missed++; s.hasLeader() {
-			missed = 0
 		}
 		if missed < leaderTries {
 			continue

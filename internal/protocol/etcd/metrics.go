@@ -27,14 +27,10 @@ func (s *Server) Gather() ([]*dto.MetricFamily, error) {
 		return nil, err
 	}
 	for _, f := range all {
-		f := s.own(f)
 		if to, ok := renamed[f.GetName()]; ok {
-			c := &dto.MetricFamily{Type: f.Type, Metric: f.Metric}
-			c.Name, c.Help = &to.name, &to.help
-			all = append(all, c)
-		}
-		if f.GetName() == "quorate_etcd_requests_total" {
-			all = append(all, handled(f))
+			all = append(all, &dto.MetricFamily{Name: &to.name, Help: &to.help, Type: f.Type, Metric: s.own(f)})
+		} else if f.GetName() == "quorate_etcd_requests_total" {
+			all = append(all, handled(s.own(f)))
 		}
 	}
 	all = append(all, s.asEtcds()...)
@@ -43,17 +39,16 @@ func (s *Server) Gather() ([]*dto.MetricFamily, error) {
 }
 
 // own returns the series of a family that are not those of another space, without the space.
-func (s *Server) own(f *dto.MetricFamily) *dto.MetricFamily {
-	out := &dto.MetricFamily{Name: f.Name, Help: f.Help, Type: f.Type}
+func (s *Server) own(f *dto.MetricFamily) (out []*dto.Metric) {
 	for _, m := range f.Metric {
 		i := slices.IndexFunc(m.Label, func(l *dto.LabelPair) bool { return l.GetName() == "space" })
 		switch {
 		case i < 0:
-			out.Metric = append(out.Metric, m)
+			out = append(out, m)
 		case m.Label[i].GetValue() == s.cfg.Space:
 			c := proto.CloneOf(m)
 			c.Label = slices.Delete(c.Label, i, i+1)
-			out.Metric = append(out.Metric, c)
+			out = append(out, c)
 		}
 	}
 	return out
@@ -96,15 +91,15 @@ func (s *Server) asEtcds() []*dto.MetricFamily {
 }
 
 // handled gives the requests of each method the labels of grpc's own metrics.
-func handled(f *dto.MetricFamily) *dto.MetricFamily {
+func handled(requests []*dto.Metric) *dto.MetricFamily {
 	service := map[string]string{}
 	for _, c := range calls {
 		service[c.method] = c.service
 	}
 	name, help := "grpc_server_handled_total", "Requests answered, by method and gRPC code."
-	out := &dto.MetricFamily{Name: &name, Help: &help, Type: f.Type}
+	out := &dto.MetricFamily{Name: &name, Help: &help, Type: dto.MetricType_COUNTER.Enum()}
 	label := func(name, value string) *dto.LabelPair { return &dto.LabelPair{Name: &name, Value: &value} }
-	for _, m := range f.Metric {
+	for _, m := range requests {
 		method, code := "", ""
 		for _, l := range m.Label {
 			switch l.GetName() {

@@ -83,7 +83,7 @@ type Info struct {
 
 func (c *Config) fill() {
 	if c.Space == "" {
-		c.Space = "default"
+		c.Space = shard.DefaultSpace
 	}
 	if c.RequestBytesMax == 0 {
 		c.RequestBytesMax = 3 << 19
@@ -255,24 +255,22 @@ func (s *Server) admit(nc net.Conn) {
 	s.m.connections.Inc()
 	go func() {
 		defer s.wg.Done()
-		to := s.toHTTP
 		isGRPC, err := c.sniff()
 		if err != nil {
 			_ = c.Close()
 			return
 		}
-		if isGRPC {
-			to = s.toGRPC
-		}
+		to := s
 		if t, ok := c.Conn.(*tls.Conn); ok {
-			if other := s.cfg.Names[t.ConnectionState().ServerName]; other != nil && other != s {
-				to = other.toHTTP
-				if isGRPC {
-					to = other.toGRPC
-				}
+			if named := s.cfg.Names[t.ConnectionState().ServerName]; named != nil {
+				to = named
 			}
 		}
-		if !to.put(c) {
+		q := to.toHTTP
+		if isGRPC {
+			q = to.toGRPC
+		}
+		if !q.put(c) {
 			_ = c.Close()
 		}
 	}()
@@ -392,7 +390,7 @@ func (q *queue) Addr() net.Addr { return &net.TCPAddr{} }
 
 // AddrKey is the protocol under which a node advertises a space's address (shard.Node).
 func AddrKey(space string) string {
-	if space == "default" {
+	if space == shard.DefaultSpace {
 		return "etcd"
 	}
 	return "etcd/" + space
@@ -450,7 +448,7 @@ type ids struct {
 func clusterID(t *shard.Topology, space string) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(t.Cluster))
-	if space != "default" {
+	if space != shard.DefaultSpace {
 		_, _ = h.Write([]byte("/" + space))
 	}
 	return h.Sum64()

@@ -5,6 +5,7 @@ import (
 
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
 )
 
 // Config says how the Kafka protocol is served. The zero value of a field means its default.
@@ -50,7 +51,7 @@ func def[T comparable](v *T, d T) {
 }
 
 func (c *Config) fill() {
-	def(&c.Space, "default")
+	def(&c.Space, shard.DefaultSpace)
 	def(&c.ConnectionsMax, 10_000)
 	def(&c.InFlight, 32)
 	def(&c.FrameBytesMax, 16<<20)

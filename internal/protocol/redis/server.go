@@ -85,7 +85,7 @@ func (c Config) withDefaults() Config {
 	for _, f := range []struct {
 		s *string
 		v string
-	}{{&c.Space, "default"}, {&c.RedisVersion, "7.0.15"}, {&c.Version, "dev"}, {&c.Durability, "majority-fsync"}} {
+	}{{&c.Space, shard.DefaultSpace}, {&c.RedisVersion, "7.0.15"}, {&c.Version, "dev"}, {&c.Durability, "majority-fsync"}} {
 		if *f.s == "" {
 			*f.s = f.v
 		}
