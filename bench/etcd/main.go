@@ -26,6 +26,7 @@ import (
 type cluster struct {
 	name     string
 	procs    []*exec.Cmd
+	stopped  []*exec.Cmd
 	clients  []string
 	leader   string
 	requests map[string]int
@@ -83,10 +84,24 @@ func main() {
 	secs := flag.Float64("seconds", 3, "about how long each measurement lasts")
 	only := flag.String("only", "", "measure only loads whose name has this")
 	memory := flag.Int("memory", 0, "instead: load so many keys of 1 KB and compare the memory of the nodes")
+	large := flag.Int("large", 0, "instead: put so many GB into a single node, and compare puts with those before; takes the disk 1.5 times as much")
+	versions := flag.Int("compaction", 0, "instead: make so many versions of keys, and see what compacting them does to puts")
+	leases := flag.Int("leases", 0, "instead: keep so many leases alive for two minutes, then let them end")
 	out := flag.String("out", "", "file to write the table to, as Markdown")
 	flag.Parse()
 	b := &bench{tool: *tool, rounds: *rounds, seconds: *secs}
-	if err := b.run(*quorate, *etcd, *only, *memory, *out); err != nil {
+	var err error
+	switch {
+	case *large > 0:
+		err = b.alone("large", func(dir string) error { return b.large(dir, *quorate, *large) })
+	case *versions > 0:
+		err = b.alone("compaction", func(dir string) error { return b.compaction(dir, *quorate, *versions) })
+	case *leases > 0:
+		err = b.alone("leases", func(dir string) error { return b.leases(dir, *quorate, *leases) })
+	default:
+		err = b.run(*quorate, *etcd, *only, *memory, *out)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
@@ -105,6 +120,16 @@ func (b *bench) line(format string, args ...any) {
 	b.text.WriteString(s + "\n")
 }
 
+// alone runs a measurement of Quorate alone in a folder of its own.
+func (b *bench) alone(name string, f func(dir string) error) error {
+	dir, err := os.MkdirTemp("", "bench-etcd-"+name+"-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	return f(dir)
+}
+
 func (b *bench) run(quorate, etcd, only string, memory int, out string) error {
 	dir, err := os.MkdirTemp("", "bench-etcd-")
 	if err != nil {
@@ -119,8 +144,8 @@ func (b *bench) run(quorate, etcd, only string, memory int, out string) error {
 	}()
 	for name, start := range map[string]func(string) (*cluster, error){
 		"etcd":                 func(d string) (*cluster, error) { return startEtcd(d, etcd) },
-		"quorate":              func(d string) (*cluster, error) { return startQuorate(d, quorate, false) },
-		"quorate, lease reads": func(d string) (*cluster, error) { return startQuorate(d, quorate, true) },
+		"quorate":              func(d string) (*cluster, error) { return startQuorate(d, quorate, 3, false) },
+		"quorate, lease reads": func(d string) (*cluster, error) { return startQuorate(d, quorate, 3, true) },
 	} {
 		c, err := start(filepath.Join(dir, strings.ReplaceAll(name, ", ", "-")))
 		if c != nil {
@@ -346,12 +371,25 @@ func (c *cluster) start(dir, name string, args ...string) error {
 	return nil
 }
 
+// stop ends the nodes by kill -9.
 func (c *cluster) stop() {
 	for _, p := range c.procs {
 		_ = p.Process.Kill()
 		_ = p.Wait()
 	}
-	c.procs = nil
+	c.stopped, c.procs = c.procs, nil
+}
+
+// again starts the nodes that stop ended.
+func (c *cluster) again() error {
+	for _, old := range c.stopped {
+		dir := filepath.Dir(old.Args[len(old.Args)-1])
+		if err := c.start(dir, old.Path, old.Args[1:]...); err != nil {
+			return err
+		}
+	}
+	c.stopped = nil
+	return nil
 }
 
 func startEtcd(dir, bin string) (*cluster, error) {
@@ -378,19 +416,23 @@ func startEtcd(dir, bin string) (*cluster, error) {
 	return c, nil
 }
 
-func startQuorate(dir, bin string, leases bool) (*cluster, error) {
+func startQuorate(dir, bin string, nodes int, leases bool) (*cluster, error) {
 	c := &cluster{requests: map[string]int{}}
-	p, err := ports(6)
+	p, err := ports(2 * nodes)
 	if err != nil {
 		return c, err
 	}
-	for i := range 3 {
+	var peers []string
+	for i := range nodes {
+		peers = append(peers, fmt.Sprintf("%d: '127.0.0.1:%d'", i+1, p[i]))
+	}
+	for i := range nodes {
 		nd := filepath.Join(dir, strconv.Itoa(i+1))
 		if err := os.MkdirAll(nd, 0o755); err != nil {
 			return c, err
 		}
-		cfg := fmt.Sprintf("node: %d\ndata: %q\nlease_reads: %v\nlisten: {peer: '127.0.0.1:%d', etcd: '127.0.0.1:%d'}\npeers: {1: '127.0.0.1:%d', 2: '127.0.0.1:%d', 3: '127.0.0.1:%d'}\n",
-			i+1, filepath.Join(nd, "data"), leases, p[i], p[3+i], p[0], p[1], p[2])
+		cfg := fmt.Sprintf("node: %d\ndata: %q\nlease_reads: %v\nlisten: {peer: '127.0.0.1:%d', etcd: '127.0.0.1:%d'}\npeers: {%s}\n",
+			i+1, filepath.Join(nd, "data"), leases, p[i], p[nodes+i], strings.Join(peers, ", "))
 		file := filepath.Join(nd, "config.yaml")
 		if err := os.WriteFile(file, []byte(cfg), 0o600); err != nil {
 			return c, err
@@ -398,7 +440,7 @@ func startQuorate(dir, bin string, leases bool) (*cluster, error) {
 		if err := c.start(nd, bin, "server", "--config", file); err != nil {
 			return c, err
 		}
-		c.clients = append(c.clients, fmt.Sprintf("127.0.0.1:%d", p[3+i]))
+		c.clients = append(c.clients, fmt.Sprintf("127.0.0.1:%d", p[nodes+i]))
 	}
 	return c, nil
 }

@@ -45,10 +45,11 @@ func (c *call) failIf(err error) {
 }
 
 const (
-	// removeMax is how many events one step of a compaction lets go of, save that it leaves no revision half done.
-	removeMax = 1000
+	// removeMax is how many events one step of a compaction lets go of, save that it leaves no revision half done. Whatever else is applied
+	// waits for a step, about a millisecond of processor time.
+	removeMax = 250
 	// removePause is the time between two steps: other requests come between.
-	removePause = 2 * time.Millisecond
+	removePause = 5 * time.Millisecond
 )
 
 // removeHistory does one step of a compaction.

@@ -316,6 +316,7 @@ const restartsMax = 3
 // Run starts a node, calls ready once it has answered through each of its ports, and runs it until ctx ends. If the node
 // finds its data damaged it is started again, and rebuilds itself from its peers.
 func Run(ctx context.Context, cfg Config, version string, e *env.Env, log *slog.Logger, ready func(*Server)) error {
+	defer paceGC()()
 	restarts := 0
 	for {
 		began := e.Now()

@@ -19,7 +19,7 @@ import (
 type StoreConfig struct {
 	// CacheBytes bounds the block cache; default 32 MiB.
 	CacheBytes int64
-	// MemTableBytes is how much may be written to a memtable before it is flushed to a table; default 64 MiB. A restart
+	// MemTableBytes is how much may be written to a memtable before it is flushed to a table; default 32 MiB. A restart
 	// re-applies at most about this much log.
 	MemTableBytes int
 	// MemTableRows is the number of different rows at which it is flushed all the same; default 200,000.
@@ -93,7 +93,7 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		cfg.CacheBytes = 32 << 20
 	}
 	if cfg.MemTableBytes == 0 {
-		cfg.MemTableBytes = 64 << 20
+		cfg.MemTableBytes = 32 << 20
 	}
 	if cfg.MemTableRows == 0 {
 		cfg.MemTableRows = 200_000
