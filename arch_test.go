@@ -23,7 +23,7 @@ const module = "github.com/quorate/quorate"
 // see each other.
 var floors = [][]string{
 	{"internal/errs"},
-	{"internal/env"},
+	{"internal/env", "internal/codec"},
 	{"internal/telemetry"},
 	{"internal/storage", "internal/transport"},
 	{"internal/shard"},
