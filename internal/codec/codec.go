@@ -95,6 +95,12 @@ func (r *Reader) BigUint64() uint64 {
 
 // Uvarint reads a number of one to ten bytes.
 func (r *Reader) Uvarint() uint64 {
+	// Most take one.
+	if len(r.b) > 0 && r.b[0] < 0x80 {
+		v := r.b[0]
+		r.b = r.b[1:]
+		return uint64(v)
+	}
 	v, n := binary.Uvarint(r.b)
 	if n <= 0 {
 		r.Fail()
@@ -128,6 +134,12 @@ func (r *Reader) Count(sizeMin int) int {
 
 // Bytes reads a string: its length as a uvarint, and as many bytes. An empty string is not nil; a missing one is.
 func (r *Reader) Bytes() []byte {
+	// Most are short, so that their length takes one byte. The rest would do the same, more slowly.
+	if b := r.b; len(b) > 0 && int(b[0]) < min(0x80, len(b)) {
+		n := 1 + int(b[0])
+		r.b = b[n:]
+		return b[1:n:n]
+	}
 	n := r.Uvarint()
 	if n > uint64(len(r.b)) {
 		r.Fail()
