@@ -29,7 +29,7 @@ var floors = [][]string{
 	{"internal/shard"},
 	{"internal/shardtest", "internal/replica"},
 	{"internal/datatypes", "internal/eventlog", "internal/kv", "internal/auth"},
-	{"internal/engine", "internal/coord"},
+	{"internal/engine", "internal/coord", "internal/protocol/conns"},
 	{"internal/protocol/redis", "internal/protocol/kafka", "internal/protocol/etcd"},
 	{"internal/server"},
 	{"internal/sim"},
