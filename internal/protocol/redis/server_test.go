@@ -509,7 +509,7 @@ func TestUnreadAnswers_BoundMemoryAndAreEnded(t *testing.T) {
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 32<<20 {
 		t.Errorf("%d bytes of heap for unread answers", grown)
 	}
-	eventually(t, "the connection is closed", func() bool { return r.s.open() == 1 })
+	eventually(t, "the connection is closed", func() bool { return r.s.conns.Len() == 1 })
 	setup.want("ping", "+PONG")
 }
 
