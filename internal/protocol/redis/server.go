@@ -43,6 +43,8 @@ const (
 	inFlightBytes = 16 << 20
 	// outFlushBytes is the size from which answers are written although more input is there.
 	outFlushBytes = 64 << 10
+	// refuseTimeout is how long the refusal of a connection may take; others wait meanwhile.
+	refuseTimeout = time.Second
 )
 
 // Config sets up a Server. The zero value means the defaults.
@@ -203,7 +205,8 @@ func (s *Server) ServeConn(nc net.Conn) {
 		refuse = "-ERR max number of clients reached\r\n"
 		s.rejected.Add(1)
 	}
-	// The new connection's send buffer is empty: this does not block.
+	// The new connection's send buffer is empty, so that this waits for nothing but, with TLS, the client's part of the handshake.
+	_ = nc.SetDeadline(time.Now().Add(refuseTimeout))
 	_, _ = nc.Write([]byte(refuse))
 	_ = nc.Close()
 }

@@ -523,6 +523,24 @@ func TestConnections_Bounded(t *testing.T) {
 	}
 }
 
+// With TLS, a refusal waits for the client's part of the handshake. Nobody else must wait for a client that does not do it.
+func TestRefusal_WaitsForNobodyForLong(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{ConnectionsMax: 1})
+	r.dial().want("ping", "+PONG")
+	nc, peer := net.Pipe()
+	defer func() { _ = peer.Close() }()
+	refused := make(chan struct{})
+	go func() {
+		r.s.ServeConn(nc)
+		close(refused)
+	}()
+	select {
+	case <-refused:
+	case <-time.After(30 * time.Second):
+		t.Error("the server waits for a client that does not read its refusal")
+	}
+}
+
 func TestClientCommands(t *testing.T) {
 	r := newRig(t, shardtest.Options{}, Config{})
 	c, other := r.dial(), r.dial()
