@@ -23,13 +23,13 @@ const module = "github.com/quorate/quorate"
 // see each other.
 var floors = [][]string{
 	{"internal/errs"},
-	{"internal/env"},
+	{"internal/env", "internal/codec"},
 	{"internal/telemetry"},
 	{"internal/storage", "internal/transport"},
 	{"internal/shard"},
 	{"internal/shardtest", "internal/replica"},
 	{"internal/datatypes", "internal/eventlog", "internal/kv", "internal/auth"},
-	{"internal/engine", "internal/coord"},
+	{"internal/engine", "internal/coord", "internal/protocol/conns"},
 	{"internal/protocol/redis", "internal/protocol/kafka", "internal/protocol/etcd"},
 	{"internal/server"},
 	{"internal/sim"},

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/shardtest"
@@ -642,7 +643,7 @@ func FuzzRequest(f *testing.F) {
 func FuzzAnswer(f *testing.F) {
 	s := state{revision: 1}
 	u := user{roles: []string{"r"}}
-	f.Add(append(appendBytes(nil, s.encode()), u.encode()...))
+	f.Add(append(codec.AppendBytes(nil, s.encode()), u.encode()...))
 	f.Add([]byte(Token{User: "u"}.Sign(secret)))
 	f.Fuzz(func(_ *testing.T, b []byte) {
 		_, _ = DecodeState(b)

@@ -104,8 +104,8 @@ func (x *change) put(name []byte, u *user) error {
 }
 
 func (x *change) userAdd(d *decoder) error {
-	name := d.bytes()
-	u := user{noPassword: d.byte()&flagNoPassword != 0, since: x.st.revision + 1}
+	name := d.Bytes()
+	u := user{noPassword: d.Byte()&flagNoPassword != 0, since: x.st.revision + 1}
 	if err := d.names(&u.hash); err != nil || len(u.hash) > hashBytesMax {
 		return errMalformed()
 	}
@@ -268,8 +268,8 @@ func (x *change) roleDelete(d *decoder) error {
 }
 
 func (x *change) roleGrant(d *decoder) error {
-	name := d.bytes()
-	p := Permission{Type: Type(d.byte())}
+	name := d.Bytes()
+	p := Permission{Type: Type(d.Byte())}
 	if err := d.names(&p.Key, &p.End); err != nil {
 		return err
 	}

@@ -10,13 +10,13 @@ import (
 
 // admit reads a guard and returns what is in it, if the caller may have that.
 func (m *Module) admit(v shard.View, st *state, c caller, d *decoder) (shard.Command, error) {
-	n := d.count(3)
+	n := d.Count(3)
 	more := *d
 	for range n {
 		d.use()
 	}
-	inner := shard.Command{Module: shard.ModuleID(d.byte()), Data: d.b}
-	if d.bad || inner.Module == shard.ModuleAuth || inner.Module == shard.ModuleShard && len(inner.Data) > 0 {
+	inner := shard.Command{Module: shard.ModuleID(d.Byte()), Data: d.Rest()}
+	if d.Bad() || inner.Module == shard.ModuleAuth || inner.Module == shard.ModuleShard && len(inner.Data) > 0 {
 		return inner, errMalformed()
 	}
 	if !st.enabled {

@@ -3,6 +3,7 @@ package auth
 import (
 	"encoding/binary"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -51,7 +52,7 @@ func AppendGuard(b []byte, c Caller, model shard.ModuleID, more ...Use) []byte {
 	b = appendHead(b, reqGuarded, c)
 	b = binary.AppendUvarint(b, uint64(len(more)))
 	for _, u := range more {
-		b = appendBytes(appendBytes(append(b, byte(u.Kind)), u.Key), u.End)
+		b = codec.AppendBytes(codec.AppendBytes(append(b, byte(u.Kind)), u.Key), u.End)
 	}
 	return append(b, byte(model))
 }
@@ -59,66 +60,17 @@ func AppendGuard(b []byte, c Caller, model shard.ModuleID, more ...Use) []byte {
 func appendHead(b []byte, r request, c Caller) []byte {
 	b = append(b, encodingVersion, byte(r), byte(c.Kind))
 	if c.Kind != Nobody {
-		b = binary.AppendUvarint(appendBytes(b, c.User), c.Revision)
+		b = binary.AppendUvarint(codec.AppendBytes(b, c.User), c.Revision)
 	}
 	return b
 }
 
-func appendBytes[T string | []byte](b []byte, v T) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
-}
-
-// decoder reads an encoding. After the first thing that is not there, bad is set and everything is empty. The slices it
-// returns are parts of what it reads.
-type decoder struct {
-	b   []byte
-	bad bool
-}
-
-func (d *decoder) byte() byte {
-	if len(d.b) == 0 {
-		d.bad = true
-		return 0
-	}
-	v := d.b[0]
-	d.b = d.b[1:]
-	return v
-}
-
-func (d *decoder) uvarint() uint64 {
-	v, n := binary.Uvarint(d.b)
-	if n <= 0 {
-		d.bad, d.b = true, nil
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) bytes() []byte {
-	n := d.uvarint()
-	if n > uint64(len(d.b)) {
-		d.bad, d.b = true, nil
-		return nil
-	}
-	v := d.b[:n:n]
-	d.b = d.b[n:]
-	return v
-}
-
-// count reads how many things follow, each of which takes at least size bytes.
-func (d *decoder) count(size int) int {
-	n := d.uvarint()
-	if n > uint64(len(d.b)/size) {
-		d.bad, d.b = true, nil
-		return 0
-	}
-	return int(n)
-}
+// decoder is a codec.Reader of requests, answers and rows.
+type decoder struct{ codec.Reader }
 
 // end returns an error if anything was missing, or is left.
 func (d *decoder) end() error {
-	if d.bad || len(d.b) > 0 {
+	if !d.Done() {
 		return errMalformed()
 	}
 	return nil
@@ -127,7 +79,7 @@ func (d *decoder) end() error {
 // names reads strings that end the request.
 func (d *decoder) names(to ...*[]byte) error {
 	for _, p := range to {
-		*p = d.bytes()
+		*p = d.Bytes()
 	}
 	return d.end()
 }
@@ -140,16 +92,16 @@ type caller struct {
 }
 
 func begin(b []byte) (decoder, request, caller, error) {
-	d := decoder{b: b}
+	d := decoder{codec.Read(b)}
 	var c caller
-	if v := d.byte(); v != encodingVersion {
+	if v := d.Byte(); v != encodingVersion {
 		return d, 0, c, errs.New(errs.Unsupported, "auth request of version %d; this build knows version %d", v, encodingVersion)
 	}
-	r := request(d.byte())
-	if c.kind = CallerKind(d.byte()); c.kind != Nobody {
-		c.user, c.revision = d.bytes(), d.uvarint()
+	r := request(d.Byte())
+	if c.kind = CallerKind(d.Byte()); c.kind != Nobody {
+		c.user, c.revision = d.Bytes(), d.Uvarint()
 	}
-	if d.bad || c.kind > ByCertificate {
+	if d.Bad() || c.kind > ByCertificate {
 		return d, 0, c, errMalformed()
 	}
 	return d, r, c, nil
@@ -157,16 +109,18 @@ func begin(b []byte) (decoder, request, caller, error) {
 
 // use reads one of a guard's uses.
 func (d *decoder) use() Use {
-	u := Use{Kind: UseKind(d.byte())}
-	u.Key, u.End = d.bytes(), d.bytes()
-	d.bad = d.bad || u.Kind < Read || u.Kind > Whole
+	u := Use{Kind: UseKind(d.Byte())}
+	u.Key, u.End = d.Bytes(), d.Bytes()
+	if u.Kind < Read || u.Kind > Whole {
+		d.Fail()
+	}
 	return u
 }
 
 func named(r request, c Caller, names ...string) []byte {
 	b := appendHead(make([]byte, 0, 64), r, c)
 	for _, n := range names {
-		b = appendBytes(b, n)
+		b = codec.AppendBytes(b, n)
 	}
 	return b
 }
@@ -176,7 +130,7 @@ func named(r request, c Caller, names ...string) []byte {
 // it has an empty answer, and fails, once authentication is enabled, with ErrUserEmpty, ErrInvalidToken, ErrUserNotFound or ErrPermissionDenied
 // unless the caller is root.
 func EncodeEnable(c Caller, secret []byte) []byte {
-	return appendBytes(appendHead(make([]byte, 0, 64), reqEnable, c), secret)
+	return codec.AppendBytes(appendHead(make([]byte, 0, 64), reqEnable, c), secret)
 }
 
 // EncodeDisable returns the command that disables authentication.
@@ -197,7 +151,7 @@ func EncodeUserAdd(c Caller, u NewUser) []byte {
 	if u.NoPassword {
 		flags = flagNoPassword
 	}
-	return appendBytes(append(b, flags), u.Hash)
+	return codec.AppendBytes(append(b, flags), u.Hash)
 }
 
 // EncodeUserDelete returns the command that removes a user. It fails with ErrUserNotFound, and with ErrInvalidChange for root while
@@ -207,7 +161,7 @@ func EncodeUserDelete(c Caller, user string) []byte { return named(reqUserDelete
 // EncodeUserPassword returns the command that changes a user's password to one with the given hash. One without a password stays so. It fails
 // with ErrUserNotFound.
 func EncodeUserPassword(c Caller, user string, hash []byte) []byte {
-	return appendBytes(named(reqUserPassword, c, user), hash)
+	return codec.AppendBytes(named(reqUserPassword, c, user), hash)
 }
 
 // EncodeUserGrant returns the command that gives a role to a user; to give it twice is to give it once. It fails with ErrUserNotFound and
@@ -229,11 +183,11 @@ func EncodeRoleDelete(c Caller, role string) []byte { return named(reqRoleDelete
 // ErrInvalidChange.
 func EncodeRoleGrant(c Caller, role string, p Permission) []byte {
 	b := append(named(reqRoleGrant, c, role), byte(p.Type))
-	return appendBytes(appendBytes(b, p.Key), p.End)
+	return codec.AppendBytes(codec.AppendBytes(b, p.Key), p.End)
 }
 
 // EncodeRoleRevoke returns the command that takes the permission of exactly these keys from a role. It fails with ErrRoleNotFound and
 // ErrNotGranted.
 func EncodeRoleRevoke(c Caller, role string, key, end []byte) []byte {
-	return appendBytes(appendBytes(named(reqRoleRevoke, c, role), key), end)
+	return codec.AppendBytes(codec.AppendBytes(named(reqRoleRevoke, c, role), key), end)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -13,7 +14,7 @@ func look(v shard.View, st *state, c caller, r request, d *decoder) ([]byte, err
 	var name []byte
 	switch r {
 	case reqLogin, reqUser, reqRole:
-		name = d.bytes()
+		name = d.Bytes()
 	}
 	if err := d.end(); err != nil {
 		return nil, err
@@ -26,7 +27,7 @@ func look(v shard.View, st *state, c caller, r request, d *decoder) ([]byte, err
 		if !ok {
 			return nil, ErrUserNotFound
 		}
-		return append(appendBytes(nil, st.encode()), b...), nil
+		return append(codec.AppendBytes(nil, st.encode()), b...), nil
 	case reqDump:
 		return dump(v, st)
 	case reqUser:
@@ -66,7 +67,7 @@ func lookUser(v shard.View, st *state, c caller, name []byte) ([]byte, error) {
 	}
 	b := binary.AppendUvarint(nil, uint64(len(u.roles)))
 	for _, r := range u.roles {
-		b = appendBytes(b, r)
+		b = codec.AppendBytes(b, r)
 	}
 	return b, nil
 }
@@ -99,7 +100,7 @@ func names(v shard.View, first byte) []byte {
 	var b []byte
 	n := uint64(0)
 	for key := range v.Scan([]byte{first}, []byte{first + 1}) {
-		b = appendBytes(b, key[1:])
+		b = codec.AppendBytes(b, key[1:])
 		n++
 	}
 	return append(binary.AppendUvarint(nil, n), b...)
@@ -108,10 +109,10 @@ func names(v shard.View, first byte) []byte {
 func dump(v shard.View, st *state) ([]byte, error) {
 	known := *st
 	known.secret = nil
-	b := appendBytes(nil, known.encode())
+	b := codec.AppendBytes(nil, known.encode())
 	for _, first := range []byte{rowUser, rowRole} {
 		for key, row := range v.Scan([]byte{first}, []byte{first + 1}) {
-			b = appendBytes(appendBytes(b, key), row)
+			b = codec.AppendBytes(codec.AppendBytes(b, key), row)
 		}
 	}
 	return b, nil
@@ -148,10 +149,10 @@ func EncodeLogin(user string) []byte { return named(reqLogin, Caller{}, user) }
 
 // DecodeLogin reads the answer.
 func DecodeLogin(b []byte) (Login, error) {
-	d := decoder{b: b}
-	st, err := DecodeState(d.bytes())
-	u, ok := decodeUser(d.b)
-	if err == nil && (d.bad || !ok) {
+	d := decoder{codec.Read(b)}
+	st, err := DecodeState(d.Bytes())
+	u, ok := decodeUser(d.Rest())
+	if err == nil && (d.Bad() || !ok) {
 		err = errDamaged("a user")
 	}
 	return Login{st, bytes.Clone(u.hash), u.noPassword}, err
@@ -169,10 +170,10 @@ func EncodeRoles(c Caller) []byte { return named(reqRoles, c) }
 
 // DecodeNames reads names, in order.
 func DecodeNames(b []byte) ([]string, error) {
-	d := decoder{b: b}
-	all := make([]string, d.count(1))
+	d := decoder{codec.Read(b)}
+	all := make([]string, d.Count(1))
 	for i := range all {
-		all[i] = string(d.bytes())
+		all[i] = string(d.Bytes())
 	}
 	return all, d.end()
 }
@@ -183,7 +184,7 @@ func EncodeRole(c Caller, role string) []byte { return named(reqRole, c, role) }
 
 // DecodePermissions reads permissions, in the order of their keys.
 func DecodePermissions(b []byte) ([]Permission, error) {
-	d := decoder{b: b}
+	d := decoder{codec.Read(b)}
 	ps := d.permissions(nil)
 	return ps, d.end()
 }
@@ -213,13 +214,13 @@ func EncodeDump() []byte { return named(reqDump, Caller{}) }
 
 // DecodeDump reads the answer.
 func DecodeDump(b []byte) (Dump, error) {
-	d := decoder{b: b}
-	st, err := DecodeState(d.bytes())
+	d := decoder{codec.Read(b)}
+	st, err := DecodeState(d.Bytes())
 	out := Dump{Enabled: st.Enabled, Revision: st.Revision}
-	for err == nil && len(d.b) > 0 {
-		key, row := d.bytes(), d.bytes()
+	for err == nil && d.Len() > 0 {
+		key, row := d.Bytes(), d.Bytes()
 		switch {
-		case d.bad || len(key) == 0:
+		case d.Bad() || len(key) == 0:
 			return out, errMalformed()
 		case key[0] == rowUser:
 			u, ok := decodeUser(row)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"slices"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -39,7 +40,7 @@ func (s *state) encode() []byte {
 	if s.enabled {
 		b[1] = 1
 	}
-	return appendBytes(binary.AppendUvarint(binary.AppendUvarint(b, s.revision), s.since), s.secret)
+	return codec.AppendBytes(binary.AppendUvarint(binary.AppendUvarint(b, s.revision), s.since), s.secret)
 }
 
 // stateKey is the key of the row that every guard reads.
@@ -55,11 +56,11 @@ func readState(v shard.View) (state, error) {
 
 // decodeState reads a row; the secret is a part of it.
 func decodeState(b []byte) (s state, err error) {
-	d := decoder{b: b}
-	version := d.byte()
-	s.enabled = d.byte() != 0
-	s.revision, s.since = d.uvarint(), d.uvarint()
-	s.secret = d.bytes()
+	d := decoder{codec.Read(b)}
+	version := d.Byte()
+	s.enabled = d.Bool()
+	s.revision, s.since = d.Uvarint(), d.Uvarint()
+	s.secret = d.Bytes()
 	if d.end() != nil || version != rowVersion {
 		return s, errDamaged("the state")
 	}
@@ -84,25 +85,25 @@ func (u *user) encode() []byte {
 	if u.noPassword {
 		b[1] = flagNoPassword
 	}
-	b = appendBytes(binary.AppendUvarint(b, u.since), u.hash)
+	b = codec.AppendBytes(binary.AppendUvarint(b, u.since), u.hash)
 	b = binary.AppendUvarint(b, uint64(len(u.roles)))
 	for _, r := range u.roles {
-		b = appendBytes(b, r)
+		b = codec.AppendBytes(b, r)
 	}
 	return b
 }
 
 // decodeUser reads a row; the hash is a part of it.
 func decodeUser(b []byte) (u user, ok bool) {
-	d := decoder{b: b}
-	version := d.byte()
-	u.noPassword = d.byte()&flagNoPassword != 0
-	u.since, u.hash = d.uvarint(), d.bytes()
-	if n := d.count(1); n > 0 {
+	d := decoder{codec.Read(b)}
+	version := d.Byte()
+	u.noPassword = d.Byte()&flagNoPassword != 0
+	u.since, u.hash = d.Uvarint(), d.Bytes()
+	if n := d.Count(1); n > 0 {
 		u.roles = make([]string, n)
 	}
 	for i := range u.roles {
-		u.roles[i] = string(d.bytes())
+		u.roles[i] = string(d.Bytes())
 	}
 	return u, d.end() == nil && version == rowVersion
 }
@@ -130,25 +131,25 @@ func encodeRole(ps []Permission) []byte {
 func appendPermissions(b []byte, ps []Permission) []byte {
 	b = binary.AppendUvarint(b, uint64(len(ps)))
 	for _, p := range ps {
-		b = appendBytes(appendBytes(append(b, byte(p.Type)), p.Key), p.End)
+		b = codec.AppendBytes(codec.AppendBytes(append(b, byte(p.Type)), p.Key), p.End)
 	}
 	return b
 }
 
 // decodeRole reads a row; keys are parts of it. It adds the permissions to ps.
 func decodeRole(b []byte, ps []Permission) ([]Permission, bool) {
-	d := decoder{b: b}
-	version := d.byte()
+	d := decoder{codec.Read(b)}
+	version := d.Byte()
 	ps = d.permissions(ps)
 	return ps, d.end() == nil && version == rowVersion
 }
 
 func (d *decoder) permissions(ps []Permission) []Permission {
-	n := d.count(3)
+	n := d.Count(3)
 	ps = slices.Grow(ps, n)
 	for range n {
-		p := Permission{Type: Type(d.byte())}
-		p.Key, p.End = d.bytes(), d.bytes()
+		p := Permission{Type: Type(d.Byte())}
+		p.Key, p.End = d.Bytes(), d.Bytes()
 		ps = append(ps, p)
 	}
 	return ps

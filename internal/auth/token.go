@@ -6,6 +6,8 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"time"
+
+	"github.com/quorate/quorate/internal/codec"
 )
 
 const (
@@ -52,10 +54,10 @@ func ParseToken(secret []byte, s string) (Token, error) {
 	if !hmac.Equal(mac, sign(secret, b)) {
 		return Token{}, ErrInvalidToken
 	}
-	d := decoder{b: b}
-	version, at, rev := d.byte(), d.uvarint(), d.uvarint()
-	if d.bad || version != tokenVersion {
+	d := decoder{codec.Read(b)}
+	version, at, rev := d.Byte(), d.Uvarint(), d.Uvarint()
+	if d.Bad() || version != tokenVersion {
 		return Token{}, ErrInvalidToken
 	}
-	return Token{User: string(d.b), Revision: rev, Expires: time.Unix(int64(at), 0)}, nil
+	return Token{User: string(d.Rest()), Revision: rev, Expires: time.Unix(int64(at), 0)}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/shardtest"
@@ -318,10 +319,10 @@ func countRows(t *testing.T, r *rig, kind byte) int {
 		if chunk == nil {
 			return n
 		}
-		d := decoder{b: chunk}
-		for len(d.b) > 0 {
-			k := d.bytes()
-			d.bytes()
+		d := codec.Read(chunk)
+		for d.Len() > 0 {
+			k := d.Bytes()
+			d.Bytes()
 			if len(k) > 1 && k[0] == byte(shard.ModuleDatatypes) && k[1] == kind {
 				n++
 			}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 )
 
@@ -51,7 +52,7 @@ func ArgsSize(args [][]byte) int {
 func AppendArgs(b []byte, args [][]byte) []byte {
 	b = binary.AppendUvarint(b, uint64(len(args)))
 	for _, a := range args {
-		b = appendBytes(b, a)
+		b = codec.AppendBytes(b, a)
 	}
 	return b
 }
@@ -75,7 +76,7 @@ type Watched struct {
 func EncodeExec(watched []Watched, n int, body []byte) []byte {
 	b := binary.AppendUvarint([]byte{encodingVersion, byte(opExec)}, uint64(len(watched)))
 	for _, w := range watched {
-		b = binary.LittleEndian.AppendUint64(appendBytes(b, w.Key), w.Version)
+		b = binary.LittleEndian.AppendUint64(codec.AppendBytes(b, w.Key), w.Version)
 	}
 	return append(binary.AppendUvarint(b, uint64(n)), body...)
 }
@@ -102,7 +103,7 @@ func EncodeFenced(fences []Fence, cmd []byte) []byte {
 		if f.Home {
 			home = 1
 		}
-		b = appendBytes(binary.AppendUvarint(append(b, home), uint64(f.Token)), f.Lock)
+		b = codec.AppendBytes(binary.AppendUvarint(append(b, home), uint64(f.Token)), f.Lock)
 	}
 	return append(b, cmd[1:]...)
 }
@@ -132,25 +133,25 @@ func AppendBatch(b []byte, nodeMs int64, seed uint64, n int, body []byte) []byte
 
 // SkipSub returns what follows the first command of a body made with AppendSub.
 func SkipSub(body []byte) ([]byte, error) {
-	d := decoder{b: body}
-	d.byte()
-	for n := d.uvarint(); n > 0 && !d.bad; n-- {
-		d.bytes()
+	d := decoder{codec.Read(body)}
+	d.Byte()
+	for n := d.Count(1); n > 0 && !d.Bad(); n-- {
+		d.Bytes()
 	}
-	if d.bad {
+	if d.Bad() {
 		return nil, errMalformed()
 	}
-	return d.b, nil
+	return d.Rest(), nil
 }
 
 // NextAnswer splits the first answer off a batch's.
 func NextAnswer(b []byte) (answer, rest []byte, err error) {
-	d := decoder{b: b}
-	answer = d.bytes()
-	if d.bad {
+	d := decoder{codec.Read(b)}
+	answer = d.Bytes()
+	if d.Bad() {
 		return nil, nil, errs.New(errs.Corrupt, "the answer to a batch of reads is malformed")
 	}
-	return answer, d.b, nil
+	return answer, d.Rest(), nil
 }
 
 // EncodeVersions returns the query for the versions of keys.
@@ -238,85 +239,13 @@ func DecodeFlushStep(b []byte) (bound, cursor uint64, err error) {
 	return decodePair(b, "a step of FLUSHALL")
 }
 
-func appendBytes(b, v []byte) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
-}
-
-// decoder reads an encoding; after an error it returns zeros.
-type decoder struct {
-	b   []byte
-	bad bool
-}
-
-func (d *decoder) byte() byte {
-	if len(d.b) == 0 {
-		d.bad = true
-		return 0
-	}
-	v := d.b[0]
-	d.b = d.b[1:]
-	return v
-}
-
-func (d *decoder) uvarint() uint64 {
-	v, n := binary.Uvarint(d.b)
-	if n <= 0 {
-		d.bad, d.b = true, nil
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) fixed(n int) []byte {
-	if len(d.b) < n {
-		d.bad, d.b = true, nil
-		return nil
-	}
-	v := d.b[:n:n]
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) fixed16() uint16 {
-	if v := d.fixed(2); v != nil {
-		return binary.LittleEndian.Uint16(v)
-	}
-	return 0
-}
-
-func (d *decoder) fixed32() uint32 {
-	if v := d.fixed(4); v != nil {
-		return binary.LittleEndian.Uint32(v)
-	}
-	return 0
-}
-
-func (d *decoder) fixed64() uint64 {
-	if v := d.fixed(8); v != nil {
-		return binary.LittleEndian.Uint64(v)
-	}
-	return 0
-}
-
-func (d *decoder) bytes() []byte {
-	n := d.uvarint()
-	if n > uint64(len(d.b)) {
-		d.bad, d.b = true, nil
-		return nil
-	}
-	return d.fixed(int(n))
-}
+// decoder is a codec.Reader of commands and queries.
+type decoder struct{ codec.Reader }
 
 // args appends an argument list to list. Its slices point into the encoding.
 func (d *decoder) args(list [][]byte) [][]byte {
-	n := d.uvarint()
-	if n > uint64(len(d.b)) {
-		d.bad = true
-		return list
-	}
-	for ; n > 0 && !d.bad; n-- {
-		list = append(list, d.bytes())
+	for n := d.Count(1); n > 0 && !d.Bad(); n-- {
+		list = append(list, d.Bytes())
 	}
 	return list
 }

@@ -11,25 +11,25 @@ import (
 // others done.
 func (m *Module) exec(c *call, d decoder) ([]byte, error) {
 	changed := false
-	for n := d.uvarint(); n > 0 && !d.bad; n-- {
-		key, want := d.bytes(), d.fixed64()
-		changed = changed || !d.bad && c.version(key) != want
+	for n := d.Count(9); n > 0 && !d.Bad(); n-- {
+		key, want := d.Bytes(), d.Uint64()
+		changed = changed || !d.Bad() && c.version(key) != want
 	}
-	if d.bad {
+	if d.Bad() {
 		return nil, errMalformed()
 	}
 	if changed {
 		return replyNull, nil
 	}
-	count := d.uvarint()
-	if count > uint64(len(d.b)) {
+	count := d.Uvarint()
+	if count > uint64(d.Len()) {
 		return nil, errMalformed()
 	}
 	out := AppendArray(nil, int(count))
 	for ; count > 0; count-- {
-		op := Op(d.byte())
+		op := Op(d.Byte())
 		c.args = d.args(c.args[:0])
-		if d.bad {
+		if d.Bad() {
 			return nil, errMalformed()
 		}
 		c.out = nil
@@ -51,7 +51,7 @@ func (m *Module) exec(c *call, d decoder) ([]byte, error) {
 			return nil, errAnswerTooLarge()
 		}
 	}
-	if len(d.b) > 0 {
+	if d.Len() > 0 {
 		return nil, errMalformed()
 	}
 	return out, nil
@@ -60,7 +60,7 @@ func (m *Module) exec(c *call, d decoder) ([]byte, error) {
 // versions answers WATCH.
 func (c *call) versions(d decoder) ([]byte, error) {
 	c.args = d.args(c.args)
-	if d.bad || len(d.b) > 0 {
+	if !d.Done() {
 		return nil, errMalformed()
 	}
 	out := make([]byte, 0, 8*len(c.args))

@@ -36,6 +36,7 @@ package datatypes
 import (
 	"sync"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -148,11 +149,11 @@ func (c *call) now() int64 {
 
 // Apply implements shard.Module.
 func (m *Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
-	d := decoder{b: cmd}
-	if v := d.byte(); v != encodingVersion {
+	d := decoder{codec.Read(cmd)}
+	if v := d.Byte(); v != encodingVersion {
 		return nil, errs.New(errs.Unsupported, "datatypes command of version %d; this build knows version %d", v, encodingVersion)
 	}
-	op := Op(d.byte())
+	op := Op(d.Byte())
 	c := m.begin()
 	defer m.end(c)
 	c.tx, c.v = tx, tx
@@ -160,7 +161,7 @@ func (m *Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 		if err := c.passFences(&d); err != nil {
 			return nil, err
 		}
-		if op = Op(d.byte()); op == opFenced {
+		if op = Op(d.Byte()); op == opFenced {
 			return nil, errMalformed()
 		}
 	}
@@ -172,7 +173,7 @@ func (m *Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 		return c.flushStep(d)
 	}
 	c.args = d.args(c.args)
-	if d.bad || len(d.b) > 0 {
+	if !d.Done() {
 		return nil, errMalformed()
 	}
 	if op == opSet && len(c.args) == 2 {
@@ -183,13 +184,13 @@ func (m *Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 
 // passFences fails unless each fence in front of a command holds.
 func (c *call) passFences(d *decoder) error {
-	n := d.uvarint()
+	n := d.Uvarint()
 	if n > FencesMax || c.m.cfg.EncodeFence == nil {
 		return errs.New(errs.Unsupported, "a command under %d fences, in a build for at most %d", n, FencesMax)
 	}
 	for ; n > 0; n-- {
-		home, token, lock := d.byte() != 0, int64(d.uvarint()), d.bytes()
-		if d.bad {
+		home, token, lock := d.Bool(), int64(d.Uvarint()), d.Bytes()
+		if d.Bad() {
 			return errMalformed()
 		}
 		if _, err := c.tx.Call(shard.Command{Module: shard.ModuleKV, Data: c.m.cfg.EncodeFence(lock, token, home)}); err != nil {
@@ -202,12 +203,12 @@ func (c *call) passFences(d *decoder) error {
 
 // Query implements shard.Module.
 func (m *Module) Query(v shard.View, q []byte) ([]byte, error) {
-	d := decoder{b: q}
-	if v := d.byte(); v != encodingVersion {
+	d := decoder{codec.Read(q)}
+	if v := d.Byte(); v != encodingVersion {
 		return nil, errs.New(errs.Unsupported, "datatypes query of version %d; this build knows version %d", v, encodingVersion)
 	}
-	op := Op(d.byte())
-	node, seed := int64(d.fixed64()), d.fixed64()
+	op := Op(d.Byte())
+	node, seed := int64(d.Uint64()), d.Uint64()
 	c := m.begin()
 	defer m.end(c)
 	c.v = v
@@ -224,7 +225,7 @@ func (m *Module) Query(v shard.View, q []byte) ([]byte, error) {
 		return c.slotQuery(op, d)
 	}
 	c.args = d.args(c.args)
-	if d.bad || len(d.b) > 0 {
+	if !d.Done() {
 		return nil, errMalformed()
 	}
 	return c.run(op)
@@ -267,10 +268,10 @@ func errDamaged() error {
 // batch runs reads one after the other on one view. Each answer is preceded by its length; errors are answers too.
 func (m *Module) batch(c *call, d decoder) ([]byte, error) {
 	var all []byte
-	for n := d.uvarint(); n > 0 && !d.bad; n-- {
-		op := Op(d.byte())
+	for n := d.Uvarint(); n > 0 && !d.Bad(); n-- {
+		op := Op(d.Byte())
 		c.args = d.args(c.args[:0])
-		if d.bad {
+		if d.Bad() {
 			break
 		}
 		c.out = nil
@@ -278,12 +279,12 @@ func (m *Module) batch(c *call, d decoder) ([]byte, error) {
 		if err != nil {
 			out = AppendError(nil, err)
 		}
-		all = appendBytes(all, out)
+		all = codec.AppendBytes(all, out)
 		if len(all) > BatchAnswerBytes {
 			return all, nil
 		}
 	}
-	if d.bad || len(d.b) > 0 {
+	if !d.Done() {
 		return nil, errMalformed()
 	}
 	return all, nil

@@ -200,7 +200,7 @@ func cmdDBSize(c *call) error {
 
 // keyCount answers INFO keyspace.
 func (c *call) keyCount(d decoder) ([]byte, error) {
-	if d.bad || len(d.b) > 0 {
+	if !d.Done() {
 		return nil, errMalformed()
 	}
 	var keys, expires uint64
@@ -219,12 +219,12 @@ func (c *call) keyCount(d decoder) ([]byte, error) {
 
 // slotQuery answers CLUSTER COUNTKEYSINSLOT and GETKEYSINSLOT.
 func (c *call) slotQuery(op Op, d decoder) ([]byte, error) {
-	slot := uint64(d.fixed16())
+	slot := uint64(d.Uint16())
 	limit := uint32(1<<32 - 1)
 	if op == opSlotKeys {
-		limit = min(d.fixed32(), scanMax)
+		limit = min(d.Uint32(), scanMax)
 	}
-	if d.bad || len(d.b) > 0 || slot >= shard.SlotCount {
+	if !d.Done() || slot >= shard.SlotCount {
 		return nil, errMalformed()
 	}
 	var body []byte
@@ -282,8 +282,8 @@ func (c *call) flush(cursor, bound uint64) (next uint64) {
 
 // flushStep is one step of a FLUSHALL. Keys that are written between two steps stay.
 func (c *call) flushStep(d decoder) ([]byte, error) {
-	bound, cursor := d.fixed64(), d.fixed64()
-	if d.bad || len(d.b) > 0 || cursor >= cursorMax {
+	bound, cursor := d.Uint64(), d.Uint64()
+	if !d.Done() || cursor >= cursorMax {
 		return nil, errMalformed()
 	}
 	if bound == 0 {

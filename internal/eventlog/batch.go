@@ -5,6 +5,7 @@ import (
 	"hash/crc32"
 	"math"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 )
 
@@ -136,45 +137,36 @@ func nextRecord(b []byte) (r record, rest []byte, ok bool) {
 	if w <= 0 || n < 0 || n > int64(len(b)-w) {
 		return r, nil, false
 	}
-	d, rest := dec{b: b[w : w+int(n)]}, b[w+int(n):]
-	d.u8()
-	r.timeDelta, r.offsetDelta = d.iv(), d.iv()
+	d, rest := dec{codec.Read(b[w : w+int(n)])}, b[w+int(n):]
+	d.Byte()
+	r.timeDelta, r.offsetDelta = d.Varint(), d.Varint()
 	d.field()
 	d.field()
-	headers := d.iv()
-	if headers < 0 || headers > int64(len(d.b)) {
+	headers := d.Varint()
+	if headers < 0 || headers > int64(d.Len()) {
 		return r, nil, false
 	}
-	for ; headers > 0 && !d.bad; headers-- {
-		n, name := d.iv(), d.b
-		if n < 0 || !d.skip(n) {
+	for ; headers > 0 && !d.Bad(); headers-- {
+		n := d.Varint()
+		if n < 0 || n > int64(d.Len()) {
 			return r, nil, false
 		}
-		value := d.field()
-		if string(name[:n]) == FenceHeader {
+		name, value := d.Fixed(int(n)), d.field()
+		if string(name) == FenceHeader {
 			r.fences, r.fence = r.fences+1, value
 		}
 	}
-	return r, rest, !d.bad && len(d.b) == 0
+	return r, rest, d.Done()
 }
 
 // field takes a nullable byte string off a record.
 func (d *dec) field() []byte {
-	n, v := d.iv(), d.b
-	if n < -1 || n > 0 && !d.skip(n) {
-		d.fail()
+	n := d.Varint()
+	if n < -1 || n > int64(d.Len()) {
+		d.Fail()
 		return nil
 	}
-	return v[:max(n, 0)]
-}
-
-func (d *dec) skip(n int64) bool {
-	if n > int64(len(d.b)) {
-		d.fail()
-		return false
-	}
-	d.b = d.b[n:]
-	return true
+	return d.Fixed(int(max(n, 0)))
 }
 
 // Header is a header of a record.

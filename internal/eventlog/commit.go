@@ -3,6 +3,7 @@ package eventlog
 import (
 	"encoding/binary"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -49,9 +50,9 @@ func EncodeCommit(c Commit) []byte {
 
 func applyCommit(tx *shard.Tx, d dec) ([]byte, error) {
 	c := Commit{Group: d.str(), MemberID: d.str(), Instance: d.str(), Generation: d.i32()}
-	for n := d.count(5); n > 0 && !d.bad; n-- {
+	for n := d.Count(5); n > 0 && !d.Bad(); n-- {
 		c.Offsets = append(c.Offsets, CommittedOffset{
-			Topic: d.str(), Partition: d.partition(), Offset: d.iv(), LeaderEpoch: d.i32(), Metadata: d.str(),
+			Topic: d.str(), Partition: d.partition(), Offset: d.Varint(), LeaderEpoch: d.i32(), Metadata: d.str(),
 		})
 	}
 	if err := d.done("offset commit command"); err != nil {
@@ -114,7 +115,7 @@ func applyCommit(tx *shard.Tx, d dec) ([]byte, error) {
 
 func readOffset(b []byte, o *CommittedOffset) {
 	d := row(b)
-	o.Offset, o.LeaderEpoch, o.Metadata = d.iv(), d.i32(), d.str()
+	o.Offset, o.LeaderEpoch, o.Metadata = d.Varint(), d.i32(), d.str()
 	d.ok("offset")
 }
 
@@ -134,20 +135,20 @@ func QueryCommits(group string, all bool, list []CommittedOffset) []byte {
 
 // DecodeCommits reads the answer of QueryCommits.
 func DecodeCommits(b []byte) ([]CommittedOffset, error) {
-	d := dec{b: b}
+	d := dec{codec.Read(b)}
 	var out []CommittedOffset
-	for n := d.count(5); n > 0 && !d.bad; n-- {
+	for n := d.Count(5); n > 0 && !d.Bad(); n-- {
 		out = append(out, CommittedOffset{
-			Topic: d.str(), Partition: d.partition(), Offset: d.iv(), LeaderEpoch: d.i32(), Metadata: d.str(),
+			Topic: d.str(), Partition: d.partition(), Offset: d.Varint(), LeaderEpoch: d.i32(), Metadata: d.str(),
 		})
 	}
 	return out, d.done("answer: offsets")
 }
 
 func answerCommits(v shard.View, d dec) ([]byte, error) {
-	name, all := d.str(), d.bool()
+	name, all := d.str(), d.Bool()
 	var list []CommittedOffset
-	for n := d.count(2); n > 0 && !d.bad; n-- {
+	for n := d.Count(2); n > 0 && !d.Bad(); n-- {
 		list = append(list, CommittedOffset{Topic: d.str(), Partition: d.partition(), Offset: -1, LeaderEpoch: -1})
 	}
 	if err := d.done("offsets query"); err != nil {

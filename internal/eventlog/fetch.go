@@ -6,6 +6,7 @@ import (
 	"sort"
 	"strconv"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -50,24 +51,24 @@ func QueryFetch(bytesMax int32, firstWhole bool, list []Fetch) []byte {
 
 // DecodeFetched reads the answer of QueryFetch, in order.
 func DecodeFetched(b []byte) ([]Fetched, error) {
-	d := dec{b: b}
+	d := dec{codec.Read(b)}
 	var out []Fetched
-	for n := d.count(4); n > 0 && !d.bad; n-- {
-		f := Fetched{Err: d.refusal(), Start: d.iv(), End: d.iv()}
-		f.Batches = d.bytes()
+	for n := d.Count(4); n > 0 && !d.Bad(); n-- {
+		f := Fetched{Err: d.refusal(), Start: d.Varint(), End: d.Varint()}
+		f.Batches = d.Bytes()
 		out = append(out, f)
 	}
 	return out, d.done("answer: fetch")
 }
 
 func answerFetch(v shard.View, d dec) ([]byte, error) {
-	left, firstWhole := d.iv(), d.bool()
+	left, firstWhole := d.Varint(), d.Bool()
 	out := &enc{}
-	n := d.count(20)
+	n := d.Count(20)
 	out.uv(uint64(n))
-	for ; n > 0 && !d.bad; n-- {
-		f := Fetch{Topic: d.id(), Partition: d.partition(), Changes: d.bool(), Offset: d.iv(), BytesMax: d.i32()}
-		if d.bad {
+	for ; n > 0 && !d.Bad(); n-- {
+		f := Fetch{Topic: d.id(), Partition: d.partition(), Changes: d.Bool(), Offset: d.Varint(), BytesMax: d.i32()}
+		if d.Bad() {
 			break
 		}
 		r := fetchOne(v, &f, min(int64(f.BytesMax), left), firstWhole)
@@ -196,20 +197,20 @@ func QueryEnds(list []Ends) []byte {
 
 // DecodeEnds reads the answer of QueryEnds, in order.
 func DecodeEnds(b []byte) ([]EndsAnswer, error) {
-	d := dec{b: b}
+	d := dec{codec.Read(b)}
 	var out []EndsAnswer
-	for n := d.count(5); n > 0 && !d.bad; n-- {
-		out = append(out, EndsAnswer{Start: d.iv(), End: d.iv(), LastEpoch: d.i32(), Epoch: d.i32(), EpochEnd: d.iv()})
+	for n := d.Count(5); n > 0 && !d.Bad(); n-- {
+		out = append(out, EndsAnswer{Start: d.Varint(), End: d.Varint(), LastEpoch: d.i32(), Epoch: d.i32(), EpochEnd: d.Varint()})
 	}
 	return out, d.done("answer: offsets")
 }
 
 func answerOffsets(v shard.View, d dec) ([]byte, error) {
 	out := &enc{}
-	n := d.count(19)
+	n := d.Count(19)
 	out.uv(uint64(n))
-	for ; n > 0 && !d.bad; n-- {
-		q := Ends{Topic: d.id(), Partition: d.partition(), Changes: d.bool(), Epoch: d.i32()}
+	for ; n > 0 && !d.Bad(); n-- {
+		q := Ends{Topic: d.id(), Partition: d.partition(), Changes: d.Bool(), Epoch: d.i32()}
 		a := EndsAnswer{LastEpoch: -1, Epoch: -1, EpochEnd: -1}
 		if q.Changes {
 			// Behind the end there is nothing to read, but the bounds.
@@ -241,7 +242,7 @@ func epochEnd(v shard.View, q *Ends, p *partition) (epoch int32, end int64) {
 	for k, b := range v.Scan(partKey(rowEpoch, q.Topic, q.Partition), partEnd(rowEpoch, q.Topic, q.Partition)) {
 		_, _, rest := splitPartKey(k)
 		d := row(b)
-		e, start := int32(binary.BigEndian.Uint32(rest)), int64(d.u64())
+		e, start := int32(binary.BigEndian.Uint32(rest)), int64(d.BigUint64())
 		d.ok("epoch")
 		if e > q.Epoch {
 			if epoch >= 0 {
@@ -267,13 +268,13 @@ func QueryChangeTime(ms int64) []byte {
 
 // DecodeChangeTime reads the answer of QueryChangeTime; both are -1 if there is no such change.
 func DecodeChangeTime(b []byte) (offset, ms int64, err error) {
-	d := dec{b: b}
-	offset, ms = d.iv(), d.iv()
+	d := dec{codec.Read(b)}
+	offset, ms = d.Varint(), d.Varint()
 	return offset, ms, d.done("answer: change time")
 }
 
 func answerChangeTime(v shard.View, d dec) ([]byte, error) {
-	ms := d.iv()
+	ms := d.Varint()
 	if err := d.done("change time query"); err != nil {
 		return nil, err
 	}

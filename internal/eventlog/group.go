@@ -128,14 +128,14 @@ func (g *group) encode() []byte {
 
 func decodeGroup(name string, b []byte) *group {
 	d := row(b)
-	g := &group{name: name, state: GroupState(d.u8()), generation: d.i32()}
+	g := &group{name: name, state: GroupState(d.Byte()), generation: d.i32()}
 	g.protocolType, g.protocol, g.leader = d.str(), d.str(), d.str()
-	g.members, g.joining, g.pending = int(d.uv()), int(d.uv()), int(d.uv())
-	g.initial, g.initialEnd = d.bool(), d.iv()
-	for n := d.count(2); n > 0; n-- {
-		g.supported = append(g.supported, support{d.str(), int(d.uv())})
+	g.members, g.joining, g.pending = int(d.Uvarint()), int(d.Uvarint()), int(d.Uvarint())
+	g.initial, g.initialEnd = d.Bool(), d.Varint()
+	for n := d.Count(2); n > 0; n-- {
+		g.supported = append(g.supported, support{d.str(), int(d.Uvarint())})
 	}
-	g.size, g.offsets, g.used = d.iv(), int(d.uv()), d.iv()
+	g.size, g.offsets, g.used = d.Varint(), int(d.Uvarint()), d.Varint()
 	d.ok("group")
 	return g
 }
@@ -172,7 +172,7 @@ func countGroups(tx *shard.Tx) uint64 {
 		return 0
 	}
 	d := row(b)
-	n := d.uv()
+	n := d.Uvarint()
 	d.ok("group counter")
 	return n
 }
@@ -249,8 +249,8 @@ func (e *enc) protocols(list []Protocol) {
 
 func (d *dec) protocols() []Protocol {
 	var list []Protocol
-	for n := d.count(2); n > 0 && !d.bad; n-- {
-		list = append(list, Protocol{Name: d.str(), Metadata: d.bytes()})
+	for n := d.Count(2); n > 0 && !d.Bad(); n-- {
+		list = append(list, Protocol{Name: d.str(), Metadata: d.Bytes()})
 	}
 	return list
 }
@@ -278,7 +278,7 @@ func decodeMember(b []byte) *member {
 		*v = d.i32()
 	}
 	m.protocols = d.protocols()
-	m.assignment = d.bytes()
+	m.assignment = d.Bytes()
 	d.ok("member")
 	return m
 }

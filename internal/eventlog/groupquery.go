@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -35,9 +36,9 @@ func (e *enc) groupMember(m *GroupMember) {
 
 func (d *dec) groupMembers() []GroupMember {
 	var list []GroupMember
-	for n := d.count(6); n > 0 && !d.bad; n-- {
+	for n := d.Count(6); n > 0 && !d.Bad(); n-- {
 		list = append(list, GroupMember{
-			ID: d.str(), Instance: d.str(), ClientID: d.str(), ClientHost: d.str(), Metadata: d.bytes(), Assignment: d.bytes(),
+			ID: d.str(), Instance: d.str(), ClientID: d.str(), ClientHost: d.str(), Metadata: d.Bytes(), Assignment: d.Bytes(),
 		})
 	}
 	return list
@@ -53,10 +54,10 @@ func QueryJoin(group, memberID string) []byte {
 
 // DecodeJoinState reads the answer of QueryJoin.
 func DecodeJoinState(b []byte) (JoinState, error) {
-	d := dec{b: b}
-	s := JoinState{Waiting: d.bool()}
+	d := dec{codec.Read(b)}
+	s := JoinState{Waiting: d.Bool()}
 	s.Generation, s.ProtocolType, s.Protocol, s.Leader = d.i32(), d.str(), d.str(), d.str()
-	s.Assigned = d.bool()
+	s.Assigned = d.Bool()
 	s.Members = d.groupMembers()
 	return s, d.done("answer: join state")
 }
@@ -124,8 +125,8 @@ func QuerySync(group, memberID string, generation int32) []byte {
 
 // DecodeSyncState reads the answer of QuerySync.
 func DecodeSyncState(b []byte) (SyncState, error) {
-	d := dec{b: b}
-	s := SyncState{Waiting: d.bool(), ProtocolType: d.str(), Protocol: d.str(), Assignment: d.bytes()}
+	d := dec{codec.Read(b)}
+	s := SyncState{Waiting: d.Bool(), ProtocolType: d.str(), Protocol: d.str(), Assignment: d.Bytes()}
 	return s, d.done("answer: sync state")
 }
 
@@ -176,7 +177,7 @@ func (e *enc) groupInfo(g *group, members []GroupMember) {
 }
 
 func (d *dec) groupInfo() GroupInfo {
-	g := GroupInfo{Name: d.str(), State: GroupState(d.u8()), ProtocolType: d.str(), Protocol: d.str(), Generation: d.i32()}
+	g := GroupInfo{Name: d.str(), State: GroupState(d.Byte()), ProtocolType: d.str(), Protocol: d.str(), Generation: d.i32()}
 	g.Members = d.groupMembers()
 	return g
 }
@@ -186,9 +187,9 @@ func QueryGroups() []byte { return newEnc(queryGroups, 0).b }
 
 // DecodeGroups reads the answer of QueryGroups, by name.
 func DecodeGroups(b []byte) ([]GroupInfo, error) {
-	d := dec{b: b}
+	d := dec{codec.Read(b)}
 	var out []GroupInfo
-	for n := d.count(6); n > 0 && !d.bad; n-- {
+	for n := d.Count(6); n > 0 && !d.Bad(); n-- {
 		out = append(out, d.groupInfo())
 	}
 	return out, d.done("answer: groups")
@@ -218,7 +219,7 @@ func QueryGroup(group string) []byte {
 
 // DecodeGroup reads the answer of QueryGroup.
 func DecodeGroup(b []byte) (GroupInfo, error) {
-	d := dec{b: b}
+	d := dec{codec.Read(b)}
 	g := d.groupInfo()
 	return g, d.done("answer: group")
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -42,8 +43,8 @@ func EncodeJoin(j Join) []byte {
 
 // DecodeJoined reads the answer to EncodeJoin: the member's id, and whether it has to come back with it.
 func DecodeJoined(b []byte) (id string, comeBack bool, err error) {
-	d := dec{b: b}
-	comeBack, id = d.bool(), d.str()
+	d := dec{codec.Read(b)}
+	comeBack, id = d.Bool(), d.str()
 	return id, comeBack, d.done("answer: join")
 }
 
@@ -100,7 +101,7 @@ func applyJoin(tx *shard.Tx, d dec) ([]byte, error) {
 	}
 	j.Protocols = d.protocols()
 	j.SessionMs, j.RebalanceMs, j.DelayMs = d.i32(), d.i32(), d.i32()
-	j.RequireID = d.bool()
+	j.RequireID = d.Bool()
 	if err := d.done("join command"); err != nil {
 		return nil, err
 	}
@@ -351,8 +352,8 @@ func applySync(tx *shard.Tx, d dec) ([]byte, error) {
 	}
 	s.Generation = d.i32()
 	size := 0
-	for n := d.count(2); n > 0 && !d.bad; n-- {
-		a := Assignment{MemberID: d.str(), Data: d.bytes()}
+	for n := d.Count(2); n > 0 && !d.Bad(); n-- {
+		a := Assignment{MemberID: d.str(), Data: d.Bytes()}
 		size += len(a.Data)
 		s.Assignments = append(s.Assignments, a)
 	}
@@ -414,8 +415,8 @@ func EncodeHeartbeat(group, memberID, instance string, generation int32) []byte 
 
 // DecodeHeartbeat reads the answer to EncodeHeartbeat: whether the member has to join again.
 func DecodeHeartbeat(b []byte) (joinAgain bool, err error) {
-	d := dec{b: b}
-	joinAgain = d.bool()
+	d := dec{codec.Read(b)}
+	joinAgain = d.Bool()
 	return joinAgain, d.done("answer: heartbeat")
 }
 
@@ -454,9 +455,9 @@ func EncodeLeave(group string, list []Leaver) []byte {
 
 // DecodeLeft reads the answer to EncodeLeave: nil or an error for each leaver, in order.
 func DecodeLeft(b []byte) ([]error, error) {
-	d := dec{b: b}
+	d := dec{codec.Read(b)}
 	var out []error
-	for n := d.count(1); n > 0 && !d.bad; n-- {
+	for n := d.Count(1); n > 0 && !d.Bad(); n-- {
 		out = append(out, d.refusal())
 	}
 	return out, d.done("answer: leave")
@@ -465,7 +466,7 @@ func DecodeLeft(b []byte) ([]error, error) {
 func applyLeave(tx *shard.Tx, d dec) ([]byte, error) {
 	name := d.str()
 	var list []Leaver
-	for n := d.count(2); n > 0 && !d.bad; n-- {
+	for n := d.Count(2); n > 0 && !d.Bad(); n-- {
 		list = append(list, Leaver{d.str(), d.str()})
 	}
 	if err := d.done("leave command"); err != nil {

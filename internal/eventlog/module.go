@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -57,7 +58,7 @@ func open(what string, b []byte) (op byte, d dec, err error) {
 	if b[0] != version {
 		return 0, d, errs.New(errs.Unsupported, "event log %s of version %d; this build knows version %d", what, b[0], version)
 	}
-	return b[1], dec{b: b[2:]}, nil
+	return b[1], dec{codec.Read(b[2:])}, nil
 }
 
 // Apply implements shard.Module.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -86,12 +87,12 @@ func readPartition(v shard.View, topic [16]byte, part int32) (p partition, ok bo
 		&p.start, &p.next, &p.size, &p.epochStart, &p.maxTime, &p.maxTimeLast, &p.openFirst, &p.openMax, &p.retentionMs,
 		&p.retentionBytes,
 	} {
-		*f = int64(d.u64())
+		*f = int64(d.BigUint64())
 	}
 	for _, f := range [...]*int32{&p.epoch, &p.openBatches, &p.openBytes, &p.producers} {
-		*f = int32(d.u32())
+		*f = int32(d.BigUint32())
 	}
-	flags := d.u8()
+	flags := d.Byte()
 	p.armed, p.fenced = flags&partitionArmed != 0, flags&partitionFenced != 0
 	d.ok("partition")
 	return p, true
@@ -290,12 +291,12 @@ func EncodeAppend(list []Append, home bool) []byte {
 // DecodeAppended reads the answer to EncodeAppend: a result for each batch, in order. Of an append that succeeded it
 // holds, in eight big-endian bytes each, the base offset and the log start.
 func DecodeAppended(b []byte) ([]Appended, error) {
-	d := dec{b: b}
+	d := dec{codec.Read(b)}
 	var out []Appended
-	for n := d.count(3); n > 0 && !d.bad; n-- {
+	for n := d.Count(3); n > 0 && !d.Bad(); n-- {
 		var a Appended
 		if a.Err = d.refusal(); a.Err == nil {
-			a.Base, a.LogStart = int64(d.u64()), int64(d.u64())
+			a.Base, a.LogStart = int64(d.BigUint64()), int64(d.BigUint64())
 		}
 		out = append(out, a)
 	}
@@ -318,7 +319,7 @@ func (e *enc) refusal(err error) {
 }
 
 func (d *dec) refusal() error {
-	k := d.u8()
+	k := d.Byte()
 	if k == 0 {
 		return nil
 	}
@@ -326,9 +327,9 @@ func (d *dec) refusal() error {
 }
 
 func (d *dec) partition() int32 {
-	n := d.uv()
+	n := d.Uvarint()
 	if n >= PartitionsPerTopicMax {
-		d.fail()
+		d.Fail()
 		return 0
 	}
 	return int32(n)
@@ -336,14 +337,14 @@ func (d *dec) partition() int32 {
 
 func decodeAppend(d dec, fenced bool) (list []Append, home bool, err error) {
 	if fenced {
-		home = d.bool()
+		home = d.Bool()
 	}
-	for n := d.count(18); n > 0 && !d.bad; n-- {
+	for n := d.Count(18); n > 0 && !d.Bad(); n-- {
 		a := Append{Topic: d.id(), Partition: d.partition()}
 		if fenced {
-			a.Token = int64(d.uv())
+			a.Token = int64(d.Uvarint())
 		}
-		a.Batch = d.bytes()
+		a.Batch = d.Bytes()
 		list = append(list, a)
 	}
 	return list, home, d.done("append command")
@@ -443,29 +444,29 @@ func EncodeEvent(topic [16]byte, partition int32, key []byte, keyNull bool, valu
 }
 
 func applyEvent(tx *shard.Tx, d dec) ([]byte, error) {
-	size := len(d.b)
+	size := d.Len()
 	topic, part := d.id(), d.partition()
 	var key []byte
-	keyNull := d.bool()
+	keyNull := d.Bool()
 	if !keyNull {
-		key = d.bytes()
+		key = d.Bytes()
 	}
-	value := d.bytes()
+	value := d.Bytes()
 	var headers []Header
-	n := d.count(2)
+	n := d.Count(2)
 	if n > headersMax {
 		return nil, errs.New(errs.Invalid, "an event has %d headers; at most %d are allowed", n, headersMax)
 	}
-	for ; n > 0 && !d.bad; n-- {
+	for ; n > 0 && !d.Bad(); n-- {
 		h := Header{Name: d.str()}
-		if !d.bool() {
-			h.Value = d.bytes()
+		if !d.Bool() {
+			h.Value = d.Bytes()
 		}
 		headers = append(headers, h)
 	}
 	var locks []string
-	if len(d.b) > 0 {
-		for n := d.count(1); n > 0 && !d.bad; n-- {
+	if d.Len() > 0 {
+		for n := d.Count(1); n > 0 && !d.Bad(); n-- {
 			locks = append(locks, d.str())
 		}
 	}

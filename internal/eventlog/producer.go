@@ -4,6 +4,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -49,9 +50,9 @@ func readProducer(v shard.View, topic [16]byte, part int32, id int64) (p produce
 		return p, false
 	}
 	d := row(b)
-	p.epoch, p.used = int16(d.iv()), d.iv()
-	for n := d.count(3); n > 0; n-- {
-		p.batches = append(p.batches, sequence{d.i32(), d.i32(), d.iv()})
+	p.epoch, p.used = int16(d.Varint()), d.Varint()
+	for n := d.Count(3); n > 0; n-- {
+		p.batches = append(p.batches, sequence{d.i32(), d.i32(), d.Varint()})
 	}
 	d.ok("producer")
 	return p, true
@@ -111,8 +112,8 @@ func (p *producer) record(h BatchHeader, base int64, now time.Time) {
 // fireProducer forgets a producer that was idle.
 func fireProducer(tx *shard.Tx, key []byte) {
 	topic, part, rest := splitPartKey(key)
-	d := dec{b: rest}
-	pr, ok := readProducer(tx, topic, part, int64(d.u64()))
+	d := dec{codec.Read(rest)}
+	pr, ok := readProducer(tx, topic, part, int64(d.BigUint64()))
 	if !ok {
 		return
 	}
@@ -132,8 +133,8 @@ func EncodeInitProducer() []byte { return newEnc(opInitProducer, 0).b }
 
 // DecodeProducer reads the producer id from the answer to EncodeInitProducer. Its epoch is 0.
 func DecodeProducer(b []byte) (int64, error) {
-	d := dec{b: b}
-	id := int64(d.u64())
+	d := dec{codec.Read(b)}
+	id := int64(d.BigUint64())
 	return id, d.done("answer: producer id")
 }
 
@@ -144,7 +145,7 @@ func applyInitProducer(tx *shard.Tx, d dec) ([]byte, error) {
 	next := uint64(1)
 	if b, ok := tx.Get([]byte{rowNextPID}); ok {
 		r := row(b)
-		next = r.u64()
+		next = r.BigUint64()
 		r.ok("producer id")
 	}
 	e := &enc{b: []byte{version}}

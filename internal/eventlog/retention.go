@@ -87,7 +87,7 @@ func dropIndex(tx *shard.Tx, topic [16]byte, part int32, p *partition) {
 	}
 	var before []byte
 	for k, v := range tx.Scan(partKey(rowEpoch, topic, part), partEnd(rowEpoch, topic, part)) {
-		if d := row(v); int64(d.u64()) > p.start {
+		if d := row(v); int64(d.BigUint64()) > p.start {
 			break
 		}
 		// The epoch before this one ended at or before the log start.

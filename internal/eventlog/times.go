@@ -29,13 +29,13 @@ func readTimeRow(k, v []byte) timeRow {
 		panic("eventlog: malformed time index key")
 	}
 	d := row(v)
-	r := timeRow{last: int64(binary.BigEndian.Uint64(rest[8:])), first: int64(d.u64()), latest: int64(d.u64() ^ 1<<63)}
+	r := timeRow{last: int64(binary.BigEndian.Uint64(rest[8:])), first: int64(d.BigUint64()), latest: int64(d.BigUint64() ^ 1<<63)}
 	d.ok("time index")
 	return r
 }
 
 func answerTime(v shard.View, d dec) ([]byte, error) {
-	topic, part, ms := d.id(), d.partition(), d.iv()
+	topic, part, ms := d.id(), d.partition(), d.Varint()
 	if err := d.done("time query"); err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"strings"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -127,20 +128,20 @@ func (e *enc) lastTopic(t Topic) {
 
 func (d *dec) topic() Topic {
 	t := Topic{ID: d.id(), Name: d.str()}
-	n := d.uv()
+	n := d.Uvarint()
 	if n > PartitionsPerTopicMax {
-		d.fail()
+		d.Fail()
 	}
 	t.Partitions = int32(n)
-	t.RetentionMs, t.RetentionBytes = d.iv(), d.iv()
+	t.RetentionMs, t.RetentionBytes = d.Varint(), d.Varint()
 	t.MessageBytesMax = d.i32()
-	t.Created = d.iv()
+	t.Created = d.Varint()
 	return t
 }
 
 func (d *dec) lastTopic() Topic {
 	t := d.topic()
-	if len(d.b) > 0 {
+	if d.Len() > 0 {
 		t.Fence = d.str()
 	}
 	return t
@@ -196,7 +197,7 @@ func applyCreateTopic(tx *shard.Tx, d dec) ([]byte, error) {
 	var topics, partitions uint64
 	if b, ok := tx.Get([]byte{rowTopics}); ok {
 		c := row(b)
-		topics, partitions = c.uv(), c.uv()
+		topics, partitions = c.Uvarint(), c.Uvarint()
 		c.ok("topic counter")
 	}
 	if topics >= TopicsMax {
@@ -249,20 +250,20 @@ func QueryTopicByID(id [16]byte) []byte {
 
 // DecodeTopic reads the answer of QueryTopicByName and of QueryTopicByID, and that of creating a topic.
 func DecodeTopic(b []byte) (Topic, error) {
-	d := dec{b: b}
+	d := dec{codec.Read(b)}
 	t := d.lastTopic()
 	return t, d.done("answer: topic")
 }
 
 // DecodeTopics reads the answer of QueryTopics.
 func DecodeTopics(b []byte) ([]Topic, error) {
-	d := dec{b: b}
+	d := dec{codec.Read(b)}
 	var out []Topic
-	for n := d.count(21); n > 0 && !d.bad; n-- {
+	for n := d.Count(21); n > 0 && !d.Bad(); n-- {
 		out = append(out, d.topic())
 	}
 	// The locks follow, if any topic has one.
-	for i := 0; len(d.b) > 0 && i < len(out); i++ {
+	for i := 0; d.Len() > 0 && i < len(out); i++ {
 		out[i].Fence = d.str()
 	}
 	return out, d.done("answer: topics")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"iter"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -295,11 +296,11 @@ func (Module) Query(v shard.View, q []byte) ([]byte, error) {
 }
 
 func begin(b []byte) (decoder, request, error) {
-	d := decoder{b: b}
-	if v := d.byte(); v != encodingVersion {
+	d := decoder{codec.Read(b)}
+	if v := d.Byte(); v != encodingVersion {
 		return d, 0, errs.New(errs.Unsupported, "kv request of version %d; this build knows version %d", v, encodingVersion)
 	}
-	return d, request(d.byte()), nil
+	return d, request(d.Byte()), nil
 }
 
 // Fire implements shard.Module.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 )
 
@@ -68,7 +69,7 @@ func appendOp(b []byte, o Op) []byte {
 			}
 		}
 		b = append(b, byte(OpRange), flags, byte(o.Target), byte(o.Order))
-		b = appendBytes(appendBytes(b, o.Key), o.End)
+		b = codec.AppendBytes(codec.AppendBytes(b, o.Key), o.End)
 		b = appendInt(appendInt(b, o.Limit), o.Revision)
 		if filters {
 			b = appendInt(appendInt(appendInt(appendInt(b, o.MinMod), o.MaxMod), o.MinCreate), o.MaxCreate)
@@ -81,22 +82,22 @@ func appendOp(b []byte, o Op) []byte {
 			}
 		}
 		b = append(b, byte(OpPut), flags)
-		b = appendInt(appendBytes(appendBytes(b, o.Key), o.Value), o.Lease)
+		b = appendInt(codec.AppendBytes(codec.AppendBytes(b, o.Key), o.Value), o.Lease)
 	case *Delete:
 		flags := byte(0)
 		if o.WantPrev {
 			flags = flagWantPrev
 		}
 		b = append(b, byte(OpDelete), flags)
-		b = appendBytes(appendBytes(b, o.Key), o.End)
+		b = codec.AppendBytes(codec.AppendBytes(b, o.Key), o.End)
 	case *Txn:
 		b = binary.AppendUvarint(append(b, byte(OpTxn)), uint64(len(o.If)))
 		for i := range o.If {
 			c := &o.If[i]
 			b = append(b, byte(c.Target), byte(c.Relation))
-			b = appendBytes(appendBytes(b, c.Key), c.End)
+			b = codec.AppendBytes(codec.AppendBytes(b, c.Key), c.End)
 			if c.Target == Value {
-				b = appendBytes(b, c.Value)
+				b = codec.AppendBytes(b, c.Value)
 			} else {
 				b = appendInt(b, c.Number)
 			}
@@ -114,75 +115,30 @@ func appendOp(b []byte, o Op) []byte {
 // appendInt adds a signed number, of which most are small and none negative.
 func appendInt(b []byte, v int64) []byte { return binary.AppendUvarint(b, uint64(v)) }
 
-func appendBytes(b, v []byte) []byte { return append(binary.AppendUvarint(b, uint64(len(v))), v...) }
+// decoder is a codec.Reader of requests, answers and rows.
+type decoder struct{ codec.Reader }
 
-// decoder reads an encoding. After the first thing that is not there, bad is set and everything is empty. The slices it
-// returns are parts of what it reads.
-type decoder struct {
-	b   []byte
-	bad bool
-}
-
-func (d *decoder) byte() byte {
-	if len(d.b) == 0 {
-		d.bad = true
-		return 0
-	}
-	v := d.b[0]
-	d.b = d.b[1:]
-	return v
-}
-
-func (d *decoder) uvarint() uint64 {
-	v, n := binary.Uvarint(d.b)
-	if n <= 0 {
-		d.bad, d.b = true, nil
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) int() int64 { return int64(d.uvarint()) }
-
-func (d *decoder) bytes() []byte {
-	n := d.uvarint()
-	if n > uint64(len(d.b)) {
-		d.bad, d.b = true, nil
-		return nil
-	}
-	v := d.b[:n:n]
-	d.b = d.b[n:]
-	return v
-}
-
-// count reads how many things follow, each of which takes at least size bytes.
-func (d *decoder) count(size int) int {
-	n := d.uvarint()
-	if n > uint64(len(d.b)/size) {
-		d.bad, d.b = true, nil
-		return 0
-	}
-	return int(n)
-}
+func (d *decoder) int() int64 { return int64(d.Uvarint()) }
 
 // end returns an error if anything was missing, or is left.
 func (d *decoder) end() error {
-	if d.bad || len(d.b) > 0 {
+	if !d.Done() {
 		return errMalformed()
 	}
 	return nil
 }
 
 func (d *decoder) op(depth int) Op {
-	switch kind := OpKind(d.byte()); kind {
+	switch kind := OpKind(d.Byte()); kind {
 	case OpRange:
 		o := &Range{}
-		flags := d.byte()
+		flags := d.Byte()
 		o.KeysOnly, o.CountOnly = flags&flagKeysOnly != 0, flags&flagCountOnly != 0
-		o.Target, o.Order = SortTarget(d.byte()), SortOrder(d.byte())
-		d.bad = d.bad || o.Target > ByValue || o.Order > Descending
-		o.Key, o.End = d.bytes(), d.bytes()
+		o.Target, o.Order = SortTarget(d.Byte()), SortOrder(d.Byte())
+		if o.Target > ByValue || o.Order > Descending {
+			d.Fail()
+		}
+		o.Key, o.End = d.Bytes(), d.Bytes()
 		o.Limit, o.Revision = d.int(), d.int()
 		if flags&flagFilters != 0 {
 			o.MinMod, o.MaxMod, o.MinCreate, o.MaxCreate = d.int(), d.int(), d.int(), d.int()
@@ -190,42 +146,44 @@ func (d *decoder) op(depth int) Op {
 		return o
 	case OpPut:
 		o := &Put{}
-		flags := d.byte()
+		flags := d.Byte()
 		o.WantPrev, o.KeepValue, o.KeepLease = flags&flagWantPrev != 0, flags&flagKeepValue != 0, flags&flagKeepLease != 0
-		o.Key, o.Value, o.Lease = d.bytes(), d.bytes(), d.int()
+		o.Key, o.Value, o.Lease = d.Bytes(), d.Bytes(), d.int()
 		return o
 	case OpDelete:
-		o := &Delete{WantPrev: d.byte()&flagWantPrev != 0}
-		o.Key, o.End = d.bytes(), d.bytes()
+		o := &Delete{WantPrev: d.Byte()&flagWantPrev != 0}
+		o.Key, o.End = d.Bytes(), d.Bytes()
 		return o
 	case OpTxn:
 		if depth == DepthMax {
-			d.bad = true
+			d.Fail()
 			return nil
 		}
 		o := &Txn{}
-		if n := d.count(5); n > 0 {
+		if n := d.Count(5); n > 0 {
 			o.If = make([]Compare, n)
 		}
 		for i := range o.If {
 			c := &o.If[i]
-			c.Target, c.Relation = CompareTarget(d.byte()), Relation(d.byte())
-			d.bad = d.bad || c.Target > Lease || c.Relation > NotEqual
-			c.Key, c.End = d.bytes(), d.bytes()
+			c.Target, c.Relation = CompareTarget(d.Byte()), Relation(d.Byte())
+			if c.Target > Lease || c.Relation > NotEqual {
+				d.Fail()
+			}
+			c.Key, c.End = d.Bytes(), d.Bytes()
 			if c.Target == Value {
-				c.Value = d.bytes()
+				c.Value = d.Bytes()
 			} else {
 				c.Number = d.int()
 			}
 		}
 		for _, ops := range [...]*[]Op{&o.Then, &o.Else} {
-			for n := d.count(3); n > 0 && !d.bad; n-- {
+			for n := d.Count(3); n > 0 && !d.Bad(); n-- {
 				*ops = append(*ops, d.op(depth+1))
 			}
 		}
 		return o
 	}
-	d.bad = true
+	d.Fail()
 	return nil
 }
 
@@ -234,26 +192,19 @@ func appendAnswer(b []byte, a *Answer) []byte {
 	b = appendInt(append(b, byte(a.Op)), a.Revision)
 	switch a.Op {
 	case OpRange:
-		b = appendBool(b, a.More)
+		b = codec.AppendBool(b, a.More)
 		b = appendKVs(appendInt(b, a.Count), a.KVs)
 	case OpPut:
 		b = appendKVs(b, a.KVs)
 	case OpDelete:
 		b = appendKVs(appendInt(b, a.Count), a.KVs)
 	case OpTxn:
-		b = binary.AppendUvarint(appendBool(b, a.Succeeded), uint64(len(a.Answers)))
+		b = binary.AppendUvarint(codec.AppendBool(b, a.Succeeded), uint64(len(a.Answers)))
 		for i := range a.Answers {
 			b = appendAnswer(b, &a.Answers[i])
 		}
 	}
 	return b
-}
-
-func appendBool(b []byte, v bool) []byte {
-	if v {
-		return append(b, 1)
-	}
-	return append(b, 0)
 }
 
 func appendKVs(b []byte, kvs []KeyValue) []byte {
@@ -266,21 +217,21 @@ func appendKVs(b []byte, kvs []KeyValue) []byte {
 
 func appendKV(b []byte, kv *KeyValue) []byte {
 	b = appendInt(appendInt(appendInt(appendInt(b, kv.Create), kv.Mod), kv.Version), kv.Lease)
-	return appendBytes(appendBytes(b, kv.Key), kv.Value)
+	return codec.AppendBytes(codec.AppendBytes(b, kv.Key), kv.Value)
 }
 
 // DecodeAnswer reads the answer to a command or query made with EncodeOp. Its slices are parts of b.
 func DecodeAnswer(b []byte) (Answer, error) {
-	d := decoder{b: b}
+	d := decoder{codec.Read(b)}
 	a := d.answer(0)
 	return a, d.end()
 }
 
 func (d *decoder) answer(depth int) Answer {
-	a := Answer{Op: OpKind(d.byte()), Revision: d.int()}
+	a := Answer{Op: OpKind(d.Byte()), Revision: d.int()}
 	switch a.Op {
 	case OpRange:
-		a.More, a.Count = d.byte() != 0, d.int()
+		a.More, a.Count = d.Bool(), d.int()
 		a.KVs = d.kvs()
 	case OpPut:
 		a.KVs = d.kvs()
@@ -289,24 +240,24 @@ func (d *decoder) answer(depth int) Answer {
 		a.KVs = d.kvs()
 	case OpTxn:
 		if depth == DepthMax {
-			d.bad = true
+			d.Fail()
 			return a
 		}
-		a.Succeeded = d.byte() != 0
-		if n := d.count(3); n > 0 {
+		a.Succeeded = d.Bool()
+		if n := d.Count(3); n > 0 {
 			a.Answers = make([]Answer, 0, n)
-			for ; n > 0 && !d.bad; n-- {
+			for ; n > 0 && !d.Bad(); n-- {
 				a.Answers = append(a.Answers, d.answer(depth+1))
 			}
 		}
 	default:
-		d.bad = true
+		d.Fail()
 	}
 	return a
 }
 
 func (d *decoder) kvs() []KeyValue {
-	n := d.count(6)
+	n := d.Count(6)
 	if n == 0 {
 		return nil
 	}
@@ -319,7 +270,7 @@ func (d *decoder) kvs() []KeyValue {
 
 func (d *decoder) kv(kv *KeyValue) {
 	kv.Create, kv.Mod, kv.Version, kv.Lease = d.int(), d.int(), d.int(), d.int()
-	kv.Key, kv.Value = d.bytes(), d.bytes()
+	kv.Key, kv.Value = d.Bytes(), d.Bytes()
 }
 
 // maxRevision is no revision: it comes after all.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -41,7 +42,7 @@ func CheckFence(lock []byte, token int64) error {
 // writes by Tx.Call. home says that the lock's keys are in this very shard: then the token must be that of the holder. Elsewhere it
 // must not be lower than another that was seen there, and is remembered. With home it may also be asked as a query.
 func EncodeFence(lock []byte, token int64, home bool) []byte {
-	return appendBool(appendInt(appendBytes(head(reqFence), lock), token), home)
+	return codec.AppendBool(appendInt(codec.AppendBytes(head(reqFence), lock), token), home)
 }
 
 func errFenced(lock []byte, token int64, now string) error {
@@ -49,7 +50,7 @@ func errFenced(lock []byte, token int64, now string) error {
 }
 
 func (c *call) fence(d *decoder) []byte {
-	lock, token, home := d.bytes(), d.int(), d.byte() != 0
+	lock, token, home := d.Bytes(), d.int(), d.Bool()
 	c.failIf(d.end())
 	c.failIf(CheckFence(lock, token))
 	switch {
@@ -95,7 +96,7 @@ func (c *call) fenceSeen(lock []byte, token int64) {
 	}
 	b, known := c.tx.Get(fenceKey(lock))
 	if known {
-		d := decoder{b: b}
+		d := decoder{codec.Read(b)}
 		seen := d.int()
 		switch {
 		case d.end() != nil:

@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -15,7 +16,7 @@ func EncodeCompact(rev int64) []byte { return appendInt(head(reqCompact), rev) }
 
 // DecodeRevision reads the answer to a command that has no other than the key space's revision.
 func DecodeRevision(b []byte) (int64, error) {
-	d := decoder{b: b}
+	d := decoder{codec.Read(b)}
 	rev := d.int()
 	return rev, d.end()
 }
@@ -109,7 +110,7 @@ func EncodeStatus() []byte { return head(reqStatus) }
 
 // DecodeStatus reads the answer.
 func DecodeStatus(b []byte) (Status, error) {
-	d := decoder{b: b}
+	d := decoder{codec.Read(b)}
 	s := Status{Revision: d.int(), Compacted: d.int(), Removed: d.int()}
 	return s, d.end()
 }
@@ -139,19 +140,19 @@ type Events struct {
 // EncodeEvents returns the query for the history from a revision on, as many revisions as take about bytesMax, at least one if
 // there is any; none is cut. It fails with ErrCompacted.
 func EncodeEvents(from int64, bytesMax int, withPrev bool) []byte {
-	return appendBool(appendInt(appendInt(head(reqEvents), from), int64(bytesMax)), withPrev)
+	return codec.AppendBool(appendInt(appendInt(head(reqEvents), from), int64(bytesMax)), withPrev)
 }
 
 // DecodeEvents reads the answer. Its slices are parts of b.
 func DecodeEvents(b []byte) (Events, error) {
-	d := decoder{b: b}
+	d := decoder{codec.Read(b)}
 	e := Events{Revision: d.int(), Compacted: d.int(), Next: d.int()}
-	if n := d.count(8); n > 0 {
+	if n := d.Count(8); n > 0 {
 		e.Events = make([]Event, n)
 	}
 	for i := range e.Events {
 		ev := &e.Events[i]
-		flags := d.byte()
+		flags := d.Byte()
 		ev.Deleted = flags&1 != 0
 		d.kv(&ev.KV)
 		if flags&2 != 0 {
@@ -163,7 +164,7 @@ func DecodeEvents(b []byte) (Events, error) {
 }
 
 func (c *call) eventsFrom(d *decoder) []byte {
-	from, bytesMax, withPrev := d.int(), d.int(), d.byte() != 0
+	from, bytesMax, withPrev := d.int(), d.int(), d.Bool()
 	c.failIf(d.end())
 	if from < c.st.compact {
 		c.fail(ErrCompacted)
@@ -245,8 +246,8 @@ type Hash struct {
 
 // DecodeHash reads the answer.
 func DecodeHash(b []byte) (Hash, error) {
-	d := decoder{b: b}
-	h := Hash{Sum: uint32(d.uvarint()), Revision: d.int(), At: d.int(), Compacted: d.int()}
+	d := decoder{codec.Read(b)}
+	h := Hash{Sum: uint32(d.Uvarint()), Revision: d.int(), At: d.int(), Compacted: d.int()}
 	return h, d.end()
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/shardtest"
@@ -525,9 +526,9 @@ func dumpRows(t *testing.T, m *shard.Machine) map[string]string {
 		if b == nil {
 			return rows
 		}
-		d := decoder{b: b}
-		for len(d.b) > 0 {
-			k, v := d.bytes(), d.bytes()
+		d := codec.Read(b)
+		for d.Len() > 0 {
+			k, v := d.Bytes(), d.Bytes()
 			if k[0] == byte(shard.ModuleKV) {
 				rows[string(k[1:])] = string(v)
 			}

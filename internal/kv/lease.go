@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"time"
+
+	"github.com/quorate/quorate/internal/codec"
 )
 
 // EncodeGrant returns the command that makes a lease with a TTL in seconds. The answer is DecodeTTL's. id must not be 0: whoever
@@ -31,10 +33,10 @@ type TTL struct {
 
 // DecodeTTL reads an answer.
 func DecodeTTL(b []byte) (TTL, error) {
-	d := decoder{b: b}
+	d := decoder{codec.Read(b)}
 	t := TTL{Revision: d.int(), TTL: d.int(), Granted: d.int()}
-	for n := d.count(1); n > 0 && !d.bad; n-- {
-		t.Keys = append(t.Keys, d.bytes())
+	for n := d.Count(1); n > 0 && !d.Bad(); n-- {
+		t.Keys = append(t.Keys, d.Bytes())
 	}
 	return t, d.end()
 }
@@ -43,7 +45,7 @@ func (c *call) answerTTL(ttl, granted int64, keys [][]byte) []byte {
 	b := appendInt(appendInt(appendInt(nil, c.st.rev), ttl), granted)
 	b = binary.AppendUvarint(b, uint64(len(keys)))
 	for _, k := range keys {
-		b = appendBytes(b, k)
+		b = codec.AppendBytes(b, k)
 	}
 	return b
 }
@@ -169,11 +171,11 @@ func (c *call) fireLease(key []byte) {
 // EncodeTimeToLive returns the query for what a lease has yet to live, with the keys that hang on it if withKeys. nodeMs is the
 // asking node's clock in Unix ms: a TTL goes down while the shard's own clock stands still. The answer is DecodeTTL's.
 func EncodeTimeToLive(id, nodeMs int64, withKeys bool) []byte {
-	return appendBool(appendInt(appendInt(head(reqTimeToLive), id), nodeMs), withKeys)
+	return codec.AppendBool(appendInt(appendInt(head(reqTimeToLive), id), nodeMs), withKeys)
 }
 
 func (c *call) timeToLive(d *decoder) []byte {
-	id, nodeMs, withKeys := d.int(), d.int(), d.byte() != 0
+	id, nodeMs, withKeys := d.int(), d.int(), d.Bool()
 	if c.failIf(d.end()); c.err != nil {
 		return nil
 	}
@@ -197,9 +199,9 @@ type LeaseTTL struct{ ID, TTL int64 }
 
 // DecodeLeases reads the answer: the key space's revision, and the leases.
 func DecodeLeases(b []byte) (rev int64, leases []LeaseTTL, err error) {
-	d := decoder{b: b}
+	d := decoder{codec.Read(b)}
 	rev = d.int()
-	for n := d.count(2); n > 0 && !d.bad; n-- {
+	for n := d.Count(2); n > 0 && !d.Bad(); n-- {
 		leases = append(leases, LeaseTTL{d.int(), d.int()})
 	}
 	return rev, leases, d.end()

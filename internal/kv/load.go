@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 )
 
@@ -44,7 +45,7 @@ func EncodeLoad(l *Load) []byte {
 	}
 	b = binary.AppendUvarint(appendInt(b, l.Revision), uint64(len(l.Events)))
 	for _, e := range l.Events {
-		b = appendBytes(appendBool(b, e.Deleted), e.Key)
+		b = codec.AppendBytes(codec.AppendBool(b, e.Deleted), e.Key)
 	}
 	return b
 }
@@ -64,15 +65,15 @@ func DecodeLoad(b []byte) (*Load, error) {
 func (d *decoder) load() (*Load, error) {
 	l := &Load{}
 	for i := range l.ID {
-		l.ID[i] = d.byte()
+		l.ID[i] = d.Byte()
 	}
 	l.KVs = d.kvs()
-	for n := d.count(2); n > 0 && !d.bad; n-- {
+	for n := d.Count(2); n > 0 && !d.Bad(); n-- {
 		l.Leases = append(l.Leases, LeaseTTL{d.int(), d.int()})
 	}
 	l.Revision = d.int()
-	for n := d.count(2); n > 0 && !d.bad; n-- {
-		l.Events = append(l.Events, LoadEvent{d.byte() != 0, d.bytes()})
+	for n := d.Count(2); n > 0 && !d.Bad(); n-- {
+		l.Events = append(l.Events, LoadEvent{d.Bool(), d.Bytes()})
 	}
 	if err := d.end(); err != nil {
 		return nil, err

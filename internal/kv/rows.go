@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 )
 
@@ -69,11 +70,11 @@ func encodeVersion(first int64, kv *KeyValue) []byte {
 
 // decodeVersion is its opposite. The value is a part of b.
 func decodeVersion(b []byte, kv *KeyValue) (first int64, ok bool) {
-	d := decoder{b: b}
+	d := decoder{codec.Read(b)}
 	first = d.int()
 	kv.Create, kv.Version, kv.Lease = d.int(), d.int(), d.int()
-	kv.Value = d.b
-	return first, !d.bad
+	kv.Value = d.Rest()
+	return first, !d.Bad()
 }
 
 // appendEscaped adds a key in a form that sorts as the key does and shows its own end.
@@ -149,10 +150,10 @@ func encodeEvent(kind eventKind, prev int64, key []byte) []byte {
 }
 
 func decodeEvent(b []byte) (kind eventKind, prev int64, key []byte, ok bool) {
-	d := decoder{b: b}
-	kind = eventKind(d.byte())
+	d := decoder{codec.Read(b)}
+	kind = eventKind(d.Byte())
 	prev = d.int()
-	return kind, prev, d.b, !d.bad && kind <= eventDelete
+	return kind, prev, d.Rest(), !d.Bad() && kind <= eventDelete
 }
 
 // lease is a lease's row.
@@ -177,9 +178,9 @@ func (l *lease) encode() []byte {
 }
 
 func (l *lease) decode(b []byte) bool {
-	d := decoder{b: b}
+	d := decoder{codec.Read(b)}
 	l.ttl, l.granted, l.end, l.term = d.int(), d.int(), d.int(), d.int()
-	return !d.bad && len(d.b) == 0
+	return d.Done()
 }
 
 func fenceKey(lock []byte) []byte { return append([]byte{rowFence}, lock...) }
@@ -191,7 +192,7 @@ func fenceOrderKey(token int64, lock []byte) []byte {
 func (f *fences) encode() []byte { return appendInt(appendInt(nil, f.count), f.floor) }
 
 func (f *fences) decode(b []byte) bool {
-	d := decoder{b: b}
+	d := decoder{codec.Read(b)}
 	f.count, f.floor = d.int(), d.int()
 	return d.end() == nil
 }

@@ -49,7 +49,7 @@ func Uses(req []byte, ask func(q []byte) ([]byte, error), f func(Use) error) err
 		}
 		u.attached(UseWrite, id)
 	case reqTimeToLive:
-		id, _, withKeys := d.int(), d.int(), d.byte() != 0
+		id, _, withKeys := d.int(), d.int(), d.Bool()
 		if err := d.end(); err != nil {
 			return err
 		}

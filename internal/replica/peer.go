@@ -8,6 +8,7 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
@@ -77,28 +78,28 @@ func (h *Host) handle(p *peer, arrived time.Time, kind byte, body []byte) error 
 		}
 		return nil
 	}
-	rd := &reader{b: body}
-	r := h.reps[shard.ID(rd.uvarint())]
+	rd := codec.Read(body)
+	r := h.reps[shard.ID(rd.Uvarint())]
 	if r == nil {
 		return nil
 	}
 	switch kind {
 	case msgForward:
-		r.receiveForward(p, rd, arrived)
+		r.receiveForward(p, &rd, arrived)
 	case msgQuiesce:
-		r.receiveQuiesce(p, rd)
+		r.receiveQuiesce(p, &rd)
 	case msgChunk:
-		r.receiveChunk(p, rd)
+		r.receiveChunk(p, &rd)
 	case msgChunkOK:
-		r.receiveChunkOK(p, rd)
+		r.receiveChunkOK(p, &rd)
 	case msgReplace:
-		r.receiveReplace(p, rd)
+		r.receiveReplace(p, &rd)
 	case msgAssign:
-		r.receiveAssign(rd)
+		r.receiveAssign(&rd)
 	case msgDigest:
-		r.receiveDigest(p, rd)
+		r.receiveDigest(p, &rd)
 	}
-	if rd.bad {
+	if rd.Bad() {
 		return errs.New(errs.Corrupt, "malformed message of kind %d", kind)
 	}
 	return nil
@@ -278,9 +279,9 @@ func (r *replica) tickLeader() {
 }
 
 // receiveDigest stops the node if its state is not the leader's.
-func (r *replica) receiveDigest(p *peer, rd *reader) {
-	at, want := rd.uvarint(), rd.uint64()
-	if rd.bad {
+func (r *replica) receiveDigest(p *peer, rd *codec.Reader) {
+	at, want := rd.Uvarint(), rd.Uint64()
+	if rd.Bad() {
 		return
 	}
 	if got, ok := r.digests[at]; ok && got != want {
@@ -327,9 +328,9 @@ func (r *replica) quietEnough() bool {
 		st.GetCommit() == last && r.machine.Applied().Index == last && !r.snapshotting() && !r.rn.HasReady()
 }
 
-func (r *replica) receiveQuiesce(p *peer, rd *reader) {
-	from, term, last := rd.uvarint(), rd.uvarint(), rd.uvarint()
-	if rd.bad || r.rn == nil || from != r.lead || replicaNode(from) != p.id || term != r.term || r.view.last.Index != last {
+func (r *replica) receiveQuiesce(p *peer, rd *codec.Reader) {
+	from, term, last := rd.Uvarint(), rd.Uvarint(), rd.Uvarint()
+	if rd.Bad() || r.rn == nil || from != r.lead || replicaNode(from) != p.id || term != r.term || r.view.last.Index != last {
 		return
 	}
 	if !r.quietEnough() {

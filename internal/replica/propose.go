@@ -8,6 +8,7 @@ import (
 
 	"go.etcd.io/raft/v3"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
@@ -225,7 +226,7 @@ func (r *replica) dispatch(b *batch) {
 		left = uint64(max(1, b.deadline.Sub(h.now).Milliseconds()))
 	}
 	w.b = binary.AppendUvarint(w.b, left)
-	w.b = appendBytes(w.b, b.data)
+	w.b = codec.AppendBytes(w.b, b.data)
 	*f = w.end()
 }
 
@@ -254,14 +255,14 @@ func (r *replica) resend(newLeader bool) {
 
 // receiveForward proposes a batch of another node, unless it has waited here until nobody waits for it any more. Its node
 // answers that the outcome is unknown, and does not send it again.
-func (r *replica) receiveForward(p *peer, rd *reader, arrived time.Time) {
+func (r *replica) receiveForward(p *peer, rd *codec.Reader, arrived time.Time) {
 	h := r.host
-	left := rd.uvarint()
+	left := rd.Uvarint()
 	if waited := h.now.Sub(arrived); left > 0 && !arrived.IsZero() && waited > 0 && uint64(waited.Milliseconds()) > left {
 		return
 	}
-	data := bytes.Clone(rd.bytes())
-	if rd.bad {
+	data := bytes.Clone(rd.Bytes())
+	if rd.Bad() {
 		return
 	}
 	if _, batch, err := shard.EntryHeader(data); err != nil || !batch {

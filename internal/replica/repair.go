@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
@@ -90,10 +91,10 @@ func (r *replica) give(n shard.NodeID, a assigned) {
 }
 
 // receiveReplace replaces the replica of a node that lost its data.
-func (r *replica) receiveReplace(p *peer, rd *reader) {
-	used, request := rd.uvarint(), rd.uint64()
+func (r *replica) receiveReplace(p *peer, rd *codec.Reader) {
+	used, request := rd.Uvarint(), rd.Uint64()
 	r.wake()
-	if rd.bad || !r.leads() {
+	if rd.Bad() || !r.leads() {
 		return
 	}
 	st := r.rn.Status()
@@ -146,10 +147,10 @@ func (r *replica) assign(p *peer, id, request uint64) {
 }
 
 // receiveAssign takes the id that the leader gave a replica which lost its own.
-func (r *replica) receiveAssign(rd *reader) {
+func (r *replica) receiveAssign(rd *codec.Reader) {
 	h := r.host
-	id, request := rd.uvarint(), rd.uint64()
-	if rd.bad || r.rn != nil || replicaNode(id) != h.cfg.Node || request != r.request {
+	id, request := rd.Uvarint(), rd.Uint64()
+	if rd.Bad() || r.rn != nil || replicaNode(id) != h.cfg.Node || request != r.request {
 		return
 	}
 	h.note(true, r.id, "rebuilding the replica under a new id", "replica", id)

@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
@@ -177,14 +178,14 @@ func encodeConf(cs *raftpb.ConfState) []byte {
 }
 
 func decodeConf(b []byte) *raftpb.ConfState {
-	r := reader{b: b}
+	r := codec.Read(b)
 	cs := &raftpb.ConfState{}
 	for _, set := range []*[]uint64{&cs.Voters, &cs.Learners, &cs.VotersOutgoing, &cs.LearnersNext} {
-		for n := r.uvarint(); n > 0 && !r.bad; n-- {
-			*set = append(*set, r.uvarint())
+		for n := r.Uvarint(); n > 0 && !r.Bad(); n-- {
+			*set = append(*set, r.Uvarint())
 		}
 	}
-	if r.byte() == 1 {
+	if r.Byte() == 1 {
 		cs.AutoLeave = new(true)
 	}
 	return cs

@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
@@ -147,26 +148,26 @@ func (r *replica) sendChunk(p *peer, o *snapshotOut, i int) {
 		b = append(b, 0)
 	}
 	if o.first+uint64(i) == 0 {
-		b = appendBytes(b, encodeConf(o.meta.GetConfState()))
+		b = codec.AppendBytes(b, encodeConf(o.meta.GetConfState()))
 	}
-	w.b = appendBytes(b, o.chunks[i])
+	w.b = codec.AppendBytes(b, o.chunks[i])
 	*f = w.end()
 }
 
 // receiveChunk stores a chunk, and gives raft the snapshot when it was the last.
-func (r *replica) receiveChunk(p *peer, rd *reader) {
+func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 	h := r.host
-	from, to, msgTerm, index, term, n := rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.uvarint()
+	from, to, msgTerm, index, term, n := rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint()
 	c := chunk{n: n, held: true}
-	if c.last = rd.byte() == 1; c.last {
-		c.sum = rd.uint64()
+	if c.last = rd.Byte() == 1; c.last {
+		c.sum = rd.Uint64()
 	}
 	var conf []byte
 	if n == 0 {
-		conf = append([]byte(nil), rd.bytes()...)
+		conf = append([]byte(nil), rd.Bytes()...)
 	}
-	c.data = rd.bytes()
-	if rd.bad || r.rn == nil || to != r.rid || replicaNode(from) != p.id || msgTerm < r.term {
+	c.data = rd.Bytes()
+	if rd.Bad() || r.rn == nil || to != r.rid || replicaNode(from) != p.id || msgTerm < r.term {
 		return
 	}
 	r.wake()
@@ -255,10 +256,10 @@ func (r *replica) confirmChunk(p *peer, to, index, next uint64, done bool) {
 	*f = w.end()
 }
 
-func (r *replica) receiveChunkOK(p *peer, rd *reader) {
-	from, to, index, next, done := rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.uvarint(), rd.byte() == 1
+func (r *replica) receiveChunkOK(p *peer, rd *codec.Reader) {
+	from, to, index, next, done := rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Byte() == 1
 	o := r.out[from]
-	if rd.bad || r.rn == nil || to != r.rid || o == nil || o.meta.GetIndex() != index || replicaNode(from) != p.id {
+	if rd.Bad() || r.rn == nil || to != r.rid || o == nil || o.meta.GetIndex() != index || replicaNode(from) != p.id {
 		return
 	}
 	if done {

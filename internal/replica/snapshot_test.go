@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -226,12 +227,12 @@ func spoil(frame []byte) bool {
 			return false
 		}
 		if kind == msgChunk {
-			rd := reader{b: msg}
+			rd := codec.Read(msg)
 			for range 7 {
-				rd.uvarint()
+				rd.Uvarint()
 			}
-			if rd.byte() == 1 {
-				rd.b[0] ^= 1
+			if rd.Byte() == 1 {
+				rd.Rest()[0] ^= 1
 				return true
 			}
 		}

@@ -5,6 +5,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -54,57 +55,6 @@ func appendFrameHeader(b []byte, h frameHeader) []byte {
 	return binary.LittleEndian.AppendUint64(b, h.yourLog)
 }
 
-// reader reads fields from a frame. After the first malformed field it returns zeros and stays bad.
-type reader struct {
-	b   []byte
-	bad bool
-}
-
-func (r *reader) uvarint() uint64 {
-	v, n := binary.Uvarint(r.b)
-	if n <= 0 {
-		r.b, r.bad = nil, true
-		return 0
-	}
-	r.b = r.b[n:]
-	return v
-}
-
-func (r *reader) byte() byte {
-	if len(r.b) == 0 {
-		r.bad = true
-		return 0
-	}
-	v := r.b[0]
-	r.b = r.b[1:]
-	return v
-}
-
-func (r *reader) uint64() uint64 {
-	if len(r.b) < 8 {
-		r.b, r.bad = nil, true
-		return 0
-	}
-	v := binary.LittleEndian.Uint64(r.b)
-	r.b = r.b[8:]
-	return v
-}
-
-func (r *reader) bytes() []byte {
-	n := r.uvarint()
-	if n > uint64(len(r.b)) {
-		r.b, r.bad = nil, true
-		return nil
-	}
-	v := r.b[:n:n]
-	r.b = r.b[n:]
-	return v
-}
-
-func appendBytes(b, v []byte) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
-}
-
 func readFrameHeader(b []byte) (h frameHeader, rest []byte, err error) {
 	if len(b) < frameHeaderSize {
 		return h, nil, errs.New(errs.Corrupt, "peer frame of %d bytes is shorter than its header", len(b))
@@ -121,13 +71,13 @@ func readFrameHeader(b []byte) (h frameHeader, rest []byte, err error) {
 
 // nextMessage splits the first message off a frame's body.
 func nextMessage(b []byte) (kind byte, body, rest []byte, err error) {
-	r := reader{b: b}
-	kind = r.byte()
-	body = r.bytes()
-	if r.bad {
+	r := codec.Read(b)
+	kind = r.Byte()
+	body = r.Bytes()
+	if r.Bad() {
 		return 0, nil, nil, errs.New(errs.Corrupt, "peer frame ends inside a message")
 	}
-	return kind, body, r.b, nil
+	return kind, body, r.Rest(), nil
 }
 
 // message is a growing message inside a frame: its length is patched in when it ends.
@@ -182,7 +132,7 @@ func appendRaft(b []byte, id shard.ID, m *raftpb.Message) []byte {
 		b = binary.AppendUvarint(b, v)
 	}
 	if flags&flagContext != 0 {
-		b = appendBytes(b, m.Context)
+		b = codec.AppendBytes(b, m.Context)
 	}
 	if flags&flagEntries != 0 {
 		b = binary.AppendUvarint(b, uint64(len(m.Entries)))
@@ -190,7 +140,7 @@ func appendRaft(b []byte, id shard.ID, m *raftpb.Message) []byte {
 			b = append(b, byte(e.GetType()))
 			b = binary.AppendUvarint(b, e.GetTerm())
 			b = binary.AppendUvarint(b, e.GetIndex())
-			b = appendBytes(b, e.Data)
+			b = codec.AppendBytes(b, e.Data)
 		}
 	}
 	w.b = b
@@ -199,12 +149,12 @@ func appendRaft(b []byte, id shard.ID, m *raftpb.Message) []byte {
 
 // readRaft decodes a raft message. Entries point into body.
 func readRaft(body []byte) (shard.ID, *raftpb.Message, error) {
-	r := reader{b: body}
-	id := shard.ID(r.uvarint())
-	typ, flags := r.byte(), r.byte()
+	r := codec.Read(body)
+	id := shard.ID(r.Uvarint())
+	typ, flags := r.Byte(), r.Byte()
 	var v [8]uint64
 	for i := range v {
-		v[i] = r.uvarint()
+		v[i] = r.Uvarint()
 	}
 	m := &raftpb.Message{
 		Type: raftpb.MessageType(typ).Enum(), To: &v[0], From: &v[1], Term: &v[2], LogTerm: &v[3], Index: &v[4], Commit: &v[5],
@@ -214,14 +164,10 @@ func readRaft(body []byte) (shard.ID, *raftpb.Message, error) {
 		m.Reject = new(true)
 	}
 	if flags&flagContext != 0 {
-		m.Context = r.bytes()
+		m.Context = r.Bytes()
 	}
 	if flags&flagEntries != 0 {
-		n := r.uvarint()
-		if n > uint64(len(r.b)/4+1) {
-			r.bad = true
-		}
-		if !r.bad {
+		if n := r.Count(4); !r.Bad() {
 			type flat struct {
 				e           raftpb.Entry
 				term, index uint64
@@ -231,14 +177,14 @@ func readRaft(body []byte) (shard.ID, *raftpb.Message, error) {
 			m.Entries = make([]*raftpb.Entry, n)
 			for i := range all {
 				f := &all[i]
-				f.typ = raftpb.EntryType(r.byte())
-				f.term, f.index = r.uvarint(), r.uvarint()
-				f.e.Type, f.e.Term, f.e.Index, f.e.Data = &f.typ, &f.term, &f.index, r.bytes()
+				f.typ = raftpb.EntryType(r.Byte())
+				f.term, f.index = r.Uvarint(), r.Uvarint()
+				f.e.Type, f.e.Term, f.e.Index, f.e.Data = &f.typ, &f.term, &f.index, r.Bytes()
 				m.Entries[i] = &f.e
 			}
 		}
 	}
-	if r.bad || len(r.b) > 0 {
+	if !r.Done() {
 		return 0, nil, errs.New(errs.Corrupt, "malformed raft message in a peer frame")
 	}
 	if _, known := raftpb.MessageType_name[int32(typ)]; !known {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 )
 
@@ -34,10 +35,6 @@ func (c *changeBuffer) mark() changeMark { return changeMark{len(c.buf), c.count
 
 func (c *changeBuffer) rollback(m changeMark) { c.buf, c.count = c.buf[:m.bytes], m.count }
 
-func appendBytes(b, v []byte) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
-}
-
 // begin starts a command.
 func (c *changeBuffer) begin() { c.base, c.over = len(c.buf), false }
 
@@ -56,16 +53,16 @@ func (c *changeBuffer) add(_ *state, ch Change) {
 	}
 	b := binary.AppendUvarint(c.buf, uint64(ch.Revision))
 	b = binary.AppendVarint(b, ch.At.UnixNano())
-	b = append(binary.AppendUvarint(b, uint64(len(ch.Op))), ch.Op...)
-	b = appendBytes(b, ch.Key)
+	b = codec.AppendBytes(b, ch.Op)
+	b = codec.AppendBytes(b, ch.Key)
 	if ch.Value == nil {
 		b = append(b, 0)
 	} else {
-		b = appendBytes(append(b, 1), ch.Value)
+		b = codec.AppendBytes(append(b, 1), ch.Value)
 	}
 	b = binary.AppendUvarint(b, uint64(len(ch.Headers)))
 	for _, h := range ch.Headers {
-		b = appendBytes(append(binary.AppendUvarint(b, uint64(len(h.Name))), h.Name...), h.Value)
+		b = codec.AppendBytes(codec.AppendBytes(b, h.Name), h.Value)
 	}
 	c.buf = b
 	c.count++
@@ -113,66 +110,19 @@ func (m *Machine) trimChanges() {
 
 // decodeChange reads one change; the slices point into b.
 func decodeChange(b []byte) (ch Change, rest []byte, err error) {
-	d := decoder{b: b}
-	ch.Revision = Revision(d.uvarint())
-	ch.At = time.Unix(0, d.varint()).UTC()
-	ch.Op = string(d.bytes())
-	ch.Key = d.bytes()
-	if d.byte() == 1 {
-		ch.Value = d.bytes()
+	d := codec.Read(b)
+	ch.Revision = Revision(d.Uvarint())
+	ch.At = time.Unix(0, d.Varint()).UTC()
+	ch.Op = string(d.Bytes())
+	ch.Key = d.Bytes()
+	if d.Byte() == 1 {
+		ch.Value = d.Bytes()
 	}
-	for n := d.uvarint(); n > 0 && !d.bad; n-- {
-		ch.Headers = append(ch.Headers, Header{Name: string(d.bytes()), Value: d.bytes()})
+	for n := d.Count(2); n > 0 && !d.Bad(); n-- {
+		ch.Headers = append(ch.Headers, Header{Name: string(d.Bytes()), Value: d.Bytes()})
 	}
-	if d.bad {
+	if d.Bad() {
 		return ch, nil, errs.New(errs.Corrupt, "malformed record in the change log")
 	}
-	return ch, d.b, nil
-}
-
-// decoder reads varints and byte strings; after an error it returns zeros.
-type decoder struct {
-	b   []byte
-	bad bool
-}
-
-func (d *decoder) uvarint() uint64 {
-	v, n := binary.Uvarint(d.b)
-	if n <= 0 {
-		d.bad, d.b = true, nil
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) varint() int64 {
-	v, n := binary.Varint(d.b)
-	if n <= 0 {
-		d.bad, d.b = true, nil
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) byte() byte {
-	if len(d.b) == 0 {
-		d.bad = true
-		return 0
-	}
-	v := d.b[0]
-	d.b = d.b[1:]
-	return v
-}
-
-func (d *decoder) bytes() []byte {
-	n := d.uvarint()
-	if n > uint64(len(d.b)) {
-		d.bad, d.b = true, nil
-		return nil
-	}
-	v := d.b[:n:n]
-	d.b = d.b[n:]
-	return v
+	return ch, d.Rest(), nil
 }

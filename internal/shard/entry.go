@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 )
 
@@ -43,9 +44,7 @@ func AppendBatchHeader(b []byte, h BatchHeader) []byte { return appendHeader(b, 
 
 // AppendCommand adds a command to a batch entry.
 func AppendCommand(b []byte, c Command) []byte {
-	b = append(b, byte(c.Module))
-	b = binary.AppendUvarint(b, uint64(len(c.Data)))
-	return append(b, c.Data...)
+	return codec.AppendBytes(append(b, byte(c.Module)), c.Data)
 }
 
 // CommandSize returns an upper bound for what AppendCommand adds.
@@ -95,10 +94,10 @@ func nextCommand(b []byte) (c Command, rest []byte, err error) {
 	if len(b) < 2 {
 		return c, nil, errs.New(errs.Corrupt, "log entry ends inside a command")
 	}
-	n, w := binary.Uvarint(b[1:])
-	if w <= 0 || n > uint64(len(b)-1-w) {
-		return c, nil, errs.New(errs.Corrupt, "log entry holds a command of a wrong length")
+	d := codec.Read(b)
+	c.Module, c.Data = ModuleID(d.Byte()), d.Bytes()
+	if d.Bad() {
+		return Command{}, nil, errs.New(errs.Corrupt, "log entry holds a command of a wrong length")
 	}
-	end := 1 + w + int(n)
-	return Command{Module: ModuleID(b[0]), Data: b[1+w : end]}, b[end:], nil
+	return c, d.Rest(), nil
 }

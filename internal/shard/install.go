@@ -3,6 +3,7 @@ package shard
 import (
 	"encoding/binary"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/storage"
@@ -27,10 +28,10 @@ func (m *Machine) Install() (*Installer, error) {
 // Add stores a chunk from SnapshotReader.Next.
 func (in *Installer) Add(chunk []byte) error {
 	b := in.m.store.Batch()
-	d := decoder{b: chunk}
-	for len(d.b) > 0 {
-		k, v := d.bytes(), d.bytes()
-		if d.bad {
+	d := codec.Read(chunk)
+	for d.Len() > 0 {
+		k, v := d.Bytes(), d.Bytes()
+		if d.Bad() {
 			b.Discard()
 			return errs.New(errs.Corrupt, "malformed snapshot chunk for shard %d", in.m.id)
 		}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/storage"
 )
@@ -218,7 +219,7 @@ func (r *SnapshotReader) Next(bytesMax int) ([]byte, error) {
 			r.next = slices.Clone(k)
 			return out, nil
 		}
-		out = appendBytes(appendBytes(out, k[placeSize:]), v)
+		out = codec.AppendBytes(codec.AppendBytes(out, k[placeSize:]), v)
 	}
 	r.next = end
 	return out, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"hash/crc32"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -322,48 +323,14 @@ func decodeEntry(b []byte, seed uint32, check bool) (Entry, error) {
 	return e, nil
 }
 
-// reader takes fields off a payload. After the first that is not there, bad is set and all fields are zero.
-type reader struct {
-	b   []byte
-	off int
-	bad bool
-}
-
-func (r *reader) take(n int) []byte {
-	if r.bad || n < 0 || len(r.b)-r.off < n {
-		r.bad = true
-		return nil
-	}
-	r.off += n
-	return r.b[r.off-n : r.off]
-}
-
-func (r *reader) u8() uint8 {
-	if b := r.take(1); b != nil {
-		return b[0]
-	}
-	return 0
-}
-
-func (r *reader) u32() uint32 {
-	if b := r.take(4); b != nil {
-		return le.Uint32(b)
-	}
-	return 0
-}
-
-func (r *reader) u64() uint64 {
-	if b := r.take(8); b != nil {
-		return le.Uint64(b)
-	}
-	return 0
-}
+// reader is a codec.Reader of payloads.
+type reader struct{ codec.Reader }
 
 // index reads a number that counts something; none comes near 2^62.
 func (r *reader) index() uint64 {
-	v := r.u64()
+	v := r.Uint64()
 	if v > indexMax {
-		r.bad = true
+		r.Fail()
 		return 0
 	}
 	return v
@@ -372,46 +339,46 @@ func (r *reader) index() uint64 {
 // decodeBatch calls f for each sub-record of a batch or rewrite, with the places of its entries; base is where the payload
 // stands in the segment. The slices are valid until f returns. Sub-records before the first bad one are reported.
 func decodeBatch(payload []byte, base int, seq uint64, f func(r *subRecord, slots []slot, terms []uint64)) error {
-	r := reader{b: payload}
+	r := reader{codec.Read(payload)}
 	var slots []slot
 	var terms []uint64
-	for n := r.u32(); n > 0; n-- {
-		s := subRecord{shard: ShardID(r.u32()), flags: r.u8(), counter: r.index()}
+	for n := r.Uint32(); n > 0; n-- {
+		s := subRecord{shard: ShardID(r.Uint32()), flags: r.Byte(), counter: r.index()}
 		if s.flags&subReplica != 0 {
-			s.replica = r.u64()
+			s.replica = r.Uint64()
 		}
 		if s.flags&subReset != 0 {
-			s.reset = Position{r.index(), r.u64()}
+			s.reset = Position{r.index(), r.Uint64()}
 		}
 		slots, terms = slots[:0], terms[:0]
 		if s.flags&subEntries != 0 {
-			s.first, s.count = r.index(), r.u32()
+			s.first, s.count = r.index(), r.Uint32()
 			for i := range uint64(s.count) {
-				at := r.off
-				h := r.take(entryHeaderBytes)
+				left := r.Len()
+				h := r.Fixed(entryHeaderBytes)
 				if h == nil {
 					break
 				}
 				if le.Uint64(h[8:]) != s.first+i || s.first+i > indexMax {
-					r.bad = true
+					r.Fail()
 				}
 				terms = append(terms, le.Uint64(h[16:]))
-				r.take(int(le.Uint32(h[4:])))
-				slots = append(slots, slot{seq, uint32(base + at), uint32(r.off - at)})
+				r.Fixed(int(le.Uint32(h[4:])))
+				slots = append(slots, slot{seq, uint32(base + len(payload) - left), uint32(left - r.Len())})
 			}
 		}
 		if s.flags&subState != 0 {
-			s.state = HardState{r.u64(), r.u64(), r.u64()}
+			s.state = HardState{r.Uint64(), r.Uint64(), r.Uint64()}
 		}
 		if s.flags&subCut != 0 {
-			s.cut = Position{r.index(), r.u64()}
+			s.cut = Position{r.index(), r.Uint64()}
 		}
-		if r.bad || s.shard == 0 || s.counter == 0 || s.flags&subEntries != 0 && s.first == 0 {
+		if r.Bad() || s.shard == 0 || s.counter == 0 || s.flags&subEntries != 0 && s.first == 0 {
 			return errBadRecord
 		}
 		f(&s, slots, terms)
 	}
-	if r.bad || r.off != len(payload) {
+	if !r.Done() {
 		return errBadRecord
 	}
 	return nil
@@ -463,27 +430,27 @@ func (c *checkpoint) encode(b []byte) []byte {
 
 // decodeCheckpoint decodes the payload of a checkpoint with a record number.
 func decodeCheckpoint(payload []byte, number, seq uint64) (*checkpoint, error) {
-	r := reader{b: payload}
+	r := reader{codec.Read(payload)}
 	c := &checkpoint{info: segmentInfo{
-		size: int64(r.index()), oldest: r.u64(), prevEnd: int64(r.index()), prevNext: r.u64(), step: int64(r.u32()), first: number,
+		size: int64(r.index()), oldest: r.Uint64(), prevEnd: int64(r.index()), prevNext: r.Uint64(), step: int64(r.Uint32()), first: number,
 	}}
-	c.allSuspect = r.u32()&checkpointAllSuspect != 0
-	n := int64(r.u32())
-	r.u32()
-	if r.bad || n*checkpointPerShard != int64(len(payload)-r.off) || !c.info.plausible(seq) {
+	c.allSuspect = r.Uint32()&checkpointAllSuspect != 0
+	n := int64(r.Uint32())
+	r.Uint32()
+	if r.Bad() || n*checkpointPerShard != int64(r.Len()) || !c.info.plausible(seq) {
 		return nil, errBadRecord
 	}
 	c.shards = make([]checkpointShard, n)
 	for i := range c.shards {
 		s := &c.shards[i]
-		s.shard = ShardID(r.u32())
-		s.suspect = r.u32()&checkpointSuspect != 0
-		s.replica = r.u64()
-		s.state = HardState{r.u64(), r.u64(), r.u64()}
-		s.cut = Position{r.index(), r.u64()}
-		s.last = Position{r.index(), r.u64()}
+		s.shard = ShardID(r.Uint32())
+		s.suspect = r.Uint32()&checkpointSuspect != 0
+		s.replica = r.Uint64()
+		s.state = HardState{r.Uint64(), r.Uint64(), r.Uint64()}
+		s.cut = Position{r.index(), r.Uint64()}
+		s.last = Position{r.index(), r.Uint64()}
 		s.counter = r.index()
-		if r.bad || s.shard == 0 || s.last.Index < s.cut.Index || i > 0 && c.shards[i-1].shard >= s.shard {
+		if r.Bad() || s.shard == 0 || s.last.Index < s.cut.Index || i > 0 && c.shards[i-1].shard >= s.shard {
 			return nil, errBadRecord
 		}
 	}

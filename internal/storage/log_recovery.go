@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"sort"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -492,9 +493,9 @@ func (r *recovery) replay(g *segment, rec *record) {
 	case kindRewrite:
 		err = decodeBatch(rec.payload, rec.off+recordHeaderBytes, g.seq, r.rewrite)
 	case kindSettle:
-		p := reader{b: rec.payload}
-		l.settleLocked(ShardID(p.u32()))
-		if p.u32(); p.bad {
+		p := codec.Read(rec.payload)
+		l.settleLocked(ShardID(p.Uint32()))
+		if p.Uint32(); p.Bad() {
 			err = errBadRecord
 		}
 	}

@@ -31,6 +31,7 @@ import (
 	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/protocol/conns"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -155,12 +156,10 @@ type Server struct {
 	ctx  context.Context
 	stop context.CancelFunc
 	wg   sync.WaitGroup
+	// conns waits for what passes connections on, wg for all others.
+	conns *conns.Set[*conn]
 
 	mu sync.Mutex
-	// closed says that Close was called; listeners and conns are what it has to end. Guarded by mu.
-	closed    bool
-	listeners map[net.Listener]struct{}
-	conns     map[net.Conn]struct{}
 	// strict are the streams that end when there is no leader. Guarded by mu.
 	strict map[*strictStream]struct{}
 }
@@ -174,7 +173,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s := &Server{
 		cfg: cfg, client: client, log: log.With("protocol", "etcd"), m: newMetrics(reg),
 		toGRPC: newQueue(), toHTTP: newQueue(),
-		listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]struct{}{}, strict: map[*strictStream]struct{}{},
+		conns: conns.New[*conn]("etcd", cfg.ConnectionsMax), strict: map[*strictStream]struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.feed = newFeed(s)
@@ -209,52 +208,13 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 
 // Serve accepts connections until the listener or the server is closed, and takes the listener over. It returns nil after
 // Close.
-func (s *Server) Serve(ln net.Listener) error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return errors.Join(errs.New(errs.Unavailable, "the etcd server is closed"), ln.Close())
-	}
-	s.listeners[ln] = struct{}{}
-	s.wg.Add(1)
-	s.mu.Unlock()
-	defer s.wg.Done()
-	for {
-		nc, err := ln.Accept()
-		if err != nil {
-			s.mu.Lock()
-			delete(s.listeners, ln)
-			closed := s.closed
-			s.mu.Unlock()
-			_ = ln.Close()
-			if closed || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return err
-		}
-		s.admit(nc)
-	}
-}
+func (s *Server) Serve(ln net.Listener) error { return s.conns.Serve(ln, s.admit, nil) }
 
 // admit finds out what a connection speaks and passes it on, or turns it away.
 func (s *Server) admit(nc net.Conn) {
-	s.mu.Lock()
-	if s.closed || len(s.conns) >= s.cfg.ConnectionsMax {
-		full := !s.closed
-		s.mu.Unlock()
-		_ = nc.Close()
-		if full {
-			s.log.Warn("connection refused: too many are open", "connections_max", s.cfg.ConnectionsMax)
-		}
-		return
-	}
 	c := &conn{Conn: nc, s: s}
-	s.conns[c] = struct{}{}
-	s.wg.Add(1)
-	s.mu.Unlock()
-	s.m.connections.Inc()
-	go func() {
-		defer s.wg.Done()
+	err := s.conns.Go(c, func() {
+		s.m.connections.Inc()
 		isGRPC, err := c.sniff()
 		if err != nil {
 			_ = c.Close()
@@ -273,28 +233,26 @@ func (s *Server) admit(nc net.Conn) {
 		if !q.put(c) {
 			_ = c.Close()
 		}
-	}()
+	})
+	if err != nil {
+		_ = nc.Close()
+	}
+	if errors.Is(err, conns.ErrFull) {
+		s.log.Warn("connection refused: too many are open", "connections_max", s.cfg.ConnectionsMax)
+	}
 }
 
 // Close ends all connections and listeners and waits for every goroutine. Requests in flight are cut off.
 func (s *Server) Close() {
-	s.mu.Lock()
-	s.closed = true
-	for ln := range s.listeners {
-		_ = ln.Close()
-	}
-	conns := make([]net.Conn, 0, len(s.conns))
-	for c := range s.conns {
-		conns = append(conns, c)
-	}
-	s.mu.Unlock()
+	open := s.conns.Close()
 	s.stop()
-	for _, c := range conns {
+	for _, c := range open {
 		_ = c.Close()
 	}
 	_ = s.self.Close()
 	s.grpc.Stop()
 	_ = s.http.Close()
+	s.conns.Wait()
 	s.wg.Wait()
 }
 
@@ -343,9 +301,7 @@ func (c *conn) Read(b []byte) (int, error) {
 func (c *conn) Close() error {
 	err := c.Conn.Close()
 	c.once.Do(func() {
-		c.s.mu.Lock()
-		delete(c.s.conns, c)
-		c.s.mu.Unlock()
+		c.s.conns.Remove(c)
 		c.s.m.connections.Dec()
 	})
 	return err

@@ -6,13 +6,13 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
-	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/eventlog"
+	"github.com/quorate/quorate/internal/protocol/conns"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -31,15 +31,9 @@ type Server struct {
 	unpacked *budget
 	tokens   *coord.Tokens
 
-	ctx  context.Context
-	stop context.CancelFunc
-	wg   sync.WaitGroup
-
-	mu sync.Mutex
-	// closed says that Close was called; listeners and conns are what it has to end. Guarded by mu.
-	closed    bool
-	listeners map[net.Listener]struct{}
-	conns     map[*conn]struct{}
+	ctx   context.Context
+	stop  context.CancelFunc
+	conns *conns.Set[*conn]
 }
 
 // New returns a server that asks client. Metrics are registered with reg unless it is nil.
@@ -50,7 +44,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 		topics: NewTopics(client, cfg.Space, cfg.Partitions),
 		frames: newBudget(cfg.RequestBytesMax), fetches: newBudget(cfg.FetchBytesAllMax),
 		unpacked: newBudget(2 * decompressedMax), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
-		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{},
+		conns: conns.New[*conn]("kafka", cfg.ConnectionsMax),
 	}
 	s.topics.rand = cfg.Rand
 	s.table = s.apis()
@@ -63,74 +57,33 @@ func (s *Server) Topics() *Topics { return s.topics }
 
 // Serve accepts connections until the listener or the server is closed, and takes the listener over. It returns nil after
 // Close.
-func (s *Server) Serve(ln net.Listener) error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return errors.Join(errs.New(errs.Unavailable, "the kafka server is closed"), ln.Close())
-	}
-	s.listeners[ln] = struct{}{}
-	s.wg.Add(1)
-	s.mu.Unlock()
-	defer s.wg.Done()
-	for {
-		nc, err := ln.Accept()
-		if err != nil {
-			s.mu.Lock()
-			delete(s.listeners, ln)
-			closed := s.closed
-			s.mu.Unlock()
-			_ = ln.Close()
-			if closed || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return err
-		}
-		s.admit(nc)
-	}
-}
+func (s *Server) Serve(ln net.Listener) error { return s.conns.Serve(ln, s.admit, nil) }
 
 // admit starts to serve a connection, or turns it away.
 func (s *Server) admit(nc net.Conn) {
 	c := newConn(s, nc)
-	s.mu.Lock()
-	if s.closed || len(s.conns) >= s.cfg.ConnectionsMax {
-		full := !s.closed
-		s.mu.Unlock()
-		_ = nc.Close()
-		if full {
-			s.m.refused.WithLabelValues("too_many").Inc()
-			s.log.Warn("connection refused: too many are open", "connections_max", s.cfg.ConnectionsMax)
-		}
-		return
-	}
-	s.conns[c] = struct{}{}
-	s.wg.Add(1)
-	s.mu.Unlock()
-	s.m.connections.Inc()
-	go func() {
-		defer s.wg.Done()
+	err := s.conns.Go(c, func() {
+		s.m.connections.Inc()
 		c.run()
 		s.m.connections.Dec()
-		s.mu.Lock()
-		delete(s.conns, c)
-		s.mu.Unlock()
-	}()
+		s.conns.Remove(c)
+	})
+	if err != nil {
+		_ = nc.Close()
+	}
+	if errors.Is(err, conns.ErrFull) {
+		s.m.refused.WithLabelValues("too_many").Inc()
+		s.log.Warn("connection refused: too many are open", "connections_max", s.cfg.ConnectionsMax)
+	}
 }
 
 // Close ends all connections and listeners and waits for every goroutine. Requests in flight are cut off.
 func (s *Server) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	for ln := range s.listeners {
-		_ = ln.Close()
-	}
-	for c := range s.conns {
+	for _, c := range s.conns.Close() {
 		_ = c.nc.Close()
 	}
-	s.mu.Unlock()
 	s.stop()
-	s.wg.Wait()
+	s.conns.Wait()
 	return nil
 }
 

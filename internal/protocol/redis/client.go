@@ -121,12 +121,7 @@ func (c *conn) describe() string {
 
 // all returns the open connections by age.
 func (s *Server) all() []*conn {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	list := make([]*conn, 0, len(s.conns))
-	for _, c := range s.conns {
-		list = append(list, c)
-	}
+	list := s.conns.Open()
 	slices.SortFunc(list, func(a, b *conn) int { return int(a.id - b.id) })
 	return list
 }

@@ -75,7 +75,7 @@ func (c *conn) infoSection(b *strings.Builder, section string) error {
 		field("uptime_in_seconds", up)
 		field("uptime_in_days", up/86400)
 	case "clients":
-		field("connected_clients", s.open())
+		field("connected_clients", s.conns.Len())
 		field("maxclients", s.cfg.ConnectionsMax)
 		field("blocked_clients", 0)
 	case "memory":

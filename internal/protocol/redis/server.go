@@ -33,6 +33,7 @@ import (
 	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/datatypes"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/protocol/conns"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -42,8 +43,8 @@ const (
 	inFlightBytes = 16 << 20
 	// outFlushBytes is the size from which answers are written although more input is there.
 	outFlushBytes = 64 << 10
-	// acceptRetry is the pause after a connection could not be accepted.
-	acceptRetry = 100 * time.Millisecond
+	// refuseTimeout is how long the refusal of a connection may take; others wait meanwhile.
+	refuseTimeout = time.Second
 )
 
 // Config sets up a Server. The zero value means the defaults.
@@ -129,22 +130,17 @@ type Server struct {
 	processed atomic.Int64
 	accepted  atomic.Int64
 	rejected  atomic.Int64
-	// serving counts the connections' goroutines, wg all others.
-	serving, wg sync.WaitGroup
-
-	// mu guards conns, listeners and closed.
-	mu        sync.Mutex
-	conns     map[int64]*conn
-	listeners map[net.Listener]struct{}
-	closed    bool
+	conns     *conns.Set[*conn]
+	// wg counts the janitor.
+	wg sync.WaitGroup
 }
 
 // New returns a server. topics may be nil: EVENT.ADD is refused then. The server owns a goroutine until Close.
 func New(cfg Config, client shard.Client, topics Topics, log *slog.Logger, reg prometheus.Registerer) *Server {
 	cfg = cfg.withDefaults()
 	s := &Server{
-		cfg: cfg, client: client, topics: topics, log: log, commands: map[string]*command{}, conns: map[int64]*conn{},
-		listeners: map[net.Listener]struct{}{}, started: client.Now(), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
+		cfg: cfg, client: client, topics: topics, log: log, commands: map[string]*command{},
+		conns: conns.New[*conn]("redis", cfg.ConnectionsMax), started: client.Now(), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
 	}
 	s.metric = newMetrics(reg)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -177,117 +173,65 @@ func nodeID(cluster string, id shard.NodeID) string {
 
 // Serve accepts connections until the listener fails or the server is closed. It returns nil after Close.
 func (s *Server) Serve(ln net.Listener) error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return ln.Close()
-	}
-	s.listeners[ln] = struct{}{}
-	s.wg.Add(1)
-	s.mu.Unlock()
-	defer s.wg.Done()
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.listeners, ln)
-	}()
-	for {
-		nc, err := ln.Accept()
-		if err != nil {
-			s.mu.Lock()
-			closed := s.closed
-			s.mu.Unlock()
-			if closed {
-				return nil
-			}
-			if errors.Is(err, net.ErrClosed) {
-				return errs.Wrap(errs.Unavailable, err, "accept Redis connections on %s", ln.Addr())
-			}
-			// Out of file descriptors, most likely. Those who are connected go on, and so does listening.
-			s.log.Error("cannot accept a Redis connection", "error", err)
-			select {
-			case <-s.ctx.Done():
-			case <-time.After(acceptRetry):
-			}
-			continue
+	err := s.conns.Serve(ln, s.ServeConn, func(err error) error {
+		if errors.Is(err, net.ErrClosed) {
+			return errs.Wrap(errs.Unavailable, err, "accept Redis connections on %s", ln.Addr())
 		}
-		s.ServeConn(nc)
+		// Out of file descriptors, most likely. Those who are connected go on, and so does listening.
+		s.log.Error("cannot accept a Redis connection", "error", err)
+		return nil
+	})
+	if s.conns.Closed() {
+		return nil
 	}
+	return err
 }
 
 // ServeConn serves one connection from a goroutine of its own, which Close waits for.
 func (s *Server) ServeConn(nc net.Conn) {
 	c := newConn(s, nc)
-	s.mu.Lock()
-	refuse := ""
-	switch {
-	case s.closed:
-		refuse = "-ERR the server is shutting down\r\n"
-	case len(s.conns) >= s.cfg.ConnectionsMax:
-		refuse = "-ERR max number of clients reached\r\n"
-		s.rejected.Add(1)
-	default:
-		s.conns[c.id] = c
-		s.serving.Add(1)
-	}
-	s.mu.Unlock()
-	if refuse != "" {
-		// The new connection's send buffer is empty: this does not block.
-		_, _ = nc.Write([]byte(refuse))
-		_ = nc.Close()
-		return
-	}
-	s.accepted.Add(1)
-	s.metric.connections.Inc()
-	go func() {
-		defer s.serving.Done()
+	err := s.conns.Go(c, func() {
+		s.accepted.Add(1)
+		s.metric.connections.Inc()
 		c.serve()
 		s.metric.connections.Dec()
-		s.mu.Lock()
-		delete(s.conns, c.id)
-		s.mu.Unlock()
-	}()
+		s.conns.Remove(c)
+	})
+	if err == nil {
+		return
+	}
+	refuse := "-ERR the server is shutting down\r\n"
+	if errors.Is(err, conns.ErrFull) {
+		refuse = "-ERR max number of clients reached\r\n"
+		s.rejected.Add(1)
+	}
+	// The new connection's send buffer is empty, so that this waits for nothing but, with TLS, the client's part of the handshake.
+	_ = nc.SetDeadline(time.Now().Add(refuseTimeout))
+	_, _ = nc.Write([]byte(refuse))
+	_ = nc.Close()
 }
 
 // Close stops listening, lets requests under way be answered for CloseTimeout, closes all connections and waits for every
 // goroutine.
 func (s *Server) Close() {
-	s.mu.Lock()
-	already := s.closed
-	s.closed = true
-	for ln := range s.listeners {
-		_ = ln.Close()
-	}
-	for _, c := range s.conns {
+	for _, c := range s.conns.Close() {
 		c.wake(wakeShutdown)
 	}
-	s.mu.Unlock()
-	if !already {
-		ended := make(chan struct{})
-		go func() {
-			s.serving.Wait()
-			close(ended)
-		}()
-		select {
-		case <-ended:
-		case <-time.After(s.cfg.CloseTimeout):
-			s.mu.Lock()
-			for _, c := range s.conns {
-				_ = c.nc.Close()
-			}
-			s.mu.Unlock()
+	ended := make(chan struct{})
+	go func() {
+		s.conns.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(s.cfg.CloseTimeout):
+		for _, c := range s.conns.Open() {
+			_ = c.nc.Close()
 		}
-		s.cancel()
-		<-ended
 	}
-	s.serving.Wait()
+	s.cancel()
+	<-ended
 	s.wg.Wait()
-}
-
-func (s *Server) open() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.conns)
 }
 
 // janitor ends waits that took too long. It looks at the connections' own notes, so that a request pays for its time-outs
@@ -306,8 +250,7 @@ func (s *Server) janitor() {
 		case <-t.C:
 		}
 		now := s.tick.Add(1)
-		s.mu.Lock()
-		for _, c := range s.conns {
+		for _, c := range s.conns.Open() {
 			if since := c.waitingSince.Load(); since != 0 && now-since > request {
 				c.giveUp()
 			}
@@ -320,7 +263,6 @@ func (s *Server) janitor() {
 				c.wake(wakePartial)
 			}
 		}
-		s.mu.Unlock()
 	}
 }
 

@@ -509,7 +509,7 @@ func TestUnreadAnswers_BoundMemoryAndAreEnded(t *testing.T) {
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 32<<20 {
 		t.Errorf("%d bytes of heap for unread answers", grown)
 	}
-	eventually(t, "the connection is closed", func() bool { return r.s.open() == 1 })
+	eventually(t, "the connection is closed", func() bool { return r.s.conns.Len() == 1 })
 	setup.want("ping", "+PONG")
 }
 
@@ -520,6 +520,24 @@ func TestConnections_Bounded(t *testing.T) {
 	b.want("ping", "+PONG")
 	if got := r.dial().recv(); got != "-ERR max number of clients reached" {
 		t.Errorf("third connection: %s", got)
+	}
+}
+
+// With TLS, a refusal waits for the client's part of the handshake. Nobody else must wait for a client that does not do it.
+func TestRefusal_WaitsForNobodyForLong(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{ConnectionsMax: 1})
+	r.dial().want("ping", "+PONG")
+	nc, peer := net.Pipe()
+	defer func() { _ = peer.Close() }()
+	refused := make(chan struct{})
+	go func() {
+		r.s.ServeConn(nc)
+		close(refused)
+	}()
+	select {
+	case <-refused:
+	case <-time.After(30 * time.Second):
+		t.Error("the server waits for a client that does not read its refusal")
 	}
 }
 

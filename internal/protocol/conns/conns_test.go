@@ -1,0 +1,176 @@
+package conns
+
+import (
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/quorate/quorate/internal/errs"
+)
+
+// scripted is a listener whose Accept returns what is sent to it.
+type scripted struct {
+	next   chan any
+	closed chan struct{}
+}
+
+func newScripted() *scripted { return &scripted{make(chan any), make(chan struct{})} }
+
+func (l *scripted) Accept() (net.Conn, error) {
+	select {
+	case v := <-l.next:
+		if err, ok := v.(error); ok {
+			return nil, err
+		}
+		return v.(net.Conn), nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *scripted) Close() error {
+	select {
+	case <-l.closed:
+		return net.ErrClosed
+	default:
+		close(l.closed)
+		return nil
+	}
+}
+
+func (l *scripted) Addr() net.Addr { return &net.TCPAddr{} }
+
+// serve runs Serve in a goroutine.
+func serve(s *Set[net.Conn], ln net.Listener, admit func(net.Conn), failed func(error) error) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ln, admit, failed) }()
+	return done
+}
+
+func TestSet_BoundsWhatIsOpen(t *testing.T) {
+	s := New[int]("test", 2)
+	end := make(chan struct{})
+	wait := func() { <-end }
+	for i, want := range []error{nil, nil, ErrFull} {
+		if err := s.Go(i, wait); err != want {
+			t.Fatalf("connection %d: got %v, want %v", i, err, want)
+		}
+	}
+	s.Remove(0)
+	s.Remove(0)
+	if err := s.Go(3, wait); err != nil || s.Len() != 2 {
+		t.Errorf("after one left: got %v with %d open, want 2", err, s.Len())
+	}
+	open := s.Open()
+	slices.Sort(open)
+	left := s.Close()
+	slices.Sort(left)
+	if want := []int{1, 3}; !slices.Equal(open, want) || !slices.Equal(left, want) {
+		t.Errorf("open %v, to be ended %v, want %v", open, left, want)
+	}
+	if err := s.Go(4, wait); err != ErrClosed {
+		t.Errorf("after Close: got %v, want %v", err, ErrClosed)
+	}
+	close(end)
+	s.Wait()
+}
+
+func TestServe_EndsWithCloseAndIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New[net.Conn]("test", 10)
+		ln, nc := newScripted(), &net.TCPConn{}
+		ran := false
+		end := make(chan struct{})
+		done := serve(s, ln, func(c net.Conn) {
+			if err := s.Go(c, func() { <-end; time.Sleep(time.Second); ran = true }); err != nil {
+				t.Error(err)
+			}
+		}, nil)
+		ln.next <- nc
+		synctest.Wait()
+		if left := s.Close(); len(left) != 1 || left[0] != nc || !s.Closed() {
+			t.Errorf("to be ended: %v", left)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		if left := s.Close(); len(left) != 1 {
+			t.Errorf("to be ended the second time: %v", left)
+		}
+		close(end)
+		s.Wait()
+		if !ran {
+			t.Error("Wait did not wait for what runs")
+		}
+	})
+}
+
+func TestServe_AfterCloseFailsAndClosesTheListener(t *testing.T) {
+	s := New[net.Conn]("test", 1)
+	s.Close()
+	ln := newScripted()
+	err := s.Serve(ln, nil, nil)
+	if !errs.Is(err, errs.Unavailable) || err.Error() != "the test server is closed" {
+		t.Errorf("got %v", err)
+	}
+	if ln.Close() == nil {
+		t.Error("the listener is open")
+	}
+}
+
+func TestServe_ListenerThatFails(t *testing.T) {
+	own := errors.New("own")
+	for name, c := range map[string]struct {
+		accept, want error
+		failed       func(error) error
+	}{
+		"closed by others":           {net.ErrClosed, nil, nil},
+		"any error":                  {io.ErrUnexpectedEOF, io.ErrUnexpectedEOF, nil},
+		"any error, made another":    {io.ErrUnexpectedEOF, own, func(error) error { return own }},
+		"closed, made another error": {net.ErrClosed, own, func(error) error { return own }},
+	} {
+		s := New[net.Conn]("test", 1)
+		ln := newScripted()
+		done := serve(s, ln, nil, c.failed)
+		ln.next <- c.accept
+		if err := <-done; err != c.want {
+			t.Errorf("%s: got %v, want %v", name, err, c.want)
+		}
+		if ln.Close() == nil {
+			t.Errorf("%s: the listener is open", name)
+		}
+		s.Close()
+		s.Wait()
+	}
+}
+
+func TestServe_GoesOnAfterAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New[net.Conn]("test", 1)
+		ln := newScripted()
+		seen, admitted := 0, 0
+		done := serve(s, ln, func(net.Conn) { admitted++ }, func(error) error { seen++; return nil })
+		start := time.Now()
+		ln.next <- io.ErrUnexpectedEOF
+		ln.next <- &net.TCPConn{}
+		if took := time.Since(start); took != acceptRetry {
+			t.Errorf("went on after %v, want %v", took, acceptRetry)
+		}
+		// Close ends the pause.
+		ln.next <- io.ErrUnexpectedEOF
+		synctest.Wait()
+		start = time.Now()
+		s.Close()
+		if err := <-done; err != nil || time.Since(start) != 0 {
+			t.Errorf("got %v after %v, want none at once", err, time.Since(start))
+		}
+		s.Wait()
+		if seen != 2 || admitted != 1 {
+			t.Errorf("%d errors and %d connections, want 2 and 1", seen, admitted)
+		}
+	})
+}
