@@ -132,7 +132,7 @@ func (a authServer) Authenticate(ctx context.Context, r *pb.AuthenticateRequest)
 	// If the password is changed meanwhile, that is at a later revision than the token's.
 	t := auth.Token{User: r.Name, Revision: l.Revision, Expires: a.s.client.Now().Add(a.s.cfg.AuthTokenTTL)}
 	h, err := a.header(ctx)
-	return &pb.AuthenticateResponse{Header: h, Token: t.Sign(l.Secret)}, err
+	return &pb.AuthenticateResponse{Header: h, Token: a.s.tokenPrefix() + t.Sign(l.Secret)}, err
 }
 
 // askAuth runs a query of auth's for the server itself.
@@ -169,6 +169,9 @@ func (a authServer) hash(ctx context.Context, password, hashed string) ([]byte, 
 
 // UserAdd implements pb.AuthServer.
 func (a authServer) UserAdd(ctx context.Context, r *pb.AuthUserAddRequest) (*pb.AuthUserAddResponse, error) {
+	if err := a.s.refuseName(r.Name); err != nil {
+		return nil, err
+	}
 	u := auth.NewUser{Name: r.Name, NoPassword: r.Options.GetNoPassword()}
 	if !u.NoPassword {
 		var err error
