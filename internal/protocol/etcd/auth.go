@@ -70,10 +70,16 @@ func (a authServer) header(ctx context.Context) (*pb.ResponseHeader, error) {
 	return a.s.header(now.Revision), nil
 }
 
+// newSecret draws a secret that tokens are signed with.
+func newSecret() []byte {
+	b := make([]byte, auth.SecretBytes)
+	_, _ = rand.Read(b)
+	return b
+}
+
 // AuthEnable implements pb.AuthServer.
 func (a authServer) AuthEnable(ctx context.Context, _ *pb.AuthEnableRequest) (*pb.AuthEnableResponse, error) {
-	secret := make([]byte, auth.SecretBytes)
-	_, _ = rand.Read(secret)
+	secret := newSecret()
 	h, err := a.change(ctx, func(c auth.Caller) []byte { return auth.EncodeEnable(c, secret) })
 	return &pb.AuthEnableResponse{Header: h}, err
 }
