@@ -11,7 +11,7 @@ import (
 )
 
 // ErrNotNew is what a Load with users or roles fails with where there were some.
-var ErrNotNew = errs.New(errs.Exists, "users or roles were changed here; those from elsewhere can only be loaded where there were none: make a new cluster, or another space")
+var ErrNotNew = errs.New(errs.Exists, "users or roles were changed here, or authentication enabled; those from elsewhere can only be loaded where there were none: make a new cluster, or another space")
 
 // Load is a part of the users and roles that come from elsewhere, such as etcd, with a part of what they stand before. Parts may come in any order
 // and more than once, except for the last. Until that one authentication is disabled.

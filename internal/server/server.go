@@ -200,7 +200,11 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 
 // startEtcd makes a server for each space that etcd's clients can reach. Servers follow their key spaces all the time.
 func (s *Server) startEtcd(first bool, log *slog.Logger, reg *prometheus.Registry) {
-	names, users, paths := map[string]*etcd.Server{}, map[string]*etcd.Server{}, map[string]*etcd.Server{}
+	names, paths := map[string]*etcd.Server{}, map[string]*etcd.Server{}
+	var users map[string]*etcd.Server
+	if len(s.cfg.Spaces) > 0 {
+		users = map[string]*etcd.Server{}
+	}
 	start := func(space string, below map[string]*etcd.Server) *etcd.Server {
 		labels := prometheus.Labels{"space": space}
 		srv := etcd.New(etcd.Config{

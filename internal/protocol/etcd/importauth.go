@@ -147,7 +147,7 @@ func hasUnknown(m protoreflect.Message) bool {
 	found := false
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		switch {
-		case f.Message() == nil:
+		case f.Message() == nil || f.IsMap():
 		case f.IsList():
 			for i := range v.List().Len() {
 				found = found || hasUnknown(v.List().Get(i).Message())

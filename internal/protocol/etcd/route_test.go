@@ -401,6 +401,11 @@ func TestRoute_Tokens(t *testing.T) {
 	if !same(err, rpctypes.ErrGRPCInvalidAuthToken) {
 		t.Errorf("watch: %v", err)
 	}
+	// A node that has not heard that authentication is enabled looks before it refuses.
+	r.s["billing"].rights.now.Store(&auth.State{Revision: 1})
+	if space, err := r.put("default", byMain); err != nil || space != "billing" {
+		t.Errorf("on a node that has not heard: %s %v", space, err)
+	}
 	// A login may bring the token that has ended.
 	if _, err := pb.NewAuthClient(r.conn["default"]).Authenticate(withToken(r.ctx(), spacesPrefix+"billing/old"), &pb.AuthenticateRequest{Name: "billing/root", Password: "billing"}); err != nil {
 		t.Errorf("login with an old token: %v", err)

@@ -66,7 +66,7 @@ type Config struct {
 	// space, on the port of another they are refused. Whoever asks for any other name gets this server.
 	Names map[string]*Server
 	// Users are the servers of spaces into which a user logs in on the main port, as SPACE/USER, by the name of the space. All servers are
-	// given the same; no user of theirs may have such a name.
+	// given the same; no user of theirs may have such a name. Nil says that the cluster has no other space, so that no token can be one's.
 	Users map[string]*Server
 	// Paths are the servers of spaces that this one serves below /spaces/NAME/, by that name. Path says that this space is served there.
 	Paths map[string]*Server
