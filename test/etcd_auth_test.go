@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,7 +11,6 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 )
 
@@ -214,30 +212,93 @@ func TestEtcdAuth_GoesBackToEtcd(t *testing.T) {
 	file, data := dir+"/snap.db", dir+"/etcd"
 	tool(t, "", "etcdctl", "--endpoints", c.nodes[1].etcd, "--user", "root:top", "snapshot", "save", file)
 	tool(t, "", "go", "tool", "etcdutl", "snapshot", "restore", file, "--data-dir", data)
-	cfg := embed.NewConfig()
-	cfg.Dir, cfg.LogLevel = data, "fatal"
-	ports, err := freePorts(2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, to := range []*[]url.URL{&cfg.ListenClientUrls, &cfg.ListenPeerUrls} {
-		*to = []url.URL{{Scheme: "http", Host: ports[i]}}
-	}
-	cfg.AdvertiseClientUrls, cfg.AdvertisePeerUrls = cfg.ListenClientUrls, cfg.ListenPeerUrls
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	real, err := embed.StartEtcd(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer real.Close()
-	if _, err := etcdClient(t, ports[0]).Get(ctx, "app/x"); !errors.Is(err, rpctypes.ErrUserEmpty) {
+	back := realEtcd(t, data)
+	if _, err := etcdClient(t, back).Get(ctx, "app/x"); !errors.Is(err, rpctypes.ErrUserEmpty) {
 		t.Errorf("get by nobody: %v", err)
 	}
-	ann := loginClient(t, "ann", "pass", ports[0])
+	ann := loginClient(t, "ann", "pass", back)
 	if get, err := ann.Get(ctx, "app/x"); err != nil || get.Count != 1 {
 		t.Errorf("get: %v %v", get, err)
 	}
 	if _, err := ann.Put(ctx, "other", "1"); !errors.Is(err, rpctypes.ErrPermissionDenied) {
 		t.Errorf("put elsewhere: %v", err)
 	}
+}
+
+// They come from etcd the same way: who logged in there logs in here, with the same rights, and can go back.
+func TestEtcdAuth_ComesFromEtcdAndGoesBack(t *testing.T) {
+	ctx := within(t)
+	dir := t.TempDir()
+	old := realEtcd(t, dir+"/old")
+	enableAuth(t, etcdClient(t, old))
+	o := loginClient(t, "root", "top", old)
+	if _, err := o.UserAddWithOptions(ctx, "cert", "", &clientv3.UserAddOptions{NoPassword: true}); err != nil {
+		t.Fatal(err)
+	}
+	// etcd keeps both for the same keys.
+	for _, typ := range []clientv3.PermissionType{clientv3.PermissionType(clientv3.PermRead), clientv3.PermissionType(clientv3.PermWrite)} {
+		for _, end := range []string{"b", "c"} {
+			if _, err := o.RoleGrantPermission(ctx, "app", "a", end, typ); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := o.Put(ctx, "app/x", "1"); err != nil {
+		t.Fatal(err)
+	}
+	file := dir + "/old.db"
+	tool(t, "", "etcdctl", "--endpoints", old, "--user", "root:top", "snapshot", "save", file)
+	c := start(t, 1, "spaces: {billing: {users: true}}\n")
+	// The space has no other way in than by its users, who come with the import.
+	for space, user := range map[string]string{"default": "", "billing": "billing/"} {
+		out := tool(t, "", binary, "import", "etcd-snapshot", file, "--http", c.nodes[1].http, "--space", space)
+		if !strings.Contains(out, "loaded 1 keys") || !strings.Contains(out, "with them 3 users") || !strings.Contains(out, "authentication is enabled") {
+			t.Errorf("import says %q", out)
+		}
+		for _, n := range c.nodes {
+			ann := loginClient(t, user+"ann", "pass", n.etcd)
+			if get, err := ann.Get(ctx, "app/x"); err != nil || get.Count != 1 {
+				t.Errorf("node %d: get %v %v", n.id, get, err)
+			}
+			for key, want := range map[string]error{"app/y": nil, "ab": nil, "d": rpctypes.ErrPermissionDenied} {
+				if _, err := ann.Put(ctx, key, "1"); !errors.Is(err, want) {
+					t.Errorf("node %d: put %s: %v, want %v", n.id, key, err, want)
+				}
+			}
+			if user == "" {
+				if _, err := etcdClient(t, n.etcd).Get(ctx, "app/x"); !errors.Is(err, rpctypes.ErrUserEmpty) {
+					t.Errorf("node %d: get by nobody: %v", n.id, err)
+				}
+			}
+		}
+		root := loginClient(t, user+"root", "top", c.etcdAddrs()...)
+		was, err1 := o.AuthStatus(ctx)
+		is, err2 := root.AuthStatus(ctx)
+		if err := errors.Join(err1, err2); err != nil || !is.Enabled || is.AuthRevision != was.AuthRevision {
+			t.Errorf("%s: status %v became %v: %v", space, was, is, err)
+		}
+		users, err1 := root.UserList(ctx)
+		roles, err2 := root.RoleGet(ctx, "app")
+		if err := errors.Join(err1, err2); err != nil || fmt.Sprint(users.Users) != "[ann cert root]" || len(roles.Perm) != 3 {
+			t.Errorf("%s: users %v, permissions %v: %v", space, users, roles, err)
+		}
+	}
+	saved, data := dir+"/back.db", dir+"/back"
+	tool(t, "", "etcdctl", "--endpoints", c.nodes[2].etcd, "--user", "billing/root:top", "snapshot", "save", saved)
+	tool(t, "", "go", "tool", "etcdutl", "snapshot", "restore", saved, "--data-dir", data)
+	back := realEtcd(t, data)
+	if _, err := etcdClient(t, back).Get(ctx, "app/x"); !errors.Is(err, rpctypes.ErrUserEmpty) {
+		t.Errorf("back in etcd, by nobody: %v", err)
+	}
+	ann := loginClient(t, "ann", "pass", back)
+	if get, err := ann.Get(ctx, "app/y"); err != nil || get.Count != 1 {
+		t.Errorf("back in etcd: %v %v", get, err)
+	}
+	if _, err := ann.Put(ctx, "d", "1"); !errors.Is(err, rpctypes.ErrPermissionDenied) {
+		t.Errorf("back in etcd, put elsewhere: %v", err)
+	}
+	if users, err := loginClient(t, "root", "top", back).UserList(ctx); err != nil || len(users.Users) != 3 {
+		t.Errorf("back in etcd: %v %v", users, err)
+	}
+	c.sameState(t)
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/quorate/quorate/internal/errs"
-	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/server"
 	"github.com/quorate/quorate/internal/shard"
@@ -31,9 +30,9 @@ func newImportEtcd() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "etcd-snapshot FILE", Short: "Load a snapshot of etcd", Args: cobra.ExactArgs(1),
-		Long: `Loads the keys and leases of a snapshot ("etcdctl snapshot save", or member/snap/db of a stopped member) into a cluster whose etcd key
-space is new. Keys keep their revisions, versions and leases; the key space goes on from the snapshot's revision, and history before it counts as
-compacted. Leases begin anew. Users and roles are not loaded. Let clients in when it is done.
+		Long: `Loads the keys, leases, users and roles of a snapshot ("etcdctl snapshot save", or member/snap/db of a stopped member) into a cluster whose etcd
+key space is new. Keys keep their revisions, versions and leases; the key space goes on from the snapshot's revision, and history before it counts as
+compacted. Leases begin anew. Users keep their passwords, and authentication is enabled at the end if it was. Let clients in when it is done.
 
 If it is interrupted, run it again with the same file.`,
 		Example: "  etcdctl --endpoints old:2379 snapshot save old.db\n  quorate import etcd-snapshot old.db --http 127.0.0.1:7070",
@@ -46,15 +45,19 @@ If it is interrupted, run it again with the same file.`,
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), map[string]int64{
+				return printJSON(cmd.OutOrStdout(), map[string]any{
 					"keys": int64(found.Keys), "leases": int64(found.Leases), "revision": found.Revision,
-					"users_left_out": int64(found.Users), "roles_left_out": int64(found.Roles),
+					"users": int64(found.Users), "roles": int64(found.Roles), "auth_enabled": found.AuthEnabled,
 				})
 			}
 			out := cmd.OutOrStdout()
 			fmt.Fprintf(out, "loaded %d keys and %d leases in %.1f s; the key space goes on from revision %d\n", found.Keys, found.Leases, time.Since(began).Seconds(), found.Revision) //nolint:errcheck // standard output
 			if found.Users+found.Roles > 0 {
-				fmt.Fprintf(out, "left out: %d users and %d roles; make them anew\n", found.Users, found.Roles) //nolint:errcheck // standard output
+				enabled := "not enabled"
+				if found.AuthEnabled {
+					enabled = "enabled"
+				}
+				fmt.Fprintf(out, "with them %d users and %d roles; authentication is %s\n", found.Users, found.Roles, enabled) //nolint:errcheck // standard output
 			}
 			return nil
 		},
@@ -77,8 +80,8 @@ type loader struct {
 // loadPatience is how long a part is tried for: a leader may be elected meanwhile.
 const loadPatience = time.Minute
 
-func (l *loader) part(p *kv.Load) error {
-	b := kv.EncodeLoad(p)
+func (l *loader) part(p *etcd.Part) error {
+	b := p.Encode()
 	wait := 50 * time.Millisecond
 	for end := time.Now().Add(loadPatience); ; {
 		err := l.send(b)
@@ -96,7 +99,7 @@ func (l *loader) part(p *kv.Load) error {
 		}
 		wait = min(2*wait, 2*time.Second)
 	}
-	l.keys += len(p.KVs)
+	l.keys += len(p.Keys.KVs)
 	if l.show && time.Since(l.shown) > 200*time.Millisecond {
 		l.shown = time.Now()
 		fmt.Fprintf(os.Stderr, "\r%d keys", l.keys)

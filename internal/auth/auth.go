@@ -157,10 +157,13 @@ func (m *Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 		}
 		return tx.Call(inner)
 	}
+	x := change{tx: tx, st: st}
+	if r == reqLoad {
+		return x.load(&d)
+	}
 	if err := administers(tx, &st, c); err != nil {
 		return nil, err
 	}
-	x := change{tx: tx, st: st}
 	return nil, x.run(r, &d)
 }
 

@@ -515,6 +515,8 @@ func TestModule_Conformance(t *testing.T) {
 	var steps []shardtest.Step
 	add := func(cmd []byte) { steps = append(steps, shardtest.Step{After: time.Millisecond, Cmd: cmd}) }
 	names := []string{Root, "ann", "bob", ""}
+	add(append(AppendLoad(nil, &loaded, innerID), "fail"...))
+	add(append(AppendLoad(nil, &loaded, innerID), "l k"...))
 	for range 500 {
 		name, role := names[rng.IntN(4)], names[rng.IntN(4)]
 		c := []Caller{nobody, root, by(name), {Kind: ByCertificate, User: name}}[rng.IntN(4)]
@@ -575,6 +577,9 @@ func TestEncodings_Golden(t *testing.T) {
 		{"role add", EncodeRoleAdd(nobody, "r"), "010900" + "0172"}, {"role delete", EncodeRoleDelete(nobody, "r"), "010a00" + "0172"},
 		{"grant", EncodeRoleGrant(nobody, "r", p), "010b00" + "0172" + "02" + "0161" + "0100"},
 		{"revoke", EncodeRoleRevoke(nobody, "r", p.Key, p.End), "010c00" + "0172" + "0161" + "0100"},
+		{"load", append(AppendLoad(nil, &Load{
+			Users: []DumpUser{{NewUser{"n", []byte("h"), false}, []string{"r"}}}, Roles: []DumpRole{{"r", []Permission{p}}}, Revision: 3, Enabled: true, Secret: []byte("s"),
+		}, 1), 9), "011400" + "01" + "016e" + "08" + "0100" + "01" + "0168" + "01" + "0172" + "01" + "0172" + "07" + "01" + "01" + "02" + "0161" + "0100" + "03" + "01" + "0173" + "01" + "09"},
 		{"token", []byte(Token{User: "u", Revision: 300, Expires: time.Unix(1, 0)}.Sign(secret)), fmt.Sprintf("%x", "AQGsAnXKyGzuSDNc1yq0Dybqj941yK6L15cIoGPmL5R7TzeqdQ")},
 	} {
 		if got := fmt.Sprintf("%x", g.got); got != g.want {
@@ -621,7 +626,7 @@ func FuzzRequest(f *testing.F) {
 		EncodeEnable(root, secret), EncodeDisable(root), EncodeUserAdd(root, NewUser{Name: "n"}), EncodeUserDelete(root, "ann"),
 		EncodeUserPassword(root, "ann", nil), EncodeUserGrant(root, "ann", "r"), EncodeUserRevoke(root, "ann", "r"), EncodeRoleAdd(root, "s"),
 		EncodeRoleDelete(root, "r"), EncodeRoleGrant(root, "r", p), EncodeRoleRevoke(root, "r", p.Key, p.End), EncodeState(), EncodeLogin("ann"), EncodeDump(),
-		EncodeUser(root, "ann"), EncodeUsers(root), EncodeRole(root, "r"), EncodeRoles(root),
+		EncodeUser(root, "ann"), EncodeUsers(root), EncodeRole(root, "r"), EncodeRoles(root), append(AppendLoad(nil, &loaded, innerID), "l b"...),
 	} {
 		f.Add(b)
 	}
@@ -651,6 +656,7 @@ func FuzzAnswer(f *testing.F) {
 		_, _ = DecodeNames(b)
 		_, _ = DecodePermissions(b)
 		_, _ = DecodeDump(b)
+		_, _, _ = DecodeLoad(b)
 		_, _ = ParseToken(secret, string(b))
 	})
 }

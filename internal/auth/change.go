@@ -56,7 +56,14 @@ func (x *change) save() {
 
 func (x *change) enable(d *decoder) error {
 	var secret []byte
-	if err := d.names(&secret); err != nil || len(secret) != SecretBytes {
+	if err := d.names(&secret); err != nil {
+		return err
+	}
+	return x.enableWith(secret)
+}
+
+func (x *change) enableWith(secret []byte) error {
+	if len(secret) != SecretBytes {
 		return errMalformed()
 	}
 	if x.st.enabled {
@@ -273,7 +280,7 @@ func (x *change) roleGrant(d *decoder) error {
 	if err := d.names(&p.Key, &p.End); err != nil {
 		return err
 	}
-	if p.Type > PermitBoth || len(p.Key) == 0 || len(p.End) > 0 && !open(p.End) && bytes.Compare(p.Key, p.End) >= 0 {
+	if !p.valid() {
 		return ErrInvalidChange
 	}
 	ps, err := x.role(name)

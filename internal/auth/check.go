@@ -114,6 +114,11 @@ func (p *Permission) allows(kind UseKind) bool {
 	return p.Type == PermitBoth || p.Type == PermitRead && kind == Read || p.Type == PermitWrite && kind == Write
 }
 
+// valid says whether it has a known type, a key, and an end behind that.
+func (p *Permission) valid() bool {
+	return p.Type <= PermitBoth && len(p.Key) > 0 && (len(p.End) == 0 || open(p.End) || bytes.Compare(p.Key, p.End) < 0)
+}
+
 // open says whether an End is none.
 func open(end []byte) bool { return len(end) == 1 && end[0] == 0 }
 

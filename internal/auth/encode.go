@@ -33,7 +33,7 @@ const (
 	reqRoleDelete
 	reqRoleGrant
 	reqRoleRevoke
-	// What follows is asked by queries only. The answers to the first three are for the node itself.
+	// What follows, up to reqRoles, is asked by queries only. The answers to the first three are for the node itself.
 	reqState
 	reqLogin
 	reqDump
@@ -41,6 +41,8 @@ const (
 	reqUsers
 	reqRole
 	reqRoles
+	// reqLoad is a command again: users (number, each name and row), roles (as users), revision, enabled(1), secret, model(1), its bytes.
+	reqLoad
 )
 
 func errMalformed() error { return errs.New(errs.Corrupt, "malformed auth request") }

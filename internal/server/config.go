@@ -57,13 +57,19 @@ type Config struct {
 	Sandbox Sandbox `yaml:"sandbox"`
 }
 
-// SpaceConfig says how clients reach a space: by a port of its own, by a name in TLS, or both.
+// SpaceConfig says how clients reach a space: by a port of its own, or on listen.etcd by a name in TLS, by their users, or by a path. Each way
+// must be opened.
 type SpaceConfig struct {
 	// Etcd is the address of its own etcd port, and AdvertiseEtcd what clients are told, as in Listen and Advertise.
 	Etcd          string `yaml:"etcd"`
 	AdvertiseEtcd string `yaml:"advertise_etcd"`
 	// TLSNames are the names by which clients that connect to listen.etcd ask for the space (server name indication, RFC 6066).
 	TLSNames []string `yaml:"tls_names"`
+	// Users lets clients log in to listen.etcd as SPACE/USER, a user of the space, which must have enabled authentication. No user of any space
+	// may then have a name that begins with SPACE/. Default false.
+	Users bool `yaml:"users"`
+	// Path shows the space below /spaces/NAME/ of listen.etcd, to whoever can reach that. Default false.
+	Path bool `yaml:"path"`
 }
 
 // Listen holds an address for each port; an empty one is not served.
@@ -249,8 +255,10 @@ func (c *Config) checkSpaces() error {
 		switch {
 		case name == shard.DefaultSpace || !spaceName.MatchString(name):
 			return errs.New(errs.Invalid, "configuration: spaces has %q; names are lower-case letters, digits and hyphens, at most 64, and not %q", name, shard.DefaultSpace)
-		case s.Etcd == "" && len(s.TLSNames) == 0:
-			return bad(name, "nobody can reach it; set etcd, an address, or tls_names")
+		case s.Etcd == "" && len(s.TLSNames) == 0 && !s.Users && !s.Path:
+			return bad(name, "nobody can reach it; set etcd, an address, or tls_names, users or path")
+		case (s.Users || s.Path) && c.Listen.Etcd == "":
+			return bad(name, "users and path are served on listen.etcd; set that")
 		case len(s.TLSNames) > 0 && (c.Listen.Etcd == "" || !c.TLS.Etcd.on()):
 			return bad(name, "tls_names are told apart on listen.etcd with tls.etcd; set both")
 		}

@@ -67,13 +67,13 @@ func (s *Server) mux(reg *prometheus.Registry) http.Handler {
 	return m
 }
 
-// LoadType is the content type of a part of a load (kv.EncodeLoad). A web page cannot send it to another site unasked.
+// LoadType is the content type of a part of a load (etcd.Part). A web page cannot send it to another site unasked.
 const LoadType = "application/vnd.quorate.load"
 
 // loadBytesMax bounds a part of a load.
 const loadBytesMax = 8 << 20
 
-// load takes a part of a key space that comes from elsewhere. Errors are answered with the name of their kind, so that who
+// load takes a part of a key space, with its users and roles, that comes from elsewhere. Errors are answered with the name of their kind, so that who
 // sends knows whether to try again.
 func (s *Server) load(w http.ResponseWriter, r *http.Request) {
 	fail := func(code int, err error) {

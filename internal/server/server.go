@@ -200,11 +200,15 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 
 // startEtcd makes a server for each space that etcd's clients can reach. Servers follow their key spaces all the time.
 func (s *Server) startEtcd(first bool, log *slog.Logger, reg *prometheus.Registry) {
-	names := map[string]*etcd.Server{}
-	start := func(space string) *etcd.Server {
+	names, paths := map[string]*etcd.Server{}, map[string]*etcd.Server{}
+	var users map[string]*etcd.Server
+	if len(s.cfg.Spaces) > 0 {
+		users = map[string]*etcd.Server{}
+	}
+	start := func(space string, below map[string]*etcd.Server) *etcd.Server {
 		labels := prometheus.Labels{"space": space}
 		srv := etcd.New(etcd.Config{
-			Space: space, Names: names, TLS: s.cfg.TLS.Etcd.on(), Metrics: reg, Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: s.cfg.Data,
+			Space: space, Names: names, Users: users, Paths: below, Path: s.cfg.Spaces[space].Path, TLS: s.cfg.TLS.Etcd.on(), Metrics: reg, Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: s.cfg.Data,
 			ProgressInterval: s.cfg.EtcdProgressInterval,
 			AuthTokenTTL:     time.Duration(s.cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: s.cfg.EtcdAuth.BcryptCost,
 		}, s.engine, log.With("space", space), prometheus.WrapRegistererWith(labels, reg))
@@ -212,13 +216,19 @@ func (s *Server) startEtcd(first bool, log *slog.Logger, reg *prometheus.Registr
 		return srv
 	}
 	for _, name := range s.cfg.spaceNames() {
-		srv := start(name)
+		srv := start(name, nil)
 		for _, n := range s.cfg.Spaces[name].TLSNames {
 			names[n] = srv
 		}
+		if s.cfg.Spaces[name].Users {
+			users[name] = srv
+		}
+		if s.cfg.Spaces[name].Path {
+			paths[name] = srv
+		}
 	}
 	if first {
-		start(shard.DefaultSpace)
+		start(shard.DefaultSpace, paths)
 	}
 }
 

@@ -70,10 +70,16 @@ func (a authServer) header(ctx context.Context) (*pb.ResponseHeader, error) {
 	return a.s.header(now.Revision), nil
 }
 
+// newSecret draws a secret that tokens are signed with.
+func newSecret() []byte {
+	b := make([]byte, auth.SecretBytes)
+	_, _ = rand.Read(b)
+	return b
+}
+
 // AuthEnable implements pb.AuthServer.
 func (a authServer) AuthEnable(ctx context.Context, _ *pb.AuthEnableRequest) (*pb.AuthEnableResponse, error) {
-	secret := make([]byte, auth.SecretBytes)
-	_, _ = rand.Read(secret)
+	secret := newSecret()
 	h, err := a.change(ctx, func(c auth.Caller) []byte { return auth.EncodeEnable(c, secret) })
 	return &pb.AuthEnableResponse{Header: h}, err
 }
@@ -132,7 +138,7 @@ func (a authServer) Authenticate(ctx context.Context, r *pb.AuthenticateRequest)
 	// If the password is changed meanwhile, that is at a later revision than the token's.
 	t := auth.Token{User: r.Name, Revision: l.Revision, Expires: a.s.client.Now().Add(a.s.cfg.AuthTokenTTL)}
 	h, err := a.header(ctx)
-	return &pb.AuthenticateResponse{Header: h, Token: t.Sign(l.Secret)}, err
+	return &pb.AuthenticateResponse{Header: h, Token: a.s.tokenPrefix() + t.Sign(l.Secret)}, err
 }
 
 // askAuth runs a query of auth's for the server itself.
@@ -169,6 +175,9 @@ func (a authServer) hash(ctx context.Context, password, hashed string) ([]byte, 
 
 // UserAdd implements pb.AuthServer.
 func (a authServer) UserAdd(ctx context.Context, r *pb.AuthUserAddRequest) (*pb.AuthUserAddResponse, error) {
+	if err := a.s.refuseName(r.Name); err != nil {
+		return nil, err
+	}
 	u := auth.NewUser{Name: r.Name, NoPassword: r.Options.GetNoPassword()}
 	if !u.NoPassword {
 		var err error

@@ -1,7 +1,6 @@
 package etcd
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -49,8 +48,13 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 	}
 	for _, n := range t.Nodes {
 		m := &pb.Member{ID: memberID(t, n.ID), Name: fmt.Sprintf("node%d", n.ID)}
-		// A space that is found by its name in TLS has the first one's address.
-		if a := cmp.Or(n.Addr[AddrKey(c.s.cfg.Space)], n.Addr["etcd"]); a != "" {
+		// A space without a port has the main one's address, and who follows a path stays below it; gRPC's clients do not look at that.
+		if a := n.Addr[AddrKey(c.s.cfg.Space)]; a != "" {
+			m.ClientURLs = []string{scheme + a}
+		} else if a = n.Addr["etcd"]; a != "" {
+			if c.s.cfg.Path {
+				a += "/" + spacesPrefix + c.s.cfg.Space
+			}
 			m.ClientURLs = []string{scheme + a}
 		}
 		resp.Members = append(resp.Members, m)

@@ -21,13 +21,29 @@ import (
 	"github.com/quorate/quorate/internal/errs"
 )
 
-// mux serves what etcd serves by plain HTTP on its client port.
+// mux serves what etcd serves by plain HTTP on its client port, and below /spaces/NAME/ what it does of other spaces.
 func (s *Server) mux() *http.ServeMux {
 	m := http.NewServeMux()
-	m.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) {
+	s.gate = http.MaxBytesHandler(s.gateway(), 2*int64(s.cfg.RequestBytesMax))
+	s.pages(m, "")
+	if s.cfg.Path {
+		s.pages(m, "/"+spacesPrefix+s.cfg.Space)
+	}
+	for name, to := range s.cfg.Paths {
+		to.pages(m, "/"+spacesPrefix+name)
+	}
+	m.HandleFunc("/"+spacesPrefix, func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "this address has no such page of a space of that name; set path: true for a space whose pages it shall have", http.StatusNotFound)
+	})
+	return m
+}
+
+// pages adds the server's pages to m, under a prefix.
+func (s *Server) pages(m *http.ServeMux, prefix string) {
+	m.HandleFunc("GET "+prefix+"/version", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusOK, version.Versions{Server: Version, Cluster: storageVersion, Storage: storageVersion})
 	})
-	m.HandleFunc("GET /health", func(w http.ResponseWriter, r *http.Request) {
+	m.HandleFunc("GET "+prefix+"/health", func(w http.ResponseWriter, r *http.Request) {
 		type health struct {
 			Health string `json:"health"`
 			Reason string `json:"reason"`
@@ -39,14 +55,14 @@ func (s *Server) mux() *http.ServeMux {
 		reply(w, http.StatusOK, health{Health: "true"})
 	})
 	if s.cfg.Metrics != nil {
-		m.Handle("GET /metrics", promhttp.HandlerFor(s, promhttp.HandlerOpts{}))
+		m.Handle("GET "+prefix+"/metrics", promhttp.HandlerFor(s, promhttp.HandlerOpts{}))
 	}
-	m.Handle("/v3/", http.MaxBytesHandler(s.gateway(), 2*int64(s.cfg.RequestBytesMax)))
+	m.Handle(prefix+"/v3/", http.StripPrefix(prefix, s.gate))
 	local := func(ctx context.Context) error {
 		_, err := s.status(ctx, true)
 		return err
 	}
-	serveChecks(m, "/livez", []check{{"serializable_read", func(ctx context.Context) error {
+	serveChecks(m, prefix+"/livez", []check{{"serializable_read", func(ctx context.Context) error {
 		err := local(ctx)
 		if errs.KindOf(err) == errs.Unavailable {
 			// A replica that is being rebuilt is alive: if it were restarted for that, it would begin again.
@@ -55,10 +71,9 @@ func (s *Server) mux() *http.ServeMux {
 		return err
 	}}})
 	// A replica that was damaged, or does not vote yet, refuses to read.
-	serveChecks(m, "/readyz", []check{
+	serveChecks(m, prefix+"/readyz", []check{
 		{"data_corruption", local}, {"serializable_read", local}, {"linearizable_read", s.readable}, {"non_learner", local},
 	})
-	return m
 }
 
 // check is one of etcd's health checks (https://etcd.io/docs/v3.7/op-guide/monitoring/#health-check).

@@ -96,6 +96,9 @@ type identityKey struct{}
 
 // identified adds to a request's context who its client is, unless nobody needs to know.
 func (s *Server) identified(ctx context.Context) context.Context {
+	if ctx.Value(identityKey{}) != nil {
+		return ctx
+	}
 	if st := s.rights.now.Load(); st != nil && !st.Enabled {
 		return ctx
 	}
@@ -133,6 +136,7 @@ func (s *Server) identify(ctx context.Context, fresh bool) (auth.Caller, error) 
 	if !ok {
 		return auth.Caller{Kind: auth.ByCertificate, User: p.name}, nil
 	}
+	token = strings.TrimPrefix(token, s.tokenPrefix())
 	t, err := auth.ParseToken(st.Secret, token)
 	if err == nil && !p.fresh(token, t.Expires, s.client.Now(), s.cfg.AuthTokenTTL) {
 		err = auth.ErrInvalidToken

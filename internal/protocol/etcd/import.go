@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
@@ -24,17 +25,30 @@ import (
 type Snapshot struct {
 	Revision     int64
 	Keys, Leases int
-	// Users and Roles are not read.
 	Users, Roles int
+	// AuthEnabled says whether authentication is.
+	AuthEnabled bool
+}
+
+// Part is a part of a load: of the users and roles, and of the key space.
+type Part struct {
+	Rights auth.Load
+	Keys   kv.Load
+}
+
+// Encode returns what Server.Load takes.
+func (p *Part) Encode() []byte {
+	return append(auth.AppendLoad(nil, &p.Rights, shard.ModuleKV), kv.EncodeLoad(&p.Keys)...)
 }
 
 // loadBytes is about how much one part of a load holds.
 const loadBytes = 512 << 10
 
-// ReadSnapshot reads the newest versions of all keys, the leases and the changes of the last revision from a snapshot, and hands them out
-// in parts of bounded size, the last one with the revision. It stops at the first error of part. A file that is not a snapshot, or
-// was damaged, is refused: one that `etcdctl snapshot save` has made ends with its checksum.
-func ReadSnapshot(name string, part func(*kv.Load) error) (Snapshot, error) {
+// ReadSnapshot reads users and roles, the newest versions of all keys, the leases and the changes of the last revision from a snapshot, and hands
+// them out in parts of bounded size, the last one with the revisions. It stops at the first error of part. A file that is not a snapshot, or
+// was damaged, is refused: one that `etcdctl snapshot save` has made ends with its checksum. Users and roles that cannot be loaded are refused
+// by name, before the first part.
+func ReadSnapshot(name string, part func(*Part) error) (Snapshot, error) {
 	id, err := checkSnapshot(name)
 	if err != nil {
 		return Snapshot{}, err
@@ -89,10 +103,10 @@ func checkSnapshot(name string) (id [16]byte, err error) {
 // snapshotReader reads etcd's store.
 type snapshotReader struct {
 	id    [16]byte
-	part  func(*kv.Load) error
+	part  func(*Part) error
 	found Snapshot
 
-	next kv.Load
+	next Part
 	size int
 }
 
@@ -121,6 +135,10 @@ func (r *snapshotReader) read(tx *bbolt.Tx) error {
 			rev = max(rev, int64(binary.BigEndian.Uint64(c)))
 		}
 	}
+	last, err := r.rights(tx)
+	if err != nil {
+		return err
+	}
 	var events []kv.LoadEvent
 	err = keys.ForEach(func(k, v []byte) error {
 		var m mvccpb.KeyValue
@@ -135,7 +153,7 @@ func (r *snapshotReader) read(tx *bbolt.Tx) error {
 			return nil
 		}
 		r.found.Keys++
-		r.next.KVs = append(r.next.KVs, kv.KeyValue{
+		r.next.Keys.KVs = append(r.next.Keys.KVs, kv.KeyValue{
 			Key: m.Key, Value: m.Value, Create: m.CreateRevision, Mod: m.ModRevision, Version: m.Version, Lease: m.Lease,
 		})
 		return r.grow(len(m.Key) + len(m.Value))
@@ -146,16 +164,11 @@ func (r *snapshotReader) read(tx *bbolt.Tx) error {
 	if err := r.leases(tx.Bucket(bucketLease)); err != nil {
 		return err
 	}
-	for b, n := range map[string]*int{"authUsers": &r.found.Users, "authRoles": &r.found.Roles} {
-		if b := tx.Bucket([]byte(b)); b != nil {
-			*n = b.Stats().KeyN
-		}
-	}
 	r.found.Revision = rev
 	if err := r.send(); err != nil {
 		return err
 	}
-	r.next.Revision, r.next.Events = rev, events
+	r.next.Rights, r.next.Keys.Revision, r.next.Keys.Events = last, rev, events
 	return r.send()
 }
 
@@ -175,7 +188,7 @@ func (r *snapshotReader) leases(b *bbolt.Bucket) error {
 			return errs.New(errs.Corrupt, "the snapshot has a lease %x that cannot be read", k)
 		}
 		r.found.Leases++
-		r.next.Leases = append(r.next.Leases, l)
+		r.next.Keys.Leases = append(r.next.Keys.Leases, l)
 		return r.grow(16)
 	})
 }
@@ -218,32 +231,61 @@ func (r *snapshotReader) grow(n int) error {
 }
 
 func (r *snapshotReader) send() error {
-	if r.next.KVs == nil && r.next.Leases == nil && r.next.Revision == 0 {
+	k := &r.next.Keys
+	if k.KVs == nil && k.Leases == nil && k.Revision == 0 && r.next.Rights.Empty() {
 		return nil
 	}
-	r.next.ID = r.id
+	k.ID = r.id
 	err := r.part(&r.next)
-	r.next, r.size = kv.Load{}, 0
+	r.next, r.size = Part{}, 0
 	return err
 }
 
-// Load runs a part of a load, which operators alone may hand in: it is not asked who they are. A part may be repeated if its outcome is
-// unknown.
+// Load runs a part of a load (Part.Encode), which operators alone may hand in: it is not asked who they are. A part may be repeated if its
+// outcome is unknown.
 func (s *Server) Load(ctx context.Context, b []byte) error {
-	l, err := kv.DecodeLoad(b)
+	rights, inner, err := auth.DecodeLoad(b)
 	if err != nil {
 		return err
+	}
+	if inner.Module != shard.ModuleKV {
+		return errs.New(errs.Invalid, "a load into model %d; it must be one into the key space", inner.Module)
+	}
+	l, err := kv.DecodeLoad(inner.Data)
+	if err != nil {
+		return err
+	}
+	for i := range rights.Users {
+		if to, _ := s.ofUser(rights.Users[i].Name); to != nil {
+			return errs.New(errs.Invalid, "user %q cannot be loaded: names that begin with %q are those of the users of space %q; load without spaces.%s.users, or take a snapshot without that user",
+				rights.Users[i].Name, to.cfg.Space+"/", to.cfg.Space, to.cfg.Space)
+		}
 	}
 	at, _, err := s.where()
 	if err != nil {
 		return err
 	}
-	err = s.client.Submit(ctx, routeOf(at), shard.Command{Module: shard.ModuleKV, Data: b}).Wait(ctx).Err
-	if l.Revision > 0 && errors.Is(err, kv.ErrNotEmpty) {
-		// The last part was repeated, or somebody was quicker.
-		if now, e := s.status(ctx, false); e == nil && now.Revision == l.Revision && now.Compacted == l.Revision {
-			return nil
+	cmd := inner
+	if !rights.Empty() {
+		if rights.Secret = nil; rights.Enabled {
+			rights.Secret = newSecret()
 		}
+		cmd = shard.Command{Module: shard.ModuleAuth, Data: append(auth.AppendLoad(nil, rights, inner.Module), inner.Data...)}
+	}
+	err = s.client.Submit(ctx, routeOf(at), cmd).Wait(ctx).Err
+	if l.Revision > 0 && (errors.Is(err, kv.ErrNotEmpty) || errors.Is(err, auth.ErrNotNew)) && s.ended(ctx, l, rights) {
+		// The last part was repeated, or somebody was quicker.
+		return nil
 	}
 	return err
+}
+
+// ended says whether the key space, and the users and roles, are as the last part of a load leaves them.
+func (s *Server) ended(ctx context.Context, l *kv.Load, rights *auth.Load) bool {
+	now, err := s.status(ctx, false)
+	if err != nil || now.Revision != l.Revision || l.Revision > 1 && now.Compacted != l.Revision {
+		return false
+	}
+	st, err := s.rights.load(ctx, false)
+	return err == nil && (rights.Empty() || st.Revision == rights.Revision && st.Enabled == rights.Enabled)
 }

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,9 +18,11 @@ import (
 )
 
 // saved fetches a snapshot as etcdctl saves it.
-func (r *rig) saved() string {
+func (r *rig) saved() string { return r.savedAs(r.ctx()) }
+
+func (r *rig) savedAs(ctx context.Context) string {
 	r.t.Helper()
-	st, err := pb.NewMaintenanceClient(r.conn).Snapshot(r.ctx(), &pb.SnapshotRequest{})
+	st, err := pb.NewMaintenanceClient(r.conn).Snapshot(ctx, &pb.SnapshotRequest{})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -57,13 +60,13 @@ func TestImport_OwnSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	parts := 0
-	load := func(l *kv.Load) error {
+	load := func(p *Part) error {
 		parts++
-		if err := to.s.Load(to.ctx(), kv.EncodeLoad(l)); err != nil {
+		if err := to.s.Load(to.ctx(), p.Encode()); err != nil {
 			return err
 		}
 		// Who got no answer sends a part again.
-		return to.s.Load(to.ctx(), kv.EncodeLoad(l))
+		return to.s.Load(to.ctx(), p.Encode())
 	}
 	// A watch that is open meanwhile goes on behind it.
 	w := to.watching(to.ctx())
@@ -93,11 +96,11 @@ func TestImport_OwnSnapshot(t *testing.T) {
 		t.Errorf("the watch says %v", m)
 	}
 	// What was written to since takes no load.
-	again, err := ReadSnapshot(from.saved(), func(l *kv.Load) error {
-		if l.Revision == 0 {
+	again, err := ReadSnapshot(from.saved(), func(p *Part) error {
+		if p.Keys.Revision == 0 {
 			return nil
 		}
-		return load(l)
+		return load(p)
 	})
 	if !errors.Is(err, kv.ErrNotEmpty) {
 		t.Errorf("%+v again: %v", again, err)
@@ -127,7 +130,7 @@ func TestImport_BadFiles(t *testing.T) {
 		} else {
 			want = "no such file"
 		}
-		_, err := ReadSnapshot(name, func(*kv.Load) error { t.Errorf("%s: a part came", want); return nil })
+		_, err := ReadSnapshot(name, func(*Part) error { t.Errorf("%s: a part came", want); return nil })
 		if k := errs.KindOf(err); err == nil || k == errs.Internal || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}

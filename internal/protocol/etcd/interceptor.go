@@ -41,7 +41,7 @@ type strictStream struct {
 // Context implements grpc.ServerStream.
 func (s *strictStream) Context() context.Context { return s.ctx }
 
-func (s *Server) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+func (s *Server) stream(srv any, ss grpc.ServerStream, next grpc.StreamHandler) error {
 	if ctx := s.identified(ss.Context()); ctx != ss.Context() {
 		ss = &boundStream{ss, ctx}
 	}

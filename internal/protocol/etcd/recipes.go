@@ -248,8 +248,8 @@ func (r *recipe) observe(ctx context.Context, s *Server, in message, send func(m
 	})
 }
 
-// registerRecipes adds the services to the gRPC server.
-func (s *Server) registerRecipes() {
+// registerRecipes registers the services with the server.
+func (s *Server) registerRecipes(to grpc.ServiceRegistrar) {
 	services := map[string]*grpc.ServiceDesc{}
 	for _, r := range recipes() {
 		d := services[r.service]
@@ -258,7 +258,8 @@ func (s *Server) registerRecipes() {
 			services[r.service] = d
 		}
 		if r.stream != nil {
-			d.Streams = append(d.Streams, grpc.StreamDesc{StreamName: r.method, ServerStreams: true, Handler: func(_ any, st grpc.ServerStream) error {
+			d.Streams = append(d.Streams, grpc.StreamDesc{StreamName: r.method, ServerStreams: true, Handler: func(srv any, st grpc.ServerStream) error {
+				s := srv.(*Server) //nolint:forcetypeassert // what is registered below
 				in := message{dynamicpb.NewMessage(r.in)}
 				if err := st.RecvMsg(in.Message); err != nil {
 					return err
@@ -267,7 +268,8 @@ func (s *Server) registerRecipes() {
 			}})
 			continue
 		}
-		d.Methods = append(d.Methods, grpc.MethodDesc{MethodName: r.method, Handler: func(_ any, ctx context.Context, dec func(any) error, next grpc.UnaryServerInterceptor) (any, error) {
+		d.Methods = append(d.Methods, grpc.MethodDesc{MethodName: r.method, Handler: func(srv any, ctx context.Context, dec func(any) error, next grpc.UnaryServerInterceptor) (any, error) {
+			s := srv.(*Server) //nolint:forcetypeassert // what is registered below
 			in := message{dynamicpb.NewMessage(r.in)}
 			if err := dec(in.Message); err != nil {
 				return nil, err
@@ -283,7 +285,7 @@ func (s *Server) registerRecipes() {
 		}})
 	}
 	for _, d := range services {
-		s.grpc.RegisterService(d, nil)
+		to.RegisterService(d, s)
 	}
 }
 

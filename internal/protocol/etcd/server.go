@@ -63,8 +63,15 @@ type Config struct {
 	AuthTokenTTL time.Duration
 	// BcryptCost is that of passwords, 4 to 31: it takes 2^BcryptCost steps to compare one. Default 10, as in etcd.
 	BcryptCost int
-	// Names are the servers of other spaces by the name that clients ask for in TLS; whoever asks for another gets this one.
+	// Names are the servers of spaces beside the default one by the name that clients ask for in TLS: on the main port they get that
+	// space, on the port of another they are refused. Whoever asks for any other name gets this server.
 	Names map[string]*Server
+	// Users are the servers of spaces into which a user logs in on the main port, as SPACE/USER, by the name of the space. All servers are
+	// given the same; no user of theirs may have such a name. Nil says that the cluster has no other space, so that no token can be one's.
+	Users map[string]*Server
+	// Paths are the servers of spaces that this one serves below /spaces/NAME/, by that name. Path says that this space is served there.
+	Paths map[string]*Server
+	Path  bool
 	// Metrics are the node's own, served on /metrics with etcd's names beside them. Nil means that there is no /metrics.
 	Metrics prometheus.Gatherer
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
@@ -139,8 +146,11 @@ type Server struct {
 	m      *metrics
 	grpc   *grpc.Server
 	http   *http.Server
-	// self is the gateway's connection with grpc.
+	// impls are the implementations of the gRPC services, by the service's name. They do not change after New.
+	impls map[string]any
+	// self is the connection of the gateway, gate, with grpc.
 	self *grpc.ClientConn
+	gate http.Handler
 	feed *feed
 	ids  atomic.Pointer[ids]
 	// leaderChanges counts the leaders that watchLeader has seen after the first.
@@ -172,7 +182,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	cfg.fill()
 	s := &Server{
 		cfg: cfg, client: client, log: log.With("protocol", "etcd"), m: newMetrics(reg),
-		toGRPC: newQueue(), toHTTP: newQueue(),
+		toGRPC: newQueue(), toHTTP: newQueue(), impls: map[string]any{},
 		conns: conns.New[*conn]("etcd", cfg.ConnectionsMax), strict: map[*strictStream]struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -183,20 +193,21 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 		grpc.MaxConcurrentStreams(math.MaxUint32), grpc.WaitForHandlers(true), grpc.NumStreamWorkers(streamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAliveMin}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAliveInterval, Timeout: keepAliveTimeout}),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream), grpc.Creds(handshake{insecure.NewCredentials()}),
+		grpc.Creds(handshake{insecure.NewCredentials()}),
 	)
-	pb.RegisterKVServer(s.grpc, kvServer{s: s})
-	pb.RegisterWatchServer(s.grpc, watchServer{s: s})
-	pb.RegisterLeaseServer(s.grpc, leaseServer{s: s})
-	pb.RegisterClusterServer(s.grpc, clusterServer{s: s})
-	pb.RegisterMaintenanceServer(s.grpc, maintenanceServer{s: s})
-	pb.RegisterAuthServer(s.grpc, authServer{s: s})
+	to := registrar{s}
+	pb.RegisterKVServer(to, kvServer{s: s})
+	pb.RegisterWatchServer(to, watchServer{s: s})
+	pb.RegisterLeaseServer(to, leaseServer{s: s})
+	pb.RegisterClusterServer(to, clusterServer{s: s})
+	pb.RegisterMaintenanceServer(to, maintenanceServer{s: s})
+	pb.RegisterAuthServer(to, authServer{s: s})
 	s.coord = coord.New(behalf{client, s}, func() (shard.Route, error) {
 		at, _, err := s.where()
 		return routeOf(at), err
 	})
-	s.registerRecipes()
-	grpc_health_v1.RegisterHealthServer(s.grpc, health.NewServer())
+	s.registerRecipes(to)
+	grpc_health_v1.RegisterHealthServer(to, health.NewServer())
 	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout}
 	for _, f := range []func(){
 		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, s.feed.run, s.rights.run, s.watchLeader,
@@ -222,7 +233,13 @@ func (s *Server) admit(nc net.Conn) {
 		}
 		to := s
 		if t, ok := c.Conn.(*tls.Conn); ok {
-			if named := s.cfg.Names[t.ConnectionState().ServerName]; named != nil {
+			named := s.cfg.Names[t.ConnectionState().ServerName]
+			if named != nil && named != s && !s.main() {
+				s.log.Debug("connection refused: its name in TLS is that of another space", "named", named.cfg.Space)
+				_ = c.Close()
+				return
+			}
+			if named != nil {
 				to = named
 			}
 		}
