@@ -7,6 +7,7 @@ package conns
 
 import (
 	"errors"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -28,6 +29,7 @@ const acceptRetry = 100 * time.Millisecond
 type Set[C comparable] struct {
 	protocol string
 	max      int
+	log      *slog.Logger
 	// wg counts calls of Serve and what Go runs. It is added to under mu and only while closed is false, or by what it counts already.
 	wg   sync.WaitGroup
 	done chan struct{}
@@ -39,17 +41,17 @@ type Set[C comparable] struct {
 	open      map[C]struct{}
 }
 
-// New returns an empty set of at most max connections, 1 or more. The protocol's name is for errors.
-func New[C comparable](protocol string, max int) *Set[C] {
+// New returns an empty set of at most max connections, 1 or more. The protocol's name is for errors and the log.
+func New[C comparable](protocol string, max int, log *slog.Logger) *Set[C] {
 	return &Set[C]{
-		protocol: protocol, max: max, done: make(chan struct{}), listeners: map[net.Listener]struct{}{}, open: map[C]struct{}{},
+		protocol: protocol, max: max, log: log, done: make(chan struct{}), listeners: map[net.Listener]struct{}{}, open: map[C]struct{}{},
 	}
 }
 
 // Serve accepts connections until the listener or the set is closed, takes the listener over, and calls admit for each connection. It returns
-// nil then. It fails if the set is closed already, or with what Accept fails with. With failed, it fails with what that makes
-// of an error of Accept's, net.ErrClosed too; if that is nil, Serve goes on after a pause.
-func (s *Set[C]) Serve(ln net.Listener, admit func(net.Conn), failed func(error) error) error {
+// nil then, and fails if the set is closed already. Whatever else Accept fails with is logged and tried again after a pause: it is a lack of
+// file descriptors, most likely, and those who are connected go on meanwhile.
+func (s *Set[C]) Serve(ln net.Listener, admit func(net.Conn)) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -71,18 +73,10 @@ func (s *Set[C]) Serve(ln net.Listener, admit func(net.Conn), failed func(error)
 			admit(nc)
 			continue
 		}
-		if s.Closed() {
+		if s.Closed() || errors.Is(err, net.ErrClosed) {
 			return nil
 		}
-		switch {
-		case failed != nil:
-			err = failed(err)
-		case errors.Is(err, net.ErrClosed):
-			return nil
-		}
-		if err != nil {
-			return err
-		}
+		s.log.Error("cannot accept a connection", "protocol", s.protocol, "listen", ln.Addr().String(), "error", err)
 		select {
 		case <-s.done:
 		case <-time.After(acceptRetry):

@@ -1,16 +1,19 @@
 package conns
 
 import (
-	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/quorate/quorate/internal/errs"
 )
+
+var quiet = slog.New(slog.DiscardHandler)
 
 // scripted is a listener whose Accept returns what is sent to it.
 type scripted struct {
@@ -45,14 +48,14 @@ func (l *scripted) Close() error {
 func (l *scripted) Addr() net.Addr { return &net.TCPAddr{} }
 
 // serve runs Serve in a goroutine.
-func serve(s *Set[net.Conn], ln net.Listener, admit func(net.Conn), failed func(error) error) <-chan error {
+func serve(s *Set[net.Conn], ln net.Listener, admit func(net.Conn)) <-chan error {
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(ln, admit, failed) }()
+	go func() { done <- s.Serve(ln, admit) }()
 	return done
 }
 
 func TestSet_BoundsWhatIsOpen(t *testing.T) {
-	s := New[int]("test", 2)
+	s := New[int]("test", 2, quiet)
 	end := make(chan struct{})
 	wait := func() { <-end }
 	for i, want := range []error{nil, nil, ErrFull} {
@@ -81,7 +84,7 @@ func TestSet_BoundsWhatIsOpen(t *testing.T) {
 
 func TestServe_EndsWithCloseAndIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New[net.Conn]("test", 10)
+		s := New[net.Conn]("test", 10, quiet)
 		ln, nc := newScripted(), &net.TCPConn{}
 		ran := false
 		end := make(chan struct{})
@@ -89,7 +92,7 @@ func TestServe_EndsWithCloseAndIsWaitedFor(t *testing.T) {
 			if err := s.Go(c, func() { <-end; time.Sleep(time.Second); ran = true }); err != nil {
 				t.Error(err)
 			}
-		}, nil)
+		})
 		ln.next <- nc
 		synctest.Wait()
 		if left := s.Close(); len(left) != 1 || left[0] != nc || !s.Closed() {
@@ -110,10 +113,10 @@ func TestServe_EndsWithCloseAndIsWaitedFor(t *testing.T) {
 }
 
 func TestServe_AfterCloseFailsAndClosesTheListener(t *testing.T) {
-	s := New[net.Conn]("test", 1)
+	s := New[net.Conn]("test", 1, quiet)
 	s.Close()
 	ln := newScripted()
-	err := s.Serve(ln, nil, nil)
+	err := s.Serve(ln, nil)
 	if !errs.Is(err, errs.Unavailable) || err.Error() != "the test server is closed" {
 		t.Errorf("got %v", err)
 	}
@@ -122,38 +125,28 @@ func TestServe_AfterCloseFailsAndClosesTheListener(t *testing.T) {
 	}
 }
 
-func TestServe_ListenerThatFails(t *testing.T) {
-	own := errors.New("own")
-	for name, c := range map[string]struct {
-		accept, want error
-		failed       func(error) error
-	}{
-		"closed by others":           {net.ErrClosed, nil, nil},
-		"any error":                  {io.ErrUnexpectedEOF, io.ErrUnexpectedEOF, nil},
-		"any error, made another":    {io.ErrUnexpectedEOF, own, func(error) error { return own }},
-		"closed, made another error": {net.ErrClosed, own, func(error) error { return own }},
-	} {
-		s := New[net.Conn]("test", 1)
-		ln := newScripted()
-		done := serve(s, ln, nil, c.failed)
-		ln.next <- c.accept
-		if err := <-done; err != c.want {
-			t.Errorf("%s: got %v, want %v", name, err, c.want)
-		}
-		if ln.Close() == nil {
-			t.Errorf("%s: the listener is open", name)
-		}
-		s.Close()
-		s.Wait()
+func TestServe_EndsWithTheListener(t *testing.T) {
+	s := New[net.Conn]("test", 1, quiet)
+	ln := newScripted()
+	done := serve(s, ln, nil)
+	ln.next <- net.ErrClosed
+	if err := <-done; err != nil {
+		t.Errorf("got %v", err)
 	}
+	if ln.Close() == nil {
+		t.Error("the listener is open")
+	}
+	s.Close()
+	s.Wait()
 }
 
 func TestServe_GoesOnAfterAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New[net.Conn]("test", 1)
+		var log strings.Builder
+		s := New[net.Conn]("test", 1, slog.New(slog.NewTextHandler(&log, nil)))
 		ln := newScripted()
-		seen, admitted := 0, 0
-		done := serve(s, ln, func(net.Conn) { admitted++ }, func(error) error { seen++; return nil })
+		admitted := 0
+		done := serve(s, ln, func(net.Conn) { admitted++ })
 		start := time.Now()
 		ln.next <- io.ErrUnexpectedEOF
 		ln.next <- &net.TCPConn{}
@@ -169,8 +162,8 @@ func TestServe_GoesOnAfterAPause(t *testing.T) {
 			t.Errorf("got %v after %v, want none at once", err, time.Since(start))
 		}
 		s.Wait()
-		if seen != 2 || admitted != 1 {
-			t.Errorf("%d errors and %d connections, want 2 and 1", seen, admitted)
+		if n := strings.Count(log.String(), "protocol=test listen=:0 error=\"unexpected EOF\""); n != 2 || admitted != 1 {
+			t.Errorf("%d connections, want 1; %d errors of 2 in the log:\n%s", admitted, n, log.String())
 		}
 	})
 }

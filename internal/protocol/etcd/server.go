@@ -183,7 +183,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s := &Server{
 		cfg: cfg, client: client, log: log.With("protocol", "etcd"), m: newMetrics(reg),
 		toGRPC: newQueue(), toHTTP: newQueue(), impls: map[string]any{},
-		conns: conns.New[*conn]("etcd", cfg.ConnectionsMax), strict: map[*strictStream]struct{}{},
+		conns: conns.New[*conn]("etcd", cfg.ConnectionsMax, log), strict: map[*strictStream]struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.feed = newFeed(s)
@@ -219,7 +219,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 
 // Serve accepts connections until the listener or the server is closed, and takes the listener over. It returns nil after
 // Close.
-func (s *Server) Serve(ln net.Listener) error { return s.conns.Serve(ln, s.admit, nil) }
+func (s *Server) Serve(ln net.Listener) error { return s.conns.Serve(ln, s.admit) }
 
 // admit finds out what a connection speaks and passes it on, or turns it away.
 func (s *Server) admit(nc net.Conn) {

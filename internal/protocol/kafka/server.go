@@ -44,7 +44,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 		topics: NewTopics(client, cfg.Space, cfg.Partitions),
 		frames: newBudget(cfg.RequestBytesMax), fetches: newBudget(cfg.FetchBytesAllMax),
 		unpacked: newBudget(2 * decompressedMax), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
-		conns: conns.New[*conn]("kafka", cfg.ConnectionsMax),
+		conns: conns.New[*conn]("kafka", cfg.ConnectionsMax, log),
 	}
 	s.topics.rand = cfg.Rand
 	s.table = s.apis()
@@ -57,7 +57,7 @@ func (s *Server) Topics() *Topics { return s.topics }
 
 // Serve accepts connections until the listener or the server is closed, and takes the listener over. It returns nil after
 // Close.
-func (s *Server) Serve(ln net.Listener) error { return s.conns.Serve(ln, s.admit, nil) }
+func (s *Server) Serve(ln net.Listener) error { return s.conns.Serve(ln, s.admit) }
 
 // admit starts to serve a connection, or turns it away.
 func (s *Server) admit(nc net.Conn) {

@@ -32,7 +32,6 @@ import (
 
 	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/datatypes"
-	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/protocol/conns"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -140,7 +139,7 @@ func New(cfg Config, client shard.Client, topics Topics, log *slog.Logger, reg p
 	cfg = cfg.withDefaults()
 	s := &Server{
 		cfg: cfg, client: client, topics: topics, log: log, commands: map[string]*command{},
-		conns: conns.New[*conn]("redis", cfg.ConnectionsMax), started: client.Now(), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
+		conns: conns.New[*conn]("redis", cfg.ConnectionsMax, log), started: client.Now(), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
 	}
 	s.metric = newMetrics(reg)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -171,21 +170,9 @@ func nodeID(cluster string, id shard.NodeID) string {
 	return fmt.Sprintf("%x", sum)
 }
 
-// Serve accepts connections until the listener fails or the server is closed. It returns nil after Close.
-func (s *Server) Serve(ln net.Listener) error {
-	err := s.conns.Serve(ln, s.ServeConn, func(err error) error {
-		if errors.Is(err, net.ErrClosed) {
-			return errs.Wrap(errs.Unavailable, err, "accept Redis connections on %s", ln.Addr())
-		}
-		// Out of file descriptors, most likely. Those who are connected go on, and so does listening.
-		s.log.Error("cannot accept a Redis connection", "error", err)
-		return nil
-	})
-	if s.conns.Closed() {
-		return nil
-	}
-	return err
-}
+// Serve accepts connections until the listener or the server is closed, and takes the listener over. It returns nil after
+// Close.
+func (s *Server) Serve(ln net.Listener) error { return s.conns.Serve(ln, s.ServeConn) }
 
 // ServeConn serves one connection from a goroutine of its own, which Close waits for.
 func (s *Server) ServeConn(nc net.Conn) {
