@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -326,6 +327,21 @@ func (w *watching) create(c *pb.WatchCreateRequest) {
 	}
 }
 
+// cancel asks for the end of a watch, and progress how far all of the stream's are.
+func (w *watching) cancel(id int64) {
+	w.r.t.Helper()
+	if err := w.s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: id}}}); err != nil {
+		w.r.t.Fatal(err)
+	}
+}
+
+func (w *watching) progress() {
+	w.r.t.Helper()
+	if err := w.s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}}); err != nil {
+		w.r.t.Fatal(err)
+	}
+}
+
 func (w *watching) recv() *pb.WatchResponse {
 	w.r.t.Helper()
 	m, err := w.s.Recv()
@@ -389,9 +405,7 @@ func TestWatch_PastPresentFuture(t *testing.T) {
 			t.Errorf("no %q in %v", want, got)
 		}
 	}
-	if err := w.s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: 0}}}); err != nil {
-		t.Fatal(err)
-	}
+	w.cancel(0)
 	w.want("0@6 canceled")
 	r.put("b", "nobody")
 	w.create(&pb.WatchCreateRequest{Key: []byte("b"), WatchId: 1})
@@ -433,9 +447,7 @@ func TestWatch_Progress(t *testing.T) {
 	r.put("b", "2")
 	// What was asked for is told when all that was acknowledged before has arrived here, if it is asked for often enough.
 	for {
-		if err := w.s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}}); err != nil {
-			t.Fatal(err)
-		}
+		w.progress()
 		if m := w.recv(); m.WatchId != noWatch || len(m.Events) > 0 {
 			t.Fatalf("got %s", line(m))
 		} else if m.Header.Revision == 3 {
@@ -593,6 +605,59 @@ func TestFeed_PreviousVersionsForOneThatJustCame(t *testing.T) {
 	}
 }
 
+// While nobody watches, the feed does not look at the key space. Whoever comes hears of what is new all the same, and of no revision before.
+func TestFeed_SleepsWhileNobodyWatches(t *testing.T) {
+	r := newRig(t, Config{})
+	f := r.s.feed
+	awaitSleep := func() {
+		t.Helper()
+		for ctx := r.ctx(); ; {
+			f.mu.Lock()
+			next := f.next
+			f.mu.Unlock()
+			if next == 0 && len(f.awake) == 0 {
+				return
+			}
+			if ctx.Err() != nil {
+				t.Fatal("the feed does not sleep")
+			}
+			runtime.Gosched()
+		}
+	}
+	for range 20 {
+		awaitSleep()
+		rev := r.put("a", "while it sleeps")
+		ctx, cancel := context.WithCancel(r.ctx())
+		w := r.watching(ctx)
+		w.progress()
+		w.want(fmt.Sprintf("-1@%d", rev))
+		awaitSleep()
+		rev = r.put("a", "before the watch")
+		w.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: rev})
+		w.want(fmt.Sprintf("0@%d created", rev))
+		if m := w.recv(); len(m.Events) != 1 || m.Events[0].Kv.ModRevision != rev {
+			t.Fatalf("got %s", line(m))
+		}
+		rev = r.put("a", "with the watch")
+		if m := w.recv(); len(m.Events) != 1 || m.Events[0].Kv.ModRevision != rev {
+			t.Fatalf("got %s", line(m))
+		}
+		w.cancel(0)
+		if m := w.recv(); !m.Canceled || m.Header.Revision != rev {
+			t.Fatalf("got %s", line(m))
+		}
+		awaitSleep()
+		w.create(&pb.WatchCreateRequest{Key: []byte("a")})
+		w.want(fmt.Sprintf("1@%d created", rev))
+		// At once, whether the feed is awake by now or not.
+		w.cancel(1)
+		if m := w.recv(); !m.Canceled || m.Header.Revision != rev {
+			t.Fatalf("got %s", line(m))
+		}
+		cancel()
+	}
+}
+
 func TestWatch_TooMany(t *testing.T) {
 	r := newRig(t, Config{WatchersMax: 2})
 	w := r.watching(r.ctx())
@@ -602,9 +667,7 @@ func TestWatch_TooMany(t *testing.T) {
 	}
 	w.create(&pb.WatchCreateRequest{Key: []byte("a")})
 	w.want("-1@1 created canceled " + reasonTooMany)
-	if err := w.s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: 1}}}); err != nil {
-		t.Fatal(err)
-	}
+	w.cancel(1)
 	w.want("1@1 canceled")
 	w.create(&pb.WatchCreateRequest{Key: []byte("a")})
 	w.want("2@1 created")

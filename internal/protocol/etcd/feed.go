@@ -15,18 +15,25 @@ import (
 )
 
 // feed reads the changes of the key space once and hands them to all watches that are up to date. It never waits for one: a
-// watch whose stream has no room reads on by itself, from history, and comes back when it has caught up.
+// watch whose stream has no room reads on by itself, from history, and comes back when it has caught up. While nobody watches it
+// sleeps: every look at the key space makes the next write copy what was looked at.
 type feed struct {
 	s *Server
+	// awake says that somebody came to read for, or that the last one left.
+	awake chan struct{}
 
 	mu sync.Mutex
-	// next is the first revision that was not handed out; 0 until that is known. Guarded by mu, as all below.
+	// next is the first revision that was not handed out; 0 while that is not known. Guarded by mu, as all below.
 	next int64
+	// told is the newest revision that any client heard of here.
+	told int64
 	// keys are the watches of one key, ranges all others.
 	keys   map[string]map[*watcher]struct{}
 	ranges map[*watcher]struct{}
 	// prevs counts those that want previous versions; watchers counts all, also those that lag.
 	prevs, watchers int
+	// asking are the streams that asked how far all is while that was not known.
+	asking map[*watchStream]struct{}
 }
 
 // feedBytes is how much of the changes is read at a time.
@@ -36,10 +43,12 @@ const feedBytes = 1 << 20
 const feedRetry = 100 * time.Millisecond
 
 func newFeed(s *Server) *feed {
-	return &feed{s: s, keys: map[string]map[*watcher]struct{}{}, ranges: map[*watcher]struct{}{}}
+	return &feed{
+		s: s, awake: make(chan struct{}, 1), keys: map[string]map[*watcher]struct{}{}, ranges: map[*watcher]struct{}{}, asking: map[*watchStream]struct{}{},
+	}
 }
 
-// run follows the key space until the server ends.
+// run follows the key space, while somebody watches, until the server ends.
 func (f *feed) run() {
 	ctx := f.s.ctx
 	var w *shard.Watch
@@ -49,6 +58,13 @@ func (f *feed) run() {
 		}
 	}()
 	for ctx.Err() == nil {
+		if f.sleeps() {
+			select {
+			case <-f.awake:
+			case <-ctx.Done():
+			}
+			continue
+		}
 		err := error(errs.New(errs.Unavailable, "no key space yet"))
 		if at, _, werr := f.s.where(); werr == nil {
 			if w == nil {
@@ -66,8 +82,31 @@ func (f *feed) run() {
 		}
 		select {
 		case <-w.C:
+		case <-f.awake:
 		case <-ctx.Done():
 		}
+	}
+}
+
+// sleeps says whether there is nobody to read for. What is new is not known from then on.
+func (f *feed) sleeps() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.watchers > 0 || len(f.asking) > 0 {
+		return false
+	}
+	f.told = f.revLocked()
+	f.next = 0
+	return true
+}
+
+// revLocked is the newest revision that is known here; none that clients are told is before one that they were told.
+func (f *feed) revLocked() int64 { return max(f.told, f.next-1) }
+
+func (f *feed) wakeLocked() {
+	select {
+	case f.awake <- struct{}{}:
+	default:
 	}
 }
 
@@ -87,6 +126,13 @@ func (f *feed) step(ctx context.Context) error {
 			still := f.next == 0 || len(f.keys)+len(f.ranges) == 0
 			if still {
 				f.next = now.Revision + 1
+				if len(f.asking) > 0 {
+					f.wakeLocked()
+				}
+				for st := range f.asking {
+					f.answerLocked(st)
+				}
+				clear(f.asking)
 			}
 			f.mu.Unlock()
 			if still {
@@ -287,7 +333,9 @@ func (f *feed) add(w *watcher, rev int64, reason string) {
 		r.WatchId, r.Canceled, r.CancelReason = noWatch, true, reason
 	} else {
 		st.watchers[w.id] = w
+		f.told = max(f.told, rev)
 		f.watchers++
+		f.wakeLocked()
 		f.s.m.watchers.Inc()
 		w.quiet = true
 		f.readLocked(w)
@@ -304,7 +352,7 @@ func (f *feed) cancel(st *watchStream, id int64) {
 		return
 	}
 	f.removeLocked(w)
-	st.pushLocked(&pb.WatchResponse{Header: f.s.header(f.next - 1), WatchId: id, Canceled: true})
+	st.pushLocked(&pb.WatchResponse{Header: f.s.header(f.revLocked()), WatchId: id, Canceled: true})
 	f.answerLocked(st)
 }
 
@@ -313,6 +361,9 @@ func (f *feed) removeLocked(w *watcher) {
 	delete(w.st.watchers, w.id)
 	w.gone = true
 	f.watchers--
+	if f.watchers == 0 {
+		f.wakeLocked()
+	}
 	f.s.m.watchers.Dec()
 }
 
@@ -336,6 +387,7 @@ func (f *feed) drop(st *watchStream) {
 		f.removeLocked(w)
 	}
 	st.queue, st.dropped = nil, true
+	delete(f.asking, st)
 }
 
 // take returns what a stream has to send, and one of its watches that lag.
@@ -389,6 +441,10 @@ func (f *feed) tell(st *watchStream) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	st.asked = true
+	if f.next == 0 && !st.dropped {
+		f.asking[st] = struct{}{}
+		f.wakeLocked()
+	}
 	f.answerLocked(st)
 }
 
