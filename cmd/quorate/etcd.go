@@ -25,6 +25,9 @@ const etcdName = "etcd"
 // tokenSimple is the kind of tokens that etcd issues unless told otherwise.
 const tokenSimple = "simple"
 
+// jwtTTL is how long a JSON web token counts unless told otherwise, in seconds, as in etcd.
+const jwtTTL = 300
+
 // etcdReady is the line that scripts and tests of etcd wait for.
 const etcdReady = "ready to serve client requests"
 
@@ -140,8 +143,8 @@ has no effect; what would weaken a promise is refused.`,
 	fs.StringSliceVar(&f.advertisePeers, "initial-advertise-peer-urls", []string{"http://localhost:2380"}, "URL that other nodes are told")
 	fs.StringSliceVar(&f.cluster, "initial-cluster", nil, "NAME=URL of each member (default: this node alone)")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
-	fs.StringVar(&f.authToken, "auth-token", tokenSimple, "kind of tokens: simple, which here are signed and good on every node")
-	fs.IntVar(&f.tokenTTL, "auth-token-ttl", 300, "seconds for which a token counts")
+	fs.StringVar(&f.authToken, "auth-token", tokenSimple, "kind of tokens: simple, which here are signed and good on every node, or jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=5m")
+	fs.IntVar(&f.tokenTTL, "auth-token-ttl", 300, "seconds for which a simple token counts")
 	fs.IntVar(&f.bcryptCost, "bcrypt-cost", 10, "cost of hashing passwords, 4 to 31")
 	fs.BoolVar(&f.insecure, "insecure", false, "listen on addresses other than loopback although the port checks nobody (a flag of Quorate's)")
 	f.client.flags(fs, "", "client-", "the client port")
@@ -192,17 +195,16 @@ func (f *etcdFlags) config() (server.Config, error) {
 	if abs, err := filepath.Abs(cfg.Data); err == nil {
 		cfg.Data = abs
 	}
-	if f.authToken != tokenSimple {
-		return cfg, errs.New(errs.Unsupported, "--auth-token is %q; only %s is supported: tokens are signed by the cluster itself, with a secret that it keeps", f.authToken, tokenSimple)
-	}
-	cfg.EtcdAuth = server.EtcdAuth{BcryptCost: f.bcryptCost, TokenTTL: f.tokenTTL}
 	if f.bcryptCost == 0 || f.tokenTTL == 0 {
 		return cfg, errs.New(errs.Invalid, "--bcrypt-cost and --auth-token-ttl must not be 0")
+	}
+	var err error
+	if cfg.EtcdAuth, err = f.auth(); err != nil {
+		return cfg, err
 	}
 	if f.state != "new" && f.state != "existing" {
 		return cfg, errs.New(errs.Invalid, "--initial-cluster-state is %q; it is new or existing", f.state)
 	}
-	var err error
 	var scheme, peerScheme, other string
 	if cfg.Listen.Etcd, scheme, err = oneURL("listen-client-urls", f.clientURLs); err != nil {
 		return cfg, err
@@ -260,6 +262,51 @@ func (f *etcdFlags) config() (server.Config, error) {
 		}
 	}
 	return cfg, nil
+}
+
+// auth reads --auth-token: simple, or jwt with its options.
+func (f *etcdFlags) auth() (server.EtcdAuth, error) {
+	out := server.EtcdAuth{BcryptCost: f.bcryptCost, TokenTTL: f.tokenTTL}
+	bad := func(format string, args ...any) (server.EtcdAuth, error) {
+		return out, errs.New(errs.Invalid, "--auth-token: "+format, args...)
+	}
+	kind, options, _ := strings.Cut(f.authToken, ",")
+	switch {
+	case f.authToken == tokenSimple:
+		return out, nil
+	case kind != "jwt":
+		return bad("%q is neither simple nor jwt,OPTION=VALUE,…", f.authToken)
+	}
+	// --auth-token-ttl is that of simple tokens, as in etcd.
+	out.TokenTTL = jwtTTL
+	seen := map[string]bool{}
+	for o := range strings.SplitSeq(options, ",") {
+		name, v, ok := strings.Cut(o, "=")
+		if !ok || v == "" || seen[name] {
+			return bad("%q is not OPTION=VALUE, or stands there twice; write jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=5m", o)
+		}
+		seen[name] = true
+		switch name {
+		case "sign-method":
+			out.JWT.Method = v
+		case "pub-key":
+			out.JWT.PublicKey = v
+		case "priv-key":
+			out.JWT.PrivateKey = v
+		case "ttl":
+			d, err := time.ParseDuration(v)
+			if err != nil || d < time.Second || d%time.Second != 0 {
+				return bad("ttl is %q; it is a number of whole seconds, such as 90s or 5m", v)
+			}
+			out.TokenTTL = int(d / time.Second)
+		default:
+			return bad("option %q is not one of sign-method, pub-key, priv-key, ttl", name)
+		}
+	}
+	if out.JWT.Method == "" {
+		return bad("jwt needs sign-method, such as RS256")
+	}
+	return out, nil
 }
 
 // oneURL returns the host:port and the scheme, http or https, of a flag that must have one URL.

@@ -25,6 +25,11 @@ func TestEtcdFlags(t *testing.T) {
 	if cfg.EtcdAuth != (server.EtcdAuth{BcryptCost: 5, TokenTTL: 60}) {
 		t.Errorf("authentication: %+v", cfg.EtcdAuth)
 	}
+	tokens := plain
+	tokens.authToken = "jwt,pub-key=/p,priv-key=/k,sign-method=ES256,ttl=3m"
+	if cfg, err = tokens.config(); err != nil || cfg.EtcdAuth != (server.EtcdAuth{BcryptCost: 5, TokenTTL: 180, JWT: server.EtcdJWT{Method: "ES256", PublicKey: "/p", PrivateKey: "/k"}}) {
+		t.Errorf("JWT: %+v %v", cfg.EtcdAuth, err)
+	}
 	// The order of the members is not the same on every command line.
 	three := plain
 	three.cluster = []string{"c=http://127.0.0.1:3", "a=http://127.0.0.1:4", "b=http://127.0.0.1:2"}
@@ -45,17 +50,22 @@ func TestEtcdFlags(t *testing.T) {
 		"with a trusted-ca-file": func(f *etcdFlags) {
 			f.peerURLs, f.peer = []string{"https://127.0.0.1:1"}, etcdTLS{cert: "c", key: "k", auth: true}
 		},
-		"there are no unix sockets":       func(f *etcdFlags) { f.peerURLs = []string{"unix://localhost:1"} },
-		"one is supported":                func(f *etcdFlags) { f.clientURLs = append(f.clientURLs, "http://127.0.0.1:9") },
-		"write NAME=URL":                  func(f *etcdFlags) { f.cluster = []string{"a"} },
-		"does not have this node":         func(f *etcdFlags) { f.cluster = []string{"x=http://127.0.0.1:2"} },
-		"has two URLs for b":              func(f *etcdFlags) { f.cluster = []string{"b=http://127.0.0.1:2", "b=http://127.0.0.1:5"} },
-		"it is new or existing":           func(f *etcdFlags) { f.state = "old" },
-		"without a port":                  func(f *etcdFlags) { f.peerURLs = []string{"http://127.0.0.1"} },
-		"write http://host:port":          func(f *etcdFlags) { f.peerURLs = []string{"127.0.0.1:1"} },
-		`--auth-token is "jwt,pub-key=x"`: func(f *etcdFlags) { f.authToken = "jwt,pub-key=x" },
-		"must not be 0":                   func(f *etcdFlags) { f.bcryptCost = 0 },
-		"--listen-peer-urls has 0 URLs":   func(f *etcdFlags) { f.peerURLs = nil },
+		"there are no unix sockets":     func(f *etcdFlags) { f.peerURLs = []string{"unix://localhost:1"} },
+		"one is supported":              func(f *etcdFlags) { f.clientURLs = append(f.clientURLs, "http://127.0.0.1:9") },
+		"write NAME=URL":                func(f *etcdFlags) { f.cluster = []string{"a"} },
+		"does not have this node":       func(f *etcdFlags) { f.cluster = []string{"x=http://127.0.0.1:2"} },
+		"has two URLs for b":            func(f *etcdFlags) { f.cluster = []string{"b=http://127.0.0.1:2", "b=http://127.0.0.1:5"} },
+		"it is new or existing":         func(f *etcdFlags) { f.state = "old" },
+		"without a port":                func(f *etcdFlags) { f.peerURLs = []string{"http://127.0.0.1"} },
+		"write http://host:port":        func(f *etcdFlags) { f.peerURLs = []string{"127.0.0.1:1"} },
+		"jwt needs sign-method":         func(f *etcdFlags) { f.authToken = "jwt,pub-key=x" },
+		"neither simple nor jwt":        func(f *etcdFlags) { f.authToken = "opaque" },
+		`"pub-key" is not OPTION`:       func(f *etcdFlags) { f.authToken = "jwt,pub-key" },
+		"stands there twice":            func(f *etcdFlags) { f.authToken = "jwt,ttl=1s,ttl=2s" },
+		`option "key" is not one of`:    func(f *etcdFlags) { f.authToken = "jwt,key=x" },
+		`ttl is "0.5s"`:                 func(f *etcdFlags) { f.authToken = "jwt,sign-method=RS256,ttl=0.5s" },
+		"must not be 0":                 func(f *etcdFlags) { f.bcryptCost = 0 },
+		"--listen-peer-urls has 0 URLs": func(f *etcdFlags) { f.peerURLs = nil },
 	} {
 		f := plain
 		f.clientURLs = append([]string(nil), plain.clientURLs...)

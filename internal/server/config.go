@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -81,6 +82,41 @@ type EtcdAuth struct {
 	BcryptCost int `yaml:"bcrypt_cost"`
 	// TokenTTL is how long a token counts after a login, and after a connection has used it, in seconds, default 300.
 	TokenTTL int `yaml:"token_ttl"`
+	// JWT, if its method is set, makes tokens that others can make or read. They count for TokenTTL after the login, however they are used. It is the same on
+	// every node.
+	JWT EtcdJWT `yaml:"jwt"`
+}
+
+// EtcdJWT says how tokens are signed that are JSON web tokens (RFC 7519) with etcd's claims: username, revision, exp.
+type EtcdJWT struct {
+	// Method is one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, HS256, HS384 and HS512. Tokens signed otherwise are refused.
+	Method string `yaml:"method"`
+	// PublicKey and PrivateKey are PEM files, for HS the private one is the secret itself, at least 32 bytes. They are read at the start. Without the private key nobody can log
+	// in with a password: tokens come from elsewhere.
+	PublicKey  string `yaml:"public_key"`
+	PrivateKey string `yaml:"private_key"`
+}
+
+// open reads the keys. It returns nil if there is no method.
+func (j *EtcdJWT) open() (*etcd.JWT, error) {
+	if j.Method == "" {
+		if j.PublicKey != "" || j.PrivateKey != "" {
+			return nil, errs.New(errs.Invalid, "configuration: etcd_auth.jwt has keys and no method, which says how tokens are signed")
+		}
+		return nil, nil
+	}
+	var keys [2][]byte
+	for i, file := range []string{j.PublicKey, j.PrivateKey} {
+		if file == "" {
+			continue
+		}
+		var err error
+		if keys[i], err = os.ReadFile(file); err != nil {
+			return nil, errs.Wrap(errs.Invalid, err, "configuration: read a key of etcd_auth.jwt")
+		}
+	}
+	out, err := etcd.NewJWT(j.Method, keys[0], keys[1])
+	return out, errs.Wrap(errs.Invalid, err, "configuration: etcd_auth.jwt")
 }
 
 // Sandbox weakens a node on purpose, so that a drill can show that it notices. All but Enabled are refused without Enabled.

@@ -47,6 +47,28 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("sandbox: {no_fsync: true}", "sandbox.enabled")
 	f("etcd_auth: {bcrypt_cost: 3}", "between 4 and 31")
 	f("etcd_auth: {token_ttl: -1}", "etcd_auth.token_ttl")
+	f("etcd_auth: {jwt: {key: k}}", "field key not found")
+}
+
+func TestStart_TokenKeysThatAreNone(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte("not PEM"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, j := range map[string]EtcdJWT{
+		"has keys and no method":                 {PrivateKey: file},
+		"read a key of etcd_auth.jwt":            {Method: "RS256", PublicKey: file + "x"},
+		"there is no key":                        {Method: "RS256"},
+		"the public key is not one of RS256":     {Method: "RS256", PublicKey: file},
+		`signing method "none" is not one of`:    {Method: "none", PrivateKey: file},
+		"has 7 bytes; it needs 32":               {Method: "HS512", PrivateKey: file},
+		"the private key is not one of ES256 in": {Method: "ES256", PrivateKey: file},
+	} {
+		_, err := Start(Config{EtcdAuth: EtcdAuth{JWT: j}}, "test", env.Real(), slog.New(slog.DiscardHandler))
+		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want %q", j, err, want)
+		}
+	}
 }
 
 func TestReadConfig_Good(t *testing.T) {

@@ -80,6 +80,10 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	if s.tls, err = secured(&cfg, log); err != nil {
 		return nil, err
 	}
+	jwt, err := cfg.EtcdAuth.JWT.open()
+	if err != nil {
+		return nil, err
+	}
 	var opened []net.Listener
 	defer func() {
 		if err != nil {
@@ -189,7 +193,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
-	s.startEtcd(etcdLn != nil, log, reg)
+	s.startEtcd(etcdLn != nil, jwt, log, reg)
 	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
 	if etcdLn != nil {
 		spaceLns[shard.DefaultSpace] = etcdLn
@@ -199,14 +203,14 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 }
 
 // startEtcd makes a server for each space that etcd's clients can reach. Servers follow their key spaces all the time.
-func (s *Server) startEtcd(first bool, log *slog.Logger, reg *prometheus.Registry) {
+func (s *Server) startEtcd(first bool, jwt *etcd.JWT, log *slog.Logger, reg *prometheus.Registry) {
 	names := map[string]*etcd.Server{}
 	start := func(space string) *etcd.Server {
 		labels := prometheus.Labels{"space": space}
 		srv := etcd.New(etcd.Config{
 			Space: space, Names: names, TLS: s.cfg.TLS.Etcd.on(), Metrics: reg, Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: s.cfg.Data,
 			ProgressInterval: s.cfg.EtcdProgressInterval,
-			AuthTokenTTL:     time.Duration(s.cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: s.cfg.EtcdAuth.BcryptCost,
+			AuthTokenTTL:     time.Duration(s.cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: s.cfg.EtcdAuth.BcryptCost, JWT: jwt,
 		}, s.engine, log.With("space", space), prometheus.WrapRegistererWith(labels, reg))
 		s.etcd[space] = srv
 		return srv

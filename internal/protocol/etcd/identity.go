@@ -133,10 +133,7 @@ func (s *Server) identify(ctx context.Context, fresh bool) (auth.Caller, error) 
 	if !ok {
 		return auth.Caller{Kind: auth.ByCertificate, User: p.name}, nil
 	}
-	t, err := auth.ParseToken(st.Secret, token)
-	if err == nil && !p.fresh(token, t.Expires, s.client.Now(), s.cfg.AuthTokenTTL) {
-		err = auth.ErrInvalidToken
-	}
+	t, err := s.claimed(p, token, st.Secret)
 	if err != nil {
 		if !fresh {
 			return s.identify(ctx, true)

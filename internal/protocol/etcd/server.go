@@ -60,6 +60,8 @@ type Config struct {
 	TLS bool
 	// AuthTokenTTL is how long a token counts after a login, and after it was last used on a connection; default 5 minutes, as in etcd.
 	AuthTokenTTL time.Duration
+	// JWT, if not nil, makes tokens and reads them, in place of the secret that the cluster has: then AuthTokenTTL counts from the login alone.
+	JWT *JWT
 	// BcryptCost is that of passwords, 4 to 31: it takes 2^BcryptCost steps to compare one. Default 10, as in etcd.
 	BcryptCost int
 	// Names are the servers of other spaces by the name that clients ask for in TLS; whoever asks for another gets this one.
