@@ -59,10 +59,10 @@ var etcdSwitches = []string{
 type etcdFlags struct {
 	name, data, token, state          string
 	clientURLs, advertise             []string
+	httpURLs, metricsURLs             []string
 	peerURLs, advertisePeers, cluster []string
 	logLevel, authToken               string
 	bcryptCost, tokenTTL              int
-	insecure                          bool
 	client, peer                      etcdTLS
 	progress                          time.Duration
 }
@@ -70,38 +70,64 @@ type etcdFlags struct {
 // etcdTLS are etcd's flags for the security of one of its two ports.
 type etcdTLS struct {
 	cert, key, ca, cn, host string
+	dialCert, dialKey, crl  string
 	auth, auto              bool
+	common                  *etcdTLSCommon
+}
+
+// etcdTLSCommon are etcd's flags for the security of both ports.
+type etcdTLSCommon struct {
+	ciphers  []string
+	min, max string
 }
 
 func (t *etcdTLS) flags(fs *pflag.FlagSet, prefix, certAllowed, of string) {
+	fs.StringVar(&t.crl, certAllowed+"crl-file", "", "revocation list of those who connect to "+of)
 	fs.StringVar(&t.cert, prefix+"cert-file", "", "certificate of "+of)
 	fs.StringVar(&t.key, prefix+"key-file", "", "private key of "+of)
 	fs.StringVar(&t.ca, prefix+"trusted-ca-file", "", "certificates that those who connect to "+of+" must be signed by")
 	fs.BoolVar(&t.auth, prefix+"client-cert-auth", false, "refuse who connects to "+of+" without a certificate; --"+prefix+"trusted-ca-file alone does the same")
+	fs.StringVar(&t.dialCert, prefix+"client-cert-file", "", "certificate to show to other nodes, in place of that of the peer port; the client port needs none")
+	fs.StringVar(&t.dialKey, prefix+"client-key-file", "", "private key of --"+prefix+"client-cert-file")
 	fs.BoolVar(&t.auto, prefix+"auto-tls", false, "make a certificate for "+of+" that nobody can check")
 	fs.StringVar(&t.cn, certAllowed+"cert-allowed-cn", "", "the only common name of those who connect to "+of)
 	fs.StringVar(&t.host, certAllowed+"cert-allowed-hostname", "", "the only DNS names, with commas between, of those who connect to "+of)
 }
 
-// tls returns the settings of a port whose URLs have a scheme.
-func (t *etcdTLS) tls(flag, scheme string) (server.TLS, error) {
-	out := server.TLS{Cert: t.cert, Key: t.key, ClientCA: t.ca, Auto: t.auto && t.cert == ""}
+// tls returns the settings of a port that has TLS on some of its URLs, or not.
+func (t *etcdTLS) tls(flag string, secure bool) (server.TLS, error) {
+	out := server.TLS{Cert: t.cert, Key: t.key, ClientCA: t.ca, ClientCRL: t.crl, Auto: t.auto && t.cert == ""}
 	for n := range strings.SplitSeq(t.cn+","+t.host, ",") {
 		if n != "" {
 			out.ClientNames = append(out.ClientNames, n)
 		}
 	}
 	switch {
-	case scheme != "https":
+	case !secure:
 		// etcd warns and goes on without; a wish for security must not pass unnoticed.
-		if out.Cert != "" || out.ClientCA != "" || out.Auto || len(out.ClientNames) > 0 || t.auth {
-			return out, errs.New(errs.Invalid, "--%s is %s although there are certificates; write https", flag, scheme)
+		if out.Cert != "" || out.ClientCA != "" || out.Auto || len(out.ClientNames) > 0 || t.auth || t.crl != "" {
+			return out, errs.New(errs.Invalid, "--%s has no https or unixs although there are certificates; write https", flag)
 		}
 		return server.TLS{}, nil
 	case out.Cert == "" && !out.Auto:
 		return out, errs.New(errs.Invalid, "--%s is https; give a certificate and its key, or let one be made (auto-tls)", flag)
 	case t.auth && t.ca == "":
 		return out, errs.New(errs.Invalid, "--%s: certificates of clients can only be checked with a trusted-ca-file", flag)
+	case t.crl != "" && t.ca == "":
+		return out, errs.New(errs.Invalid, "--%s: a crl-file is about certificates of clients, which can only be checked with a trusted-ca-file", flag)
+	}
+	out.Ciphers = t.common.ciphers
+	for _, v := range []struct {
+		flag, is string
+		to       *string
+	}{{"tls-min-version", t.common.min, &out.MinVersion}, {"tls-max-version", t.common.max, &out.MaxVersion}} {
+		if v.is == "" {
+			continue
+		}
+		var ok bool
+		if *v.to, ok = strings.CutPrefix(v.is, "TLS"); !ok {
+			return out, errs.New(errs.Invalid, "--%s is %q; it is TLS1.2 or TLS1.3", v.flag, v.is)
+		}
 	}
 	return out, nil
 }
@@ -137,16 +163,22 @@ has no effect; what would weaken a promise is refused.`,
 	fs.StringVar(&f.data, "data-dir", "", "data directory (default NAME.etcd)")
 	fs.StringVar(&f.token, "initial-cluster-token", "etcd-cluster", "the cluster's name")
 	fs.StringVar(&f.state, "initial-cluster-state", "new", "new; members are fixed, so that there is no other")
-	fs.StringSliceVar(&f.clientURLs, "listen-client-urls", []string{"http://localhost:2379"}, "URL to listen on for clients")
-	fs.StringSliceVar(&f.advertise, "advertise-client-urls", []string{"http://localhost:2379"}, "URL that clients are told")
-	fs.StringSliceVar(&f.peerURLs, "listen-peer-urls", []string{"http://localhost:2380"}, "URL to listen on for other nodes")
+	fs.StringSliceVar(&f.clientURLs, "listen-client-urls", []string{"http://localhost:2379"}, "URLs to listen on for clients: http, https, unix, unixs")
+	fs.StringSliceVar(&f.httpURLs, "listen-client-http-urls", nil, "URLs to listen on for HTTP; those of --listen-client-urls are then for gRPC alone")
+	fs.StringSliceVar(&f.metricsURLs, "listen-metrics-urls", nil, "URLs to listen on for /metrics, /health, /livez, /readyz and /version alone")
+	fs.StringSliceVar(&f.advertise, "advertise-client-urls", []string{"http://localhost:2379"}, "URLs that clients are told")
+	fs.StringSliceVar(&f.peerURLs, "listen-peer-urls", []string{"http://localhost:2380"}, "URLs to listen on for other nodes")
 	fs.StringSliceVar(&f.advertisePeers, "initial-advertise-peer-urls", []string{"http://localhost:2380"}, "URL that other nodes are told")
 	fs.StringSliceVar(&f.cluster, "initial-cluster", nil, "NAME=URL of each member (default: this node alone)")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.authToken, "auth-token", tokenSimple, "kind of tokens: simple, which here are signed and good on every node, or jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=5m")
 	fs.IntVar(&f.tokenTTL, "auth-token-ttl", 300, "seconds for which a simple token counts")
 	fs.IntVar(&f.bcryptCost, "bcrypt-cost", 10, "cost of hashing passwords, 4 to 31")
-	fs.BoolVar(&f.insecure, "insecure", false, "listen on addresses other than loopback although the port checks nobody (a flag of Quorate's)")
+	var common etcdTLSCommon
+	fs.StringSliceVar(&common.ciphers, "cipher-suites", nil, "the only cipher suites for TLS 1.2, on both ports")
+	fs.StringVar(&common.min, "tls-min-version", "", "lowest version of TLS, TLS1.2 or TLS1.3, on both ports")
+	fs.StringVar(&common.max, "tls-max-version", "", "highest version of TLS, TLS1.2 or TLS1.3, on both ports")
+	f.client.common, f.peer.common = &common, &common
 	f.client.flags(fs, "", "client-", "the client port")
 	f.peer.flags(fs, "peer-", "peer-", "the peer port")
 	for _, name := range []string{"watch-progress-notify-interval", "experimental-watch-progress-notify-interval"} {
@@ -188,7 +220,8 @@ func fromEnvironment(fs *pflag.FlagSet) error {
 
 // config makes a configuration of etcd's flags.
 func (f *etcdFlags) config() (server.Config, error) {
-	cfg := server.Config{Cluster: f.token, Data: f.data, Insecure: f.insecure, EtcdProgressInterval: f.progress}
+	// Who gives etcd's flags says where to listen, and expects that it is done: the server warns of ports that check nobody.
+	cfg := server.Config{Cluster: f.token, Data: f.data, Insecure: true, EtcdProgressInterval: f.progress}
 	if cfg.Data == "" {
 		cfg.Data = f.name + ".etcd"
 	}
@@ -205,25 +238,27 @@ func (f *etcdFlags) config() (server.Config, error) {
 	if f.state != "new" && f.state != "existing" {
 		return cfg, errs.New(errs.Invalid, "--initial-cluster-state is %q; it is new or existing", f.state)
 	}
-	var scheme, peerScheme, other string
-	if cfg.Listen.Etcd, scheme, err = oneURL("listen-client-urls", f.clientURLs); err != nil {
+	if err := f.clientPort(&cfg); err != nil {
 		return cfg, err
 	}
-	if cfg.TLS.Etcd, err = f.client.tls("listen-client-urls", scheme); err != nil {
+	peerURLs, err := parseURLs("listen-peer-urls", f.peerURLs)
+	if err != nil {
 		return cfg, err
 	}
-	if cfg.Advertise.Etcd, other, err = oneURL("advertise-client-urls", f.advertise); err != nil {
+	secure := peerURLs[0].secure
+	for _, u := range peerURLs {
+		if u.secure != secure {
+			return cfg, errs.New(errs.Invalid, "--listen-peer-urls has URLs with TLS and without; nodes speak to each other with or without, all of them alike")
+		}
+	}
+	cfg.Listen.Peer = peerURLs[0].addr
+	for _, u := range peerURLs[1:] {
+		cfg.ListenMore = append(cfg.ListenMore, server.ListenMore{Port: "peer", Address: u.addr})
+	}
+	if cfg.TLS.Peer, err = f.peer.tls("listen-peer-urls", secure); err != nil {
 		return cfg, err
 	}
-	if other != scheme {
-		return cfg, errs.New(errs.Invalid, "--advertise-client-urls is %s and --listen-client-urls is %s; they must be the same", other, scheme)
-	}
-	if cfg.Listen.Peer, peerScheme, err = oneURL("listen-peer-urls", f.peerURLs); err != nil {
-		return cfg, err
-	}
-	if cfg.TLS.Peer, err = f.peer.tls("listen-peer-urls", peerScheme); err != nil {
-		return cfg, err
-	}
+	cfg.TLS.Peer.DialCert, cfg.TLS.Peer.DialKey = f.peer.dialCert, f.peer.dialKey
 	peers := map[string]string{}
 	for _, m := range f.cluster {
 		name, u, ok := strings.Cut(m, "=")
@@ -233,17 +268,21 @@ func (f *etcdFlags) config() (server.Config, error) {
 		if peers[name] != "" {
 			return cfg, errs.New(errs.Invalid, "--initial-cluster has two URLs for %s; one is supported", name)
 		}
-		if peers[name], other, err = oneURL("initial-cluster", []string{u}); err != nil {
+		at, err := parseURLs("initial-cluster", []string{u})
+		if err != nil {
 			return cfg, err
 		}
-		if other != peerScheme {
-			return cfg, errs.New(errs.Invalid, "--initial-cluster has %s and --listen-peer-urls is %s; they must be the same", u, peerScheme)
+		if at[0].secure != secure {
+			return cfg, errs.New(errs.Invalid, "--initial-cluster has %s and --listen-peer-urls has %s; both have TLS, or none has", u, f.peerURLs[0])
 		}
+		peers[name] = at[0].addr
 	}
 	if len(peers) == 0 {
-		if peers[f.name], _, err = oneURL("initial-advertise-peer-urls", f.advertisePeers); err != nil {
+		at, err := parseURLs("initial-advertise-peer-urls", f.advertisePeers)
+		if err != nil {
 			return cfg, err
 		}
+		peers[f.name] = at[0].addr
 	}
 	if peers[f.name] == "" {
 		return cfg, errs.New(errs.Invalid, "--initial-cluster does not have this node, %q (--name)", f.name)
@@ -309,24 +348,127 @@ func (f *etcdFlags) auth() (server.EtcdAuth, error) {
 	return out, nil
 }
 
-// oneURL returns the host:port and the scheme, http or https, of a flag that must have one URL.
-func oneURL(flag string, urls []string) (addr, scheme string, err error) {
-	if len(urls) != 1 {
-		return "", "", errs.New(errs.Invalid, "--%s has %d URLs; one is supported", flag, len(urls))
+// clientPort reads where clients come in, and with what security.
+func (f *etcdFlags) clientPort(cfg *server.Config) error {
+	part := etcd.All
+	if len(f.httpURLs) > 0 {
+		part = etcd.OnlyGRPC
 	}
-	u, err := url.Parse(urls[0])
-	switch {
-	case err != nil:
-		return "", "", errs.New(errs.Invalid, "--%s is %q; write http://host:port", flag, urls[0])
-	case u.Scheme == "unix" || u.Scheme == "unixs":
-		return "", "", errs.New(errs.Unsupported, "--%s is %s: there are no unix sockets; write http://host:port", flag, urls[0])
-	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Path != "" && u.Path != "/":
-		return "", "", errs.New(errs.Invalid, "--%s is %q; write http://host:port", flag, urls[0])
+	var more []server.ListenMore
+	secure := false
+	for _, l := range []struct {
+		flag string
+		urls []string
+		part etcd.Part
+	}{
+		{"listen-client-urls", f.clientURLs, part}, {"listen-client-http-urls", f.httpURLs, etcd.OnlyHTTP}, {"listen-metrics-urls", f.metricsURLs, etcd.OnlyMetrics},
+	} {
+		if len(l.urls) == 0 && l.flag != "listen-client-urls" {
+			continue
+		}
+		urls, err := parseURLs(l.flag, l.urls)
+		if err != nil {
+			return err
+		}
+		for i, u := range urls {
+			if u.secure && f.client.cert == "" && !f.client.auto && l.part == etcd.OnlyMetrics {
+				return errs.New(errs.Invalid, "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url: --%s is %s", l.flag, l.urls[i])
+			}
+			secure = secure || u.secure
+			m := server.ListenMore{Port: "etcd", Address: u.addr, Serve: l.part}
+			if !u.secure {
+				m.TLS = server.SecuredNever
+			}
+			at := slices.IndexFunc(more, func(o server.ListenMore) bool { return o.Address == u.addr && !strings.HasSuffix(u.addr, ":0") })
+			switch {
+			case at < 0:
+				more = append(more, m)
+				continue
+			case more[at].Serve != l.part:
+				return errs.New(errs.Invalid, "--%s is %s, which is for something else already; give each kind of URL addresses of its own", l.flag, l.urls[i])
+			case more[at].TLS != m.TLS:
+				// http and https at one address.
+				more[at].TLS = server.SecuredIfAsked
+			}
+		}
 	}
-	if _, _, err := net.SplitHostPort(u.Host); err != nil {
-		return "", "", errs.New(errs.Invalid, "--%s is %q, without a port", flag, urls[0])
+	for i := range more {
+		if !secure {
+			more[i].TLS = server.SecuredFully
+		}
 	}
-	return u.Host, u.Scheme, nil
+	var err error
+	if cfg.TLS.Etcd, err = f.client.tls("listen-client-urls", secure); err != nil {
+		return err
+	}
+	if more[0].Serve == etcd.All && more[0].TLS == server.SecuredFully {
+		cfg.Listen.Etcd, more = more[0].Address, more[1:]
+	}
+	cfg.ListenMore = append(cfg.ListenMore, more...)
+	advertise, err := parseURLs("advertise-client-urls", f.advertise)
+	if err != nil {
+		return err
+	}
+	var told []string
+	for i, u := range advertise {
+		if u.secure != secure || strings.HasPrefix(u.addr, env.SocketPrefix) {
+			told = append(told, f.advertise[i])
+		} else {
+			told = append(told, u.addr)
+		}
+	}
+	cfg.Advertise.Etcd = strings.Join(told, ",")
+	return nil
+}
+
+// etcdURL is one of etcd's URLs: where, and whether with TLS.
+type etcdURL struct {
+	addr   string
+	secure bool
+}
+
+// parseURLs reads the URLs of a flag: http, https, and unix or unixs with the name of a file, which may look like host:port. There is at least one.
+func parseURLs(flag string, urls []string) ([]etcdURL, error) {
+	const write = "write http://host:port, https://host:port, unix://file or unixs://file"
+	if len(urls) == 0 {
+		return nil, errs.New(errs.Invalid, "--%s has no URL; %s", flag, write)
+	}
+	var out []etcdURL
+	for _, text := range urls {
+		bad := func(why string) ([]etcdURL, error) {
+			return nil, errs.New(errs.Invalid, "--%s is %q%s; %s", flag, text, why, write)
+		}
+		u, err := url.Parse(strings.TrimSpace(text))
+		if err != nil {
+			return bad("")
+		}
+		switch u.Scheme {
+		case "unix", "unixs":
+			path := u.Host + u.Path
+			if u.Opaque != "" {
+				path = u.Opaque
+			}
+			if path == "" {
+				return bad(", without a file")
+			}
+			out = append(out, etcdURL{env.SocketPrefix + path, u.Scheme == "unixs"})
+			continue
+		case "http", "https":
+		default:
+			return bad(", which begins with none of http, https, unix and unixs")
+		}
+		switch {
+		case u.Host == "" || u.User != nil || u.RawQuery != "":
+			return bad("")
+		case u.Path != "" && u.Path != "/":
+			return bad(", with a path")
+		}
+		if _, _, err := net.SplitHostPort(u.Host); err != nil {
+			return bad(", without a port")
+		}
+		out = append(out, etcdURL{u.Host, u.Scheme == "https"})
+	}
+	return out, nil
 }
 
 // asEtcd makes the arguments of a program that was called by etcd's name.

@@ -15,6 +15,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/shard"
@@ -30,8 +31,10 @@ type Config struct {
 	Data string `yaml:"data"`
 	// Listen holds the addresses to listen on.
 	Listen Listen `yaml:"listen"`
+	// ListenMore holds further addresses of the peer and the etcd port.
+	ListenMore []ListenMore `yaml:"listen_more"`
 	// Advertise holds the addresses that clients are told; an empty one is taken from Listen, which must then not be a
-	// wildcard.
+	// wildcard. Of etcd it may be several, with commas between, and each may be a URL.
 	Advertise Listen `yaml:"advertise"`
 	// Peers holds the peer address of every member, this node included, by its number, 1 to 65,535. Empty means a single node.
 	// 1, 3 or 5 members.
@@ -67,7 +70,30 @@ type SpaceConfig struct {
 	TLSNames []string `yaml:"tls_names"`
 }
 
-// Listen holds an address for each port; an empty one is not served.
+// ListenMore is one more address of a port.
+type ListenMore struct {
+	// Port is peer or etcd.
+	Port string `yaml:"port"`
+	// Address is host:port, or unix:PATH.
+	Address string `yaml:"address"`
+	// Serve narrows what an etcd address serves; empty is all.
+	Serve etcd.Part `yaml:"serve"`
+	// TLS is how far the port's settings hold here; empty is in full.
+	TLS Secured `yaml:"tls"`
+}
+
+// Secured says whether an address of a secured port is.
+type Secured string
+
+// How far TLS holds.
+const (
+	SecuredFully Secured = ""
+	// SecuredIfAsked takes connections with TLS and without.
+	SecuredIfAsked Secured = "optional"
+	SecuredNever   Secured = "none"
+)
+
+// Listen holds an address for each port: host:port, or, but for Redis and Kafka, unix:PATH. An empty one is not served.
 type Listen struct {
 	Peer  string `yaml:"peer"`
 	Redis string `yaml:"redis"`
@@ -223,12 +249,15 @@ func (c *Config) fill() error {
 		{"peer", c.Listen.Peer, nil, &c.TLS.Peer},
 	}
 	for _, p := range ports {
-		if err := p.tls.check(p.name); err != nil {
+		if err := p.tls.check(p.name, c.alone()); err != nil {
 			return err
 		}
 		if err := p.check("listen."+p.name, "advertise."+p.name, c.Insecure); err != nil {
 			return err
 		}
+	}
+	if err := c.checkMore(); err != nil {
+		return err
 	}
 	for _, name := range c.spaceNames() {
 		s := c.Spaces[name]
@@ -256,19 +285,109 @@ func (p *port) check(key, advertiseKey string, insecure bool) error {
 	if p.listen == "" {
 		return nil
 	}
+	if path, ok := strings.CutPrefix(p.listen, env.SocketPrefix); ok {
+		switch {
+		case path == "":
+			return bad("%s is %q; write unix:PATH", key, p.listen)
+		case p.name == "redis" || p.name == "kafka":
+			return bad("%s is %q; its clients are told an address to connect to, and must be able to; write host:port", key, p.listen)
+		}
+		// Who may open the file is a matter of its folder.
+		return nil
+	}
 	host, _, err := net.SplitHostPort(p.listen)
 	if err != nil {
 		return bad("%s is %q; write host:port", key, p.listen)
 	}
-	ip := net.ParseIP(host)
-	wild := host == "" || ip != nil && ip.IsUnspecified()
-	if wild && p.advertise != nil && *p.advertise == "" {
+	if wildcard(host) && p.advertise != nil && *p.advertise == "" {
 		return bad("%s is %q, which clients cannot be told; set %s", key, p.listen, advertiseKey)
 	}
-	if !insecure && !p.tls.checksClients() && (wild || ip != nil && !ip.IsLoopback() || ip == nil && host != "localhost") {
+	if !insecure && p.open() {
 		return bad("%s is %q, and the port checks nobody, so only loopback is allowed; set tls.%s.client_ca, or insecure: true to open it all the same", key, p.listen, p.name)
 	}
 	return nil
+}
+
+func wildcard(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
+}
+
+// open says whether other machines can reach the port, and nobody's certificate is checked.
+func (p *port) open() bool {
+	host, _, err := net.SplitHostPort(p.listen)
+	if err != nil || strings.HasPrefix(p.listen, env.SocketPrefix) || p.tls.checksClients() {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return wildcard(host) || ip != nil && !ip.IsLoopback() || ip == nil && host != "localhost"
+}
+
+// more returns a further address as a port.
+func (c *Config) more(m ListenMore) port {
+	p := port{m.Port, m.Address, nil, &c.TLS.Peer}
+	if m.Port == "etcd" {
+		p.tls, p.advertise = &c.TLS.Etcd, &c.Advertise.Etcd
+	}
+	if m.TLS != SecuredFully {
+		p.tls = &TLS{}
+	}
+	return p
+}
+
+func (c *Config) checkMore() error {
+	for i, m := range c.ListenMore {
+		bad := func(format string, args ...any) error {
+			return errs.New(errs.Invalid, fmt.Sprintf("configuration: listen_more, entry %d: ", i+1)+format, args...)
+		}
+		secured := m.Port == "etcd" && c.TLS.Etcd.on() || m.Port == "peer" && c.TLS.Peer.on()
+		switch {
+		case m.Port != "peer" && m.Port != "etcd":
+			return bad("port is %q; it is peer or etcd", m.Port)
+		case m.Address == "":
+			return bad("address is missing; write host:port, or unix:PATH")
+		case m.Serve != etcd.All && (m.Port != "etcd" || m.Serve != etcd.OnlyGRPC && m.Serve != etcd.OnlyHTTP && m.Serve != etcd.OnlyMetrics):
+			return bad("serve is %q; it is grpc, http or metrics, and only for port etcd", m.Serve)
+		case m.TLS != SecuredFully && m.TLS != SecuredIfAsked && m.TLS != SecuredNever:
+			return bad("tls is %q; it is optional or none", m.TLS)
+		case m.Port == "peer" && c.Listen.Peer == "":
+			return bad("a single node needs no peer port; leave it out, or set listen.peer too")
+		case m.TLS != SecuredFully && m.Port == "peer":
+			return bad("tls is %q; nodes speak to each other with TLS or without, all of them alike", m.TLS)
+		case m.TLS == SecuredIfAsked && !secured:
+			return bad("tls is %q; set tls.%s, the certificate", m.TLS, m.Port)
+		}
+		p := c.more(m)
+		if err := p.check(fmt.Sprintf("listen_more, entry %d,", i+1), "advertise."+m.Port, c.Insecure); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// servesEtcd says whether etcd's clients can reach the first space.
+func (c *Config) servesEtcd() bool {
+	return c.Listen.Etcd != "" || slices.ContainsFunc(c.ListenMore, func(m ListenMore) bool { return m.Port == "etcd" })
+}
+
+// openPorts are the addresses that other machines can reach, and that check nobody.
+func (c *Config) openPorts() (out []port) {
+	all := []port{
+		{"peer", c.Listen.Peer, nil, &c.TLS.Peer}, {"redis", c.Listen.Redis, nil, &c.TLS.Redis}, {"kafka", c.Listen.Kafka, nil, &c.TLS.Kafka},
+		{"etcd", c.Listen.Etcd, nil, &c.TLS.Etcd}, {"http", c.Listen.HTTP, nil, &TLS{}},
+	}
+	for _, m := range c.ListenMore {
+		all = append(all, c.more(m))
+	}
+	for _, name := range c.spaceNames() {
+		all = append(all, port{"etcd", c.Spaces[name].Etcd, nil, &c.TLS.Etcd})
+	}
+	for _, p := range all {
+		if p.listen != "" && p.open() {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // spaceName says what a space may be called.
@@ -287,7 +406,7 @@ func (c *Config) checkSpaces() error {
 			return errs.New(errs.Invalid, "configuration: spaces has %q; names are lower-case letters, digits and hyphens, at most 64, and not %q", name, shard.DefaultSpace)
 		case s.Etcd == "" && len(s.TLSNames) == 0:
 			return bad(name, "nobody can reach it; set etcd, an address, or tls_names")
-		case len(s.TLSNames) > 0 && (c.Listen.Etcd == "" || !c.TLS.Etcd.on()):
+		case len(s.TLSNames) > 0 && (!c.servesEtcd() || !c.TLS.Etcd.on()):
 			return bad(name, "tls_names are told apart on listen.etcd with tls.etcd; set both")
 		}
 		for _, n := range s.TLSNames {
@@ -341,6 +460,6 @@ func (c Config) String() string {
 		peers = append(peers, fmt.Sprintf("%d=%s", id, a))
 	}
 	slices.Sort(peers)
-	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v peers=%v shards=%d spaces=%+v lease_reads=%v tls=%+v etcd_auth=%+v sandbox=%+v",
-		c.Cluster, c.Node, c.Data, c.Listen, peers, c.Shards, c.Spaces, c.LeaseReads, c.TLS, c.EtcdAuth, c.Sandbox)
+	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v listen_more=%+v peers=%v shards=%d spaces=%+v lease_reads=%v tls=%+v etcd_auth=%+v sandbox=%+v",
+		c.Cluster, c.Node, c.Data, c.Listen, c.ListenMore, peers, c.Shards, c.Spaces, c.LeaseReads, c.TLS, c.EtcdAuth, c.Sandbox)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -51,7 +52,12 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 		m := &pb.Member{ID: memberID(t, n.ID), Name: fmt.Sprintf("node%d", n.ID)}
 		// A space that is found by its name in TLS has the first one's address.
 		if a := cmp.Or(n.Addr[AddrKey(c.s.cfg.Space)], n.Addr["etcd"]); a != "" {
-			m.ClientURLs = []string{scheme + a}
+			for u := range strings.SplitSeq(a, ",") {
+				if !strings.Contains(u, "://") {
+					u = scheme + u
+				}
+				m.ClientURLs = append(m.ClientURLs, u)
+			}
 		}
 		resp.Members = append(resp.Members, m)
 	}

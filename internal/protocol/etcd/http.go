@@ -11,7 +11,6 @@ import (
 	"slices"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.etcd.io/etcd/api/v3/etcdserverpb/gw"
 	"go.etcd.io/etcd/api/v3/version"
 	"google.golang.org/grpc"
@@ -23,7 +22,13 @@ import (
 
 // mux serves what etcd serves by plain HTTP on its client port.
 func (s *Server) mux() *http.ServeMux {
-	m := http.NewServeMux()
+	m := s.pages()
+	m.Handle("/v3/", http.MaxBytesHandler(s.gateway(), 2*int64(s.cfg.RequestBytesMax)))
+	return m
+}
+
+// serveHealth adds the pages of version and health.
+func (s *Server) serveHealth(m *http.ServeMux) {
 	m.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusOK, version.Versions{Server: Version, Cluster: storageVersion, Storage: storageVersion})
 	})
@@ -38,10 +43,6 @@ func (s *Server) mux() *http.ServeMux {
 		}
 		reply(w, http.StatusOK, health{Health: "true"})
 	})
-	if s.cfg.Metrics != nil {
-		m.Handle("GET /metrics", promhttp.HandlerFor(s, promhttp.HandlerOpts{}))
-	}
-	m.Handle("/v3/", http.MaxBytesHandler(s.gateway(), 2*int64(s.cfg.RequestBytesMax)))
 	local := func(ctx context.Context) error {
 		_, err := s.status(ctx, true)
 		return err
@@ -58,7 +59,6 @@ func (s *Server) mux() *http.ServeMux {
 	serveChecks(m, "/readyz", []check{
 		{"data_corruption", local}, {"serializable_read", local}, {"linearizable_read", s.readable}, {"non_learner", local},
 	})
-	return m
 }
 
 // check is one of etcd's health checks (https://etcd.io/docs/v3.7/op-guide/monitoring/#health-check).

@@ -2,7 +2,6 @@ package etcd
 
 import (
 	"context"
-	"crypto/tls"
 	"net"
 	"strings"
 	"sync"
@@ -232,7 +231,7 @@ func (handshake) ServerHandshake(nc net.Conn) (net.Conn, credentials.AuthInfo, e
 
 // commonName returns the name in the certificate of a connection's client, empty if there is none that was verified.
 func commonName(nc net.Conn) string {
-	t, ok := nc.(interface{ ConnectionState() tls.ConnectionState })
+	t, ok := nc.(secured)
 	if !ok {
 		return ""
 	}

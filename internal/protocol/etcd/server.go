@@ -139,7 +139,8 @@ type Server struct {
 	log    *slog.Logger
 	m      *metrics
 	grpc   *grpc.Server
-	http   *http.Server
+	// http serves the JSON form and pages, looks the pages alone.
+	http, looks *http.Server
 	// self is the gateway's connection with grpc.
 	self *grpc.ClientConn
 	feed *feed
@@ -151,8 +152,8 @@ type Server struct {
 	passwords *passwords
 	// coord serves the Lock and Election services.
 	coord *coord.Client
-	// toGRPC and toHTTP take the connections, once it is known what they speak.
-	toGRPC, toHTTP *queue
+	// toGRPC, toHTTP and toPages take the connections, once it is known what they speak.
+	toGRPC, toHTTP, toPages *queue
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -175,7 +176,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	cfg.fill()
 	s := &Server{
 		cfg: cfg, client: client, log: log.With("protocol", "etcd"), m: newMetrics(reg),
-		toGRPC: newQueue(), toHTTP: newQueue(),
+		toGRPC: newQueue(), toHTTP: newQueue(), toPages: newQueue(),
 		listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]struct{}{}, strict: map[*strictStream]struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -201,8 +202,9 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s.registerRecipes()
 	grpc_health_v1.RegisterHealthServer(s.grpc, health.NewServer())
 	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout}
+	s.looks = &http.Server{Handler: s.pages(), ReadHeaderTimeout: cfg.HelloTimeout}
 	for _, f := range []func(){
-		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, s.feed.run, s.rights.run, s.watchLeader,
+		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, func() { _ = s.looks.Serve(s.toPages) }, s.feed.run, s.rights.run, s.watchLeader,
 	} {
 		s.wg.Go(f)
 	}
@@ -211,7 +213,10 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 
 // Serve accepts connections until the listener or the server is closed, and takes the listener over. It returns nil after
 // Close.
-func (s *Server) Serve(ln net.Listener) error {
+func (s *Server) Serve(ln net.Listener) error { return s.ServePart(ln, All) }
+
+// ServePart is Serve for an address that serves a part alone.
+func (s *Server) ServePart(ln net.Listener, part Part) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -234,12 +239,12 @@ func (s *Server) Serve(ln net.Listener) error {
 			}
 			return err
 		}
-		s.admit(nc)
+		s.admit(nc, part)
 	}
 }
 
 // admit finds out what a connection speaks and passes it on, or turns it away.
-func (s *Server) admit(nc net.Conn) {
+func (s *Server) admit(nc net.Conn, part Part) {
 	s.mu.Lock()
 	if s.closed || len(s.conns) >= s.cfg.ConnectionsMax {
 		full := !s.closed
@@ -263,16 +268,12 @@ func (s *Server) admit(nc net.Conn) {
 			return
 		}
 		to := s
-		if t, ok := c.Conn.(*tls.Conn); ok {
+		if t, ok := c.Conn.(secured); ok {
 			if named := s.cfg.Names[t.ConnectionState().ServerName]; named != nil {
 				to = named
 			}
 		}
-		q := to.toHTTP
-		if isGRPC {
-			q = to.toGRPC
-		}
-		if !q.put(c) {
+		if !to.route(c, isGRPC, part) {
 			_ = c.Close()
 		}
 	}()
@@ -297,8 +298,12 @@ func (s *Server) Close() {
 	_ = s.self.Close()
 	s.grpc.Stop()
 	_ = s.http.Close()
+	_ = s.looks.Close()
 	s.wg.Wait()
 }
+
+// secured is a connection with TLS, at least perhaps.
+type secured interface{ ConnectionState() tls.ConnectionState }
 
 // conn is a connection whose first bytes were looked at.
 type conn struct {
