@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -36,7 +37,7 @@ var etcdIgnored = map[string]string{
 	"logger": "the log is structured anyway", "log-outputs": "the log goes to standard error", "snapshot-count": "the log is cut by size",
 	"snapshot-catchup-entries": "followers that lag get a snapshot", "max-snapshots": "none are kept", "max-wals": "the log is cut by size",
 	"heartbeat-interval": "timers are fixed", "election-timeout": "timers are fixed", "quota-backend-bytes": "there is no quota",
-	"auto-compaction-mode": "", "strict-reconfig-check": "members are fixed", "pre-vote": "always on", "initial-election-tick-advance": "elections need no wait",
+	"strict-reconfig-check": "members are fixed", "pre-vote": "always on", "initial-election-tick-advance": "elections need no wait",
 	"enable-pprof": "the HTTP port has it", "log-rotation-config-json": "standard error is not rotated", "enable-log-rotation": "standard error is not rotated",
 	"experimental-initial-corrupt-check": "checksums are always on", "corrupt-check-time": "checksums are always on",
 	"compact-hash-check-enabled": "replicas always compare digests", "compact-hash-check-time": "replicas always compare digests",
@@ -61,10 +62,11 @@ type etcdFlags struct {
 	clientURLs, advertise             []string
 	httpURLs, metricsURLs             []string
 	peerURLs, advertisePeers, cluster []string
-	logLevel, authToken               string
+	logLevel, authToken, file         string
 	bcryptCost, tokenTTL              int
 	client, peer                      etcdTLS
 	progress                          time.Duration
+	compactMode, compactKeep          string
 }
 
 // etcdTLS are etcd's flags for the security of one of its two ports.
@@ -132,8 +134,10 @@ func (t *etcdTLS) tls(flag string, secure bool) (server.TLS, error) {
 	return out, nil
 }
 
-func newEtcd() *cobra.Command {
-	var f etcdFlags
+func newEtcd() *cobra.Command { return newEtcdWith(&etcdFlags{}) }
+
+// newEtcdWith returns the command, which keeps its flags in f.
+func newEtcdWith(f *etcdFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "etcd", Short: "Run a node with etcd's flags, for scripts and tests that start etcd", GroupID: "run", Args: cobra.NoArgs,
 		Long: `Runs a node that takes etcd's flags, and says what etcd's scripts and tests wait for. A program called "etcd" (a link to this
@@ -141,7 +145,7 @@ one) does the same. Flags may come from the environment, as ETCD_NAME for --name
 has no effect; what would weaken a promise is refused.`,
 		Example: "  quorate etcd --data-dir ./data\n  ln -s quorate etcd && ./etcd --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := fromEnvironment(cmd.Flags()); err != nil {
+			if err := f.complete(cmd.Flags()); err != nil {
 				return err
 			}
 			cfg, err := f.config()
@@ -159,6 +163,7 @@ has no effect; what would weaken a promise is refused.`,
 		},
 	}
 	fs := c.Flags()
+	fs.StringVar(&f.file, configFlag, "", "etcd's YAML file of settings, in place of all other flags and of the environment")
 	fs.StringVar(&f.name, "name", "default", "this node's name, one of those in --initial-cluster")
 	fs.StringVar(&f.data, "data-dir", "", "data directory (default NAME.etcd)")
 	fs.StringVar(&f.token, "initial-cluster-token", "etcd-cluster", "the cluster's name")
@@ -174,6 +179,8 @@ has no effect; what would weaken a promise is refused.`,
 	fs.StringVar(&f.authToken, "auth-token", tokenSimple, "kind of tokens: simple, which here are signed and good on every node, or jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=5m")
 	fs.IntVar(&f.tokenTTL, "auth-token-ttl", 300, "seconds for which a simple token counts")
 	fs.IntVar(&f.bcryptCost, "bcrypt-cost", 10, "cost of hashing passwords, 4 to 31")
+	fs.StringVar(&f.compactMode, "auto-compaction-mode", "periodic", "periodic or revision: what --auto-compaction-retention says")
+	fs.StringVar(&f.compactKeep, "auto-compaction-retention", "0", "how long history is kept, as 30m or a number of hours, or how many revisions; 0 keeps all")
 	var common etcdTLSCommon
 	fs.StringSliceVar(&common.ciphers, "cipher-suites", nil, "the only cipher suites for TLS 1.2, on both ports")
 	fs.StringVar(&common.min, "tls-min-version", "", "lowest version of TLS, TLS1.2 or TLS1.3, on both ports")
@@ -202,6 +209,21 @@ type ignoredFlag struct{ v string }
 func (i *ignoredFlag) String() string     { return i.v }
 func (i *ignoredFlag) Set(v string) error { i.v = v; return nil }
 func (i *ignoredFlag) Type() string       { return "any" }
+
+// complete sets what the command line did not, from the file if there is one, and else from the environment.
+func (f *etcdFlags) complete(fs *pflag.FlagSet) error {
+	name := "ETCD_" + strings.ToUpper(strings.ReplaceAll(configFlag, "-", "_"))
+	if f.file == "" {
+		f.file = os.Getenv(name)
+	}
+	if f.file == "" {
+		return fromEnvironment(fs)
+	}
+	if err := onlyFile(fs); err != nil {
+		return err
+	}
+	return fromFile(fs, f.file)
+}
 
 // fromEnvironment sets the flags that the command line did not.
 func fromEnvironment(fs *pflag.FlagSet) error {
@@ -233,6 +255,9 @@ func (f *etcdFlags) config() (server.Config, error) {
 	}
 	var err error
 	if cfg.EtcdAuth, err = f.auth(); err != nil {
+		return cfg, err
+	}
+	if cfg.EtcdCompaction, err = f.compaction(); err != nil {
 		return cfg, err
 	}
 	if f.state != "new" && f.state != "existing" {
@@ -301,6 +326,30 @@ func (f *etcdFlags) config() (server.Config, error) {
 		}
 	}
 	return cfg, nil
+}
+
+// compaction reads --auto-compaction-mode and -retention.
+func (f *etcdFlags) compaction() (server.EtcdCompaction, error) {
+	var out server.EtcdCompaction
+	n, numErr := strconv.ParseInt(f.compactKeep, 10, 32)
+	switch f.compactMode {
+	case "revision":
+		if numErr != nil || n < 0 {
+			return out, errs.New(errs.Invalid, "--auto-compaction-retention is %q; with mode revision it is a number of revisions", f.compactKeep)
+		}
+		out.Revisions = n
+	case "periodic":
+		out.Period = time.Duration(n) * time.Hour
+		if numErr != nil {
+			var err error
+			if out.Period, err = time.ParseDuration(f.compactKeep); err != nil {
+				return out, errs.New(errs.Invalid, "--auto-compaction-retention is %q; with mode periodic it is a duration, such as 30m, or a number of hours", f.compactKeep)
+			}
+		}
+	default:
+		return out, errs.New(errs.Invalid, "--auto-compaction-mode is %q; it is periodic or revision", f.compactMode)
+	}
+	return out, nil
 }
 
 // auth reads --auth-token: simple, or jwt with its options.

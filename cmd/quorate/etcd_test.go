@@ -17,7 +17,7 @@ func TestEtcdFlags(t *testing.T) {
 		name: "b", token: "tok", state: "new", data: "d",
 		clientURLs: []string{"http://127.0.0.1:1"}, advertise: []string{"http://localhost:1"},
 		peerURLs: []string{"http://127.0.0.1:2"}, advertisePeers: []string{"http://127.0.0.1:2"}, progress: 5 * time.Second,
-		authToken: tokenSimple, bcryptCost: 5, tokenTTL: 60,
+		authToken: tokenSimple, bcryptCost: 5, tokenTTL: 60, compactMode: "periodic", compactKeep: "0",
 	}
 	plain.client.common, plain.peer.common = &etcdTLSCommon{}, &etcdTLSCommon{}
 	cfg, err := plain.config()
@@ -64,6 +64,9 @@ func TestEtcdFlags(t *testing.T) {
 		`--tls-max-version is "1.3"`: func(f *etcdFlags) {
 			f.clientURLs, f.client = []string{"https://127.0.0.1:1"}, etcdTLS{cert: "c", key: "k", common: &etcdTLSCommon{max: "1.3"}}
 		},
+		`--auto-compaction-mode is "x"`:   func(f *etcdFlags) { f.compactMode = "x" },
+		`is a number of revisions`:        func(f *etcdFlags) { f.compactMode, f.compactKeep = "revision", "1h" },
+		`or a number of hours`:            func(f *etcdFlags) { f.compactKeep = "day" },
 		"without a file":                  func(f *etcdFlags) { f.peerURLs = []string{"unix://"} },
 		"with a path":                     func(f *etcdFlags) { f.clientURLs = append(f.clientURLs, "http://127.0.0.1:9/x") },
 		"is for something else already":   func(f *etcdFlags) { f.httpURLs = f.clientURLs },
@@ -126,7 +129,7 @@ func TestEtcdCommand_FlagsAndEnvironment(t *testing.T) {
 
 func TestEtcdFlags_WhereToListen(t *testing.T) {
 	base := etcdFlags{
-		name: "b", state: "new", authToken: tokenSimple, bcryptCost: 5, tokenTTL: 60,
+		name: "b", state: "new", authToken: tokenSimple, bcryptCost: 5, tokenTTL: 60, compactMode: "periodic", compactKeep: "0",
 		advertise: []string{"http://127.0.0.1:1"}, peerURLs: []string{"http://127.0.0.1:2"}, advertisePeers: []string{"http://127.0.0.1:2"},
 	}
 	cert := etcdTLS{cert: "c", key: "k", common: &etcdTLSCommon{}}
@@ -164,6 +167,21 @@ func TestEtcdFlags_WhereToListen(t *testing.T) {
 		}
 		if cfg.Listen.Peer != "127.0.0.1:2" || !cfg.Insecure {
 			t.Errorf("%d: %q %v", i, cfg.Listen.Peer, cfg.Insecure)
+		}
+	}
+}
+
+func TestEtcdFlags_Compaction(t *testing.T) {
+	for _, c := range []struct {
+		mode, keep string
+		want       server.EtcdCompaction
+	}{
+		{"periodic", "0", server.EtcdCompaction{}}, {"periodic", "2", server.EtcdCompaction{Period: 2 * time.Hour}},
+		{"periodic", "30m", server.EtcdCompaction{Period: 30 * time.Minute}}, {"revision", "1000", server.EtcdCompaction{Revisions: 1000}},
+	} {
+		f := etcdFlags{compactMode: c.mode, compactKeep: c.keep}
+		if got, err := f.compaction(); err != nil || got != c.want {
+			t.Errorf("%s %s: %+v %v", c.mode, c.keep, got, err)
 		}
 	}
 }

@@ -55,6 +55,8 @@ type Config struct {
 	// EtcdProgressInterval is how often a quiet etcd watch that asked for it is told how far it is. Default 10 minutes, as in etcd;
 	// Kubernetes wants 5 seconds.
 	EtcdProgressInterval time.Duration `yaml:"etcd_progress_interval"`
+	// EtcdCompaction is the history of etcd's key spaces that goes by itself.
+	EtcdCompaction EtcdCompaction `yaml:"etcd_compaction"`
 	// Insecure allows ports that check nobody, by certificate, on addresses that are not loopback.
 	Insecure bool `yaml:"insecure"`
 	// Sandbox holds what only drills may set.
@@ -101,6 +103,17 @@ type Listen struct {
 	Etcd  string `yaml:"etcd"`
 	HTTP  string `yaml:"http"`
 }
+
+// EtcdCompaction says for how long, or how far back, history can be read. The zero value keeps all until a client compacts.
+type EtcdCompaction struct {
+	// Period is how long a revision can be read when it is no longer the newest, 1 s to a year.
+	Period time.Duration `yaml:"period"`
+	// Revisions is how many revisions before the newest can be read.
+	Revisions int64 `yaml:"revisions"`
+}
+
+// compactPeriodMax is a year.
+const compactPeriodMax = 365 * 24 * time.Hour
 
 // EtcdAuth chooses what logins cost and for how long they count.
 type EtcdAuth struct {
@@ -214,6 +227,14 @@ func (c *Config) fill() error {
 	}
 	if c.EtcdProgressInterval < 0 {
 		return bad("etcd_progress_interval is %v; it must be positive", c.EtcdProgressInterval)
+	}
+	switch h := c.EtcdCompaction; {
+	case h.Period < 0 || h.Period > 0 && h.Period < time.Second || h.Period > compactPeriodMax:
+		return bad("etcd_compaction.period is %v; it must be between 1s and a year", h.Period)
+	case h.Revisions < 0:
+		return bad("etcd_compaction.revisions is %d; it must be positive", h.Revisions)
+	case h.Period > 0 && h.Revisions > 0:
+		return bad("etcd_compaction has period and revisions; set one of them")
 	}
 	if c.Node > nodeMax {
 		return bad("node is %d; it must be between 1 and %d", c.Node, nodeMax)
@@ -460,6 +481,6 @@ func (c Config) String() string {
 		peers = append(peers, fmt.Sprintf("%d=%s", id, a))
 	}
 	slices.Sort(peers)
-	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v listen_more=%+v peers=%v shards=%d spaces=%+v lease_reads=%v tls=%+v etcd_auth=%+v sandbox=%+v",
-		c.Cluster, c.Node, c.Data, c.Listen, c.ListenMore, peers, c.Shards, c.Spaces, c.LeaseReads, c.TLS, c.EtcdAuth, c.Sandbox)
+	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v listen_more=%+v peers=%v shards=%d spaces=%+v lease_reads=%v tls=%+v etcd_auth=%+v etcd_compaction=%+v sandbox=%+v",
+		c.Cluster, c.Node, c.Data, c.Listen, c.ListenMore, peers, c.Shards, c.Spaces, c.LeaseReads, c.TLS, c.EtcdAuth, c.EtcdCompaction, c.Sandbox)
 }

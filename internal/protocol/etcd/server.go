@@ -48,6 +48,8 @@ type Config struct {
 	HelloTimeout time.Duration
 	// ProgressInterval is how often a quiet watch that asked for it is told how far it is; default 10 minutes, as in etcd.
 	ProgressInterval time.Duration
+	// Compaction is the history that the server lets go of by itself; default none, as in etcd.
+	Compaction Compaction
 	// WatchersMax bounds the open watches of this node; default 1,000,000.
 	WatchersMax int
 	// StreamBytesMax bounds the events that wait for one watch stream; default 256 KiB. A stream that is slower reads its events
@@ -207,6 +209,9 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, func() { _ = s.looks.Serve(s.toPages) }, s.feed.run, s.rights.run, s.watchLeader,
 	} {
 		s.wg.Go(f)
+	}
+	if cfg.Compaction.on() {
+		s.wg.Go(func() { s.compact(cfg.Compaction) })
 	}
 	return s
 }

@@ -30,7 +30,7 @@ func main() {
 	list := flag.String("list", "", "file of tests that do not pass, with the reason")
 	only := flag.String("tests", "", "regular expression of the tests to run (default: all)")
 	out := flag.String("out", ".", "directory for the output of each test")
-	limit := flag.Duration("timeout", 3*time.Minute, "time for one try of a test")
+	limit := flag.Duration("timeout", 6*time.Minute, "time for one try of a test")
 	tries := flag.Int("tries", 2, "how often a test that is not on the list may fail before it has failed: many want answers within a tenth of a second")
 	together := flag.Bool("together", false, "run all tests in one process first: some rely on those before them, others are spoilt by what one before them left")
 	shrink := flag.Bool("shrink", false, "take what passes off the list")
