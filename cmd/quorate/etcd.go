@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -45,7 +46,7 @@ var etcdIgnored = map[string]string{
 	"max-concurrent-streams": "", "grpc-keepalive-min-time": "as etcd's default", "grpc-keepalive-interval": "as etcd's default", "grpc-keepalive-timeout": "as etcd's default",
 	"feature-gates": "all that it could switch is always on, or not there", "compaction-batch-limit": "compactions go in small steps anyway",
 	"compaction-sleep-interval":            "compactions go in small steps anyway",
-	"bootstrap-defrag-threshold-megabytes": "nothing needs to be defragmented", "metrics": "all metrics are always there",
+	"bootstrap-defrag-threshold-megabytes": "nothing needs to be defragmented", "v2-deprecation": "there is nothing of v2", "metrics": "all metrics are always there",
 	"warning-unary-request-duration": "", "self-signed-cert-validity": "a certificate that is made is made anew at each start",
 	"warning-apply-duration": "", "socket-reuse-port": "", "socket-reuse-address": "",
 }
@@ -152,12 +153,14 @@ has no effect; what would weaken a promise is refused.`,
 			if err != nil {
 				return err
 			}
-			logs := logFlags{format: "json", level: f.logLevel}
+			logs := logFlags{format: "etcd", level: f.logLevel}
 			log, err := logs.logger(os.Stderr)
 			if err != nil {
 				return err
 			}
+			tellIgnored(cmd.Flags(), log)
 			return server.Run(cmd.Context(), cfg, version, env.Real(), log, func(s *server.Server) {
+				log.Info("serving client traffic", "address", s.Addr().Etcd)
 				log.Info(etcdReady, "address", s.Addr().Etcd)
 			})
 		},
@@ -194,7 +197,11 @@ has no effect; what would weaken a promise is refused.`,
 	fs.Lookup("experimental-watch-progress-notify-interval").Hidden = true
 	for name, why := range etcdIgnored {
 		// A flag without effect takes any value, and none if it needs none in etcd.
-		fs.Var(&ignoredFlag{}, name, "without effect: "+why)
+		v := &ignoredFlag{}
+		if name == "v2-deprecation" {
+			v.one = v2Levels
+		}
+		fs.Var(v, name, "without effect: "+why)
 		if slices.Contains(etcdSwitches, name) {
 			fs.Lookup(name).NoOptDefVal = "true"
 		}
@@ -203,12 +210,56 @@ has no effect; what would weaken a promise is refused.`,
 	return c
 }
 
-// ignoredFlag takes whatever it is given.
-type ignoredFlag struct{ v string }
+// etcdDeprecated is what etcd says of flags of its own that it will not have for ever. Here they never had an effect.
+var etcdDeprecated = map[string]string{
+	"max-snapshots":  "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8",
+	"v2-deprecation": "--v2-deprecation is deprecated and scheduled for removal in v3.8. The default value is enforced, ignoring user input",
+}
 
-func (i *ignoredFlag) String() string     { return i.v }
-func (i *ignoredFlag) Set(v string) error { i.v = v; return nil }
-func (i *ignoredFlag) Type() string       { return "any" }
+// tellIgnored logs which flags were set that have no effect, so that nobody counts on one.
+func tellIgnored(fs *pflag.FlagSet, log *slog.Logger) {
+	var set []any
+	fs.Visit(func(f *pflag.Flag) {
+		v, ok := f.Value.(*ignoredFlag)
+		if !ok {
+			return
+		}
+		if n, err := strconv.ParseInt(v.v, 10, 64); err == nil {
+			set = append(set, slog.Int64(f.Name, n))
+		} else {
+			set = append(set, slog.String(f.Name, v.v))
+		}
+		if why := etcdDeprecated[f.Name]; why != "" {
+			log.Warn(why)
+		}
+		if f.Name == "bootstrap-defrag-threshold-megabytes" {
+			log.Info("Skipping defragmentation: nothing needs it")
+		}
+	})
+	if len(set) > 0 {
+		log.Info("these flags have no effect here", set...)
+	}
+}
+
+// v2Levels are the values of --v2-deprecation that etcd takes.
+var v2Levels = []string{"write-only", "write-only-drop-data", "gone"}
+
+// ignoredFlag takes whatever it is given.
+type ignoredFlag struct {
+	v string
+	// one, if not nil, are the values that there are.
+	one []string
+}
+
+func (i *ignoredFlag) String() string { return i.v }
+func (i *ignoredFlag) Type() string   { return "any" }
+func (i *ignoredFlag) Set(v string) error {
+	if i.one != nil && !slices.Contains(i.one, v) {
+		return errs.New(errs.Invalid, "it is one of %s", strings.Join(i.one, ", "))
+	}
+	i.v = v
+	return nil
+}
 
 // complete sets what the command line did not, from the file if there is one, and else from the environment.
 func (f *etcdFlags) complete(fs *pflag.FlagSet) error {

@@ -10,6 +10,7 @@ import (
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/server"
+	"github.com/quorate/quorate/internal/telemetry"
 )
 
 func TestEtcdFlags(t *testing.T) {
@@ -119,6 +120,9 @@ func TestEtcdCommand_FlagsAndEnvironment(t *testing.T) {
 	if err := newEtcd().ParseFlags([]string{"--v2-deprecation=x"}); err == nil {
 		t.Error("a flag that is not served was accepted")
 	}
+	if err := newEtcd().ParseFlags([]string{"--v3-deprecation=gone"}); err == nil {
+		t.Error("a flag that etcd does not have was accepted")
+	}
 	if got := asEtcd([]string{"/usr/bin/etcd", "--name", "x"}); strings.Join(got, " ") != "etcd --name x" {
 		t.Errorf("called as etcd: %q", got)
 	}
@@ -183,5 +187,26 @@ func TestEtcdFlags_Compaction(t *testing.T) {
 		if got, err := f.compaction(); err != nil || got != c.want {
 			t.Errorf("%s %s: %+v %v", c.mode, c.keep, got, err)
 		}
+	}
+}
+
+func TestEtcdCommand_SaysWhatHasNoEffect(t *testing.T) {
+	c := newEtcd()
+	if err := c.ParseFlags([]string{"--name=n", "--snapshot-catchup-entries=1000", "--max-snapshots=3", "--feature-gates", "A=true", "--v2-deprecation", "gone"}); err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	logger, err := telemetry.Logger(&log, "etcd", "info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tellIgnored(c.Flags(), logger)
+	for _, want := range []string{`"level":"info"`, `"snapshot-catchup-entries":1000`, `"feature-gates":"A=true"`, "--max-snapshots is deprecated", "--v2-deprecation is deprecated", `"level":"warn"`} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("no %s in\n%s", want, log.String())
+		}
+	}
+	if strings.Contains(log.String(), `"name"`) {
+		t.Errorf("a flag with an effect is there:\n%s", log.String())
 	}
 }

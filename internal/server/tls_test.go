@@ -376,6 +376,48 @@ func (a *authority) revoke(file string, serial int64) string {
 	return a.write(file+".pem", "X509 CRL", der)
 }
 
+// Who is refused for a certificate is logged, once, and who just goes away is not.
+func TestTLS_RejectedClientsAreLogged(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	cert, key := ca.sign("server", "server")
+	var log lockedLog
+	s, err := Start(Config{Listen: Listen{Etcd: "127.0.0.1:0"}, TLS: Ports{Etcd: TLS{Cert: cert, Key: key, ClientCA: ca.file}}}, "test", env.Real(),
+		slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	goes, err := net.Dial("tcp", s.Addr().Etcd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := goes.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		c, err := ca.dial(s.Addr().Etcd, "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("a client without a certificate got an answer")
+		}
+		_ = c.Close()
+	}
+	const line = "rejected connection on client endpoint"
+	for end := time.Now().Add(30 * time.Second); !strings.Contains(log.String(), line); {
+		if time.Now().After(end) {
+			t.Fatalf("nothing is said:\n%s", log.String())
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(log.String(), line); n != 1 || !strings.Contains(log.String(), "client didn't provide a certificate") {
+		t.Errorf("said %d times:\n%s", n, log.String())
+	}
+}
+
 func TestTLS_VersionsAndCiphers(t *testing.T) {
 	ca := newAuthority(t, "ca")
 	cert, key := ca.sign("server", "server")

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
+	"syscall"
 	"time"
 
 	"github.com/quorate/quorate/internal/errs"
@@ -84,4 +86,11 @@ func untrusted(err error) bool {
 	var own *tls.CertificateVerificationError
 	var told *net.OpError
 	return errs.Is(err, errs.Denied) || errors.As(err, &own) || errors.As(err, &told) && told.Op == "remote error"
+}
+
+// gone says whether a connection just ended, which is nobody's concern.
+func gone(err error) bool {
+	var netErr net.Error
+	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, syscall.ECONNRESET) ||
+		errors.As(err, &netErr) && netErr.Timeout()
 }

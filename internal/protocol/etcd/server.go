@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"hash/fnv"
+	"io"
 	"log/slog"
 	"math"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -162,6 +164,9 @@ type Server struct {
 	wg   sync.WaitGroup
 
 	mu sync.Mutex
+	// rejectedAt is when a connection was last said to be rejected, and unsaid how often that was not said since. Guarded by mu.
+	rejectedAt time.Time
+	unsaid     int
 	// closed says that Close was called; listeners and conns are what it has to end. Guarded by mu.
 	closed    bool
 	listeners map[net.Listener]struct{}
@@ -269,6 +274,7 @@ func (s *Server) admit(nc net.Conn, part Part) {
 		defer s.wg.Done()
 		isGRPC, err := c.sniff()
 		if err != nil {
+			s.rejected(c, err)
 			_ = c.Close()
 			return
 		}
@@ -282,6 +288,31 @@ func (s *Server) admit(nc net.Conn, part Part) {
 			_ = c.Close()
 		}
 	}()
+}
+
+// rejectSayEvery is how often it is logged that a connection could not be secured, so that no stranger can fill the log.
+const rejectSayEvery = time.Minute
+
+// rejected logs, now and then, why a connection with TLS ended before it said anything. One that just ends is nobody's concern.
+func (s *Server) rejected(c *conn, err error) {
+	var netErr net.Error
+	_, secure := c.Conn.(secured)
+	if !secure || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.As(err, &netErr) && netErr.Timeout() {
+		return
+	}
+	now := s.client.Now()
+	s.mu.Lock()
+	again := !s.rejectedAt.IsZero() && now.Sub(s.rejectedAt) < rejectSayEvery
+	unsaid := s.unsaid
+	if again {
+		s.unsaid++
+	} else {
+		s.rejectedAt, s.unsaid = now, 0
+	}
+	s.mu.Unlock()
+	if !again {
+		s.log.Warn("rejected connection on client endpoint", "remote", c.RemoteAddr().String(), "error", err, "not_logged", unsaid)
+	}
 }
 
 // Close ends all connections and listeners and waits for every goroutine. Requests in flight are cut off.

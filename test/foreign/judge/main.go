@@ -165,7 +165,9 @@ func run(suite, names []string, file string, limit time.Duration) (results, erro
 	for _, m := range verdictLine.FindAllSubmatch(bytes.ReplaceAll(b, []byte("\r"), nil), -1) {
 		r[string(m[2])] = verdict(m[1])
 	}
-	if name := names[0]; len(names) == 1 && (r[name] == "" || err != nil) {
+	// Some tests of etcd's tell a program to stop and end before it has: run by themselves they leave goroutines that wait for it.
+	waits := bytes.Contains(b, []byte("Unexpected goroutines running after all test(s).")) && bytes.Contains(b, []byte("expect.(*ExpectProcess).waitProcess"))
+	if name := names[0]; len(names) == 1 && (r[name] == "" || err != nil && (r[name] != pass || !waits)) {
 		r[name] = fail
 	}
 	return r, nil
