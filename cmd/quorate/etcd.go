@@ -68,6 +68,8 @@ type etcdFlags struct {
 	client, peer                      etcdTLS
 	progress                          time.Duration
 	compactMode, compactKeep          string
+	logFormat                         string
+	requestBytesMax, txnOpsMax        int
 }
 
 // etcdTLS are etcd's flags for the security of one of its two ports.
@@ -153,7 +155,10 @@ has no effect; what would weaken a promise is refused.`,
 			if err != nil {
 				return err
 			}
-			logs := logFlags{format: "etcd", level: f.logLevel}
+			logs := logFlags{format: f.logFormat, level: f.logLevel}
+			if logs.format == "json" {
+				logs.format = "etcd"
+			}
 			log, err := logs.logger(os.Stderr)
 			if err != nil {
 				return err
@@ -179,6 +184,9 @@ has no effect; what would weaken a promise is refused.`,
 	fs.StringSliceVar(&f.advertisePeers, "initial-advertise-peer-urls", []string{"http://localhost:2380"}, "URL that other nodes are told")
 	fs.StringSliceVar(&f.cluster, "initial-cluster", nil, "NAME=URL of each member (default: this node alone)")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	fs.StringVar(&f.logFormat, "log-format", "json", "json, in etcd's form, or console")
+	fs.IntVar(&f.requestBytesMax, "max-request-bytes", 3<<19, "bytes of one request of a client, at most 10 MiB")
+	fs.IntVar(&f.txnOpsMax, "max-txn-ops", 128, "operations of one transaction, at most 10,000")
 	fs.StringVar(&f.authToken, "auth-token", tokenSimple, "kind of tokens: simple, which here are signed and good on every node, or jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=5m")
 	fs.IntVar(&f.tokenTTL, "auth-token-ttl", 300, "seconds for which a simple token counts")
 	fs.IntVar(&f.bcryptCost, "bcrypt-cost", 10, "cost of hashing passwords, 4 to 31")
@@ -304,6 +312,10 @@ func (f *etcdFlags) config() (server.Config, error) {
 	if f.bcryptCost == 0 || f.tokenTTL == 0 {
 		return cfg, errs.New(errs.Invalid, "--bcrypt-cost and --auth-token-ttl must not be 0")
 	}
+	if f.requestBytesMax < 1 || f.txnOpsMax < 1 {
+		return cfg, errs.New(errs.Invalid, "--max-request-bytes and --max-txn-ops must be at least 1")
+	}
+	cfg.EtcdRequestBytesMax, cfg.EtcdTxnOpsMax = f.requestBytesMax, f.txnOpsMax
 	var err error
 	if cfg.EtcdAuth, err = f.auth(); err != nil {
 		return cfg, err

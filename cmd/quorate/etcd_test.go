@@ -18,13 +18,16 @@ func TestEtcdFlags(t *testing.T) {
 		name: "b", token: "tok", state: "new", data: "d",
 		clientURLs: []string{"http://127.0.0.1:1"}, advertise: []string{"http://localhost:1"},
 		peerURLs: []string{"http://127.0.0.1:2"}, advertisePeers: []string{"http://127.0.0.1:2"}, progress: 5 * time.Second,
-		authToken: tokenSimple, bcryptCost: 5, tokenTTL: 60, compactMode: "periodic", compactKeep: "0",
+		authToken: tokenSimple, bcryptCost: 5, tokenTTL: 60, compactMode: "periodic", compactKeep: "0", requestBytesMax: 1000, txnOpsMax: 10,
 	}
 	plain.client.common, plain.peer.common = &etcdTLSCommon{}, &etcdTLSCommon{}
 	cfg, err := plain.config()
 	if err != nil || cfg.Cluster != "tok" || cfg.Node != 1 || cfg.Peers[1] != "127.0.0.1:2" || cfg.Listen.Etcd != "127.0.0.1:1" ||
 		cfg.Advertise.Etcd != "localhost:1" || cfg.EtcdProgressInterval != 5*time.Second || !filepath.IsAbs(cfg.Data) || !strings.HasSuffix(cfg.Data, "/d") {
 		t.Errorf("alone: %+v %v", cfg, err)
+	}
+	if cfg.EtcdRequestBytesMax != 1000 || cfg.EtcdTxnOpsMax != 10 {
+		t.Errorf("limits: %+v", cfg)
 	}
 	if cfg.EtcdAuth != (server.EtcdAuth{BcryptCost: 5, TokenTTL: 60}) {
 		t.Errorf("authentication: %+v", cfg.EtcdAuth)
@@ -85,6 +88,7 @@ func TestEtcdFlags(t *testing.T) {
 		"stands there twice":              func(f *etcdFlags) { f.authToken = "jwt,ttl=1s,ttl=2s" },
 		`option "key" is not one of`:      func(f *etcdFlags) { f.authToken = "jwt,key=x" },
 		`ttl is "0.5s"`:                   func(f *etcdFlags) { f.authToken = "jwt,sign-method=RS256,ttl=0.5s" },
+		"must be at least 1":              func(f *etcdFlags) { f.txnOpsMax = 0 },
 		"must not be 0":                   func(f *etcdFlags) { f.bcryptCost = 0 },
 		"--listen-peer-urls has no URL":   func(f *etcdFlags) { f.peerURLs = nil },
 	} {
@@ -133,7 +137,7 @@ func TestEtcdCommand_FlagsAndEnvironment(t *testing.T) {
 
 func TestEtcdFlags_WhereToListen(t *testing.T) {
 	base := etcdFlags{
-		name: "b", state: "new", authToken: tokenSimple, bcryptCost: 5, tokenTTL: 60, compactMode: "periodic", compactKeep: "0",
+		name: "b", state: "new", authToken: tokenSimple, bcryptCost: 5, tokenTTL: 60, compactMode: "periodic", compactKeep: "0", requestBytesMax: 1000, txnOpsMax: 10,
 		advertise: []string{"http://127.0.0.1:1"}, peerURLs: []string{"http://127.0.0.1:2"}, advertisePeers: []string{"http://127.0.0.1:2"},
 	}
 	cert := etcdTLS{cert: "c", key: "k", common: &etcdTLSCommon{}}

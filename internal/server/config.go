@@ -55,6 +55,10 @@ type Config struct {
 	// EtcdProgressInterval is how often a quiet etcd watch that asked for it is told how far it is. Default 10 minutes, as in etcd;
 	// Kubernetes wants 5 seconds.
 	EtcdProgressInterval time.Duration `yaml:"etcd_progress_interval"`
+	// EtcdRequestBytesMax bounds one request of an etcd client, up to 10 MiB; default 1.5 MiB, as in etcd.
+	EtcdRequestBytesMax int `yaml:"etcd_request_bytes_max"`
+	// EtcdTxnOpsMax bounds the operations of one transaction of an etcd client, up to 10,000; default 128, as in etcd.
+	EtcdTxnOpsMax int `yaml:"etcd_txn_ops_max"`
 	// EtcdCompaction is the history of etcd's key spaces that goes by itself.
 	EtcdCompaction EtcdCompaction `yaml:"etcd_compaction"`
 	// Insecure allows ports that check nobody, by certificate, on addresses that are not loopback.
@@ -111,6 +115,12 @@ type EtcdCompaction struct {
 	// Revisions is how many revisions before the newest can be read.
 	Revisions int64 `yaml:"revisions"`
 }
+
+// Limits of what an etcd client may ask for at once: a request is one entry of the raft log, which has at most 16 MiB.
+const (
+	requestBytesLimit = 10 << 20
+	txnOpsLimit       = 10_000
+)
 
 // compactPeriodMax is a year.
 const compactPeriodMax = 365 * 24 * time.Hour
@@ -227,6 +237,12 @@ func (c *Config) fill() error {
 	}
 	if c.EtcdProgressInterval < 0 {
 		return bad("etcd_progress_interval is %v; it must be positive", c.EtcdProgressInterval)
+	}
+	if n := c.EtcdRequestBytesMax; n < 0 || n > requestBytesLimit {
+		return bad("etcd_request_bytes_max is %d; it must be between 1 and %d", n, requestBytesLimit)
+	}
+	if n := c.EtcdTxnOpsMax; n < 0 || n > txnOpsLimit {
+		return bad("etcd_txn_ops_max is %d; it must be between 1 and %d", n, txnOpsLimit)
 	}
 	switch h := c.EtcdCompaction; {
 	case h.Period < 0 || h.Period > 0 && h.Period < time.Second || h.Period > compactPeriodMax:
