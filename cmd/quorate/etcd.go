@@ -47,8 +47,8 @@ var etcdIgnored = map[string]string{
 	"feature-gates": "all that it could switch is always on, or not there", "compaction-batch-limit": "compactions go in small steps anyway",
 	"compaction-sleep-interval":            "compactions go in small steps anyway",
 	"bootstrap-defrag-threshold-megabytes": "nothing needs to be defragmented", "v2-deprecation": "there is nothing of v2", "metrics": "all metrics are always there",
-	"warning-unary-request-duration": "", "self-signed-cert-validity": "a certificate that is made is made anew at each start",
-	"warning-apply-duration": "", "socket-reuse-port": "", "socket-reuse-address": "",
+	"self-signed-cert-validity": "a certificate that is made is made anew at each start",
+	"warning-apply-duration":    "", "socket-reuse-port": "", "socket-reuse-address": "",
 }
 
 // etcdSwitches are those of etcdIgnored that may stand without a value.
@@ -66,7 +66,7 @@ type etcdFlags struct {
 	logLevel, authToken, file         string
 	bcryptCost, tokenTTL              int
 	client, peer                      etcdTLS
-	progress                          time.Duration
+	progress, slow                    time.Duration
 	compactMode, compactKeep          string
 	logFormat                         string
 	requestBytesMax, txnOpsMax        int
@@ -186,6 +186,7 @@ has no effect; what would weaken a promise is refused.`,
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "json", "json, in etcd's form, or console")
 	fs.IntVar(&f.requestBytesMax, "max-request-bytes", 3<<19, "bytes of one request of a client, at most 10 MiB")
+	fs.DurationVar(&f.slow, "warning-unary-request-duration", 300*time.Millisecond, "how long a request may take before the log says so, at most once a second")
 	fs.IntVar(&f.txnOpsMax, "max-txn-ops", 128, "operations of one transaction, at most 10,000")
 	fs.StringVar(&f.authToken, "auth-token", tokenSimple, "kind of tokens: simple, which here are signed and good on every node, or jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=5m")
 	fs.IntVar(&f.tokenTTL, "auth-token-ttl", 300, "seconds for which a simple token counts")
@@ -315,7 +316,7 @@ func (f *etcdFlags) config() (server.Config, error) {
 	if f.requestBytesMax < 1 || f.txnOpsMax < 1 {
 		return cfg, errs.New(errs.Invalid, "--max-request-bytes and --max-txn-ops must be at least 1")
 	}
-	cfg.EtcdRequestBytesMax, cfg.EtcdTxnOpsMax = f.requestBytesMax, f.txnOpsMax
+	cfg.EtcdRequestBytesMax, cfg.EtcdTxnOpsMax, cfg.EtcdSlowRequest = f.requestBytesMax, f.txnOpsMax, f.slow
 	var err error
 	if cfg.EtcdAuth, err = f.auth(); err != nil {
 		return cfg, err

@@ -59,6 +59,8 @@ type Config struct {
 	EtcdRequestBytesMax int `yaml:"etcd_request_bytes_max"`
 	// EtcdTxnOpsMax bounds the operations of one transaction of an etcd client, up to 10,000; default 128, as in etcd.
 	EtcdTxnOpsMax int `yaml:"etcd_txn_ops_max"`
+	// EtcdSlowRequest is how long a request of an etcd client may take before the log says so, at most once a second. Default 0, which is never.
+	EtcdSlowRequest time.Duration `yaml:"etcd_slow_request"`
 	// EtcdCompaction is the history of etcd's key spaces that goes by itself.
 	EtcdCompaction EtcdCompaction `yaml:"etcd_compaction"`
 	// Insecure allows ports that check nobody, by certificate, on addresses that are not loopback.
@@ -237,6 +239,9 @@ func (c *Config) fill() error {
 	}
 	if c.EtcdProgressInterval < 0 {
 		return bad("etcd_progress_interval is %v; it must be positive", c.EtcdProgressInterval)
+	}
+	if c.EtcdSlowRequest < 0 {
+		return bad("etcd_slow_request is %v; it must be positive, or 0 for never", c.EtcdSlowRequest)
 	}
 	if n := c.EtcdRequestBytesMax; n < 0 || n > requestBytesLimit {
 		return bad("etcd_request_bytes_max is %d; it must be between 1 and %d", n, requestBytesLimit)

@@ -62,6 +62,7 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("sandbox: {no_fsync: true}", "sandbox.enabled")
 	f("etcd_auth: {bcrypt_cost: 3}", "between 4 and 31")
 	f("etcd_auth: {token_ttl: -1}", "etcd_auth.token_ttl")
+	f("etcd_slow_request: -1s", "etcd_slow_request is -1s")
 	f("etcd_request_bytes_max: 20000000", "between 1 and 10485760")
 	f("etcd_txn_ops_max: -1", "between 1 and 10000")
 	f("etcd_compaction: {period: 10ms}", "between 1s and a year")

@@ -52,6 +52,8 @@ type Config struct {
 	ProgressInterval time.Duration
 	// Compaction is the history that the server lets go of by itself; default none, as in etcd.
 	Compaction Compaction
+	// SlowRequest is how long a request may take before the log says so, at most once a second; default never.
+	SlowRequest time.Duration
 	// WatchersMax bounds the open watches of this node; default 1,000,000.
 	WatchersMax int
 	// StreamBytesMax bounds the events that wait for one watch stream; default 256 KiB. A stream that is slower reads its events
@@ -159,14 +161,14 @@ type Server struct {
 	// toGRPC, toHTTP and toPages take the connections, once it is known what they speak.
 	toGRPC, toHTTP, toPages *queue
 
+	// rejections and slow bound what is logged of connections and requests.
+	rejections, slow seldom
+
 	ctx  context.Context
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 
 	mu sync.Mutex
-	// rejectedAt is when a connection was last said to be rejected, and unsaid how often that was not said since. Guarded by mu.
-	rejectedAt time.Time
-	unsaid     int
 	// closed says that Close was called; listeners and conns are what it has to end. Guarded by mu.
 	closed    bool
 	listeners map[net.Listener]struct{}
@@ -300,19 +302,42 @@ func (s *Server) rejected(c *conn, err error) {
 	if !secure || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.As(err, &netErr) && netErr.Timeout() {
 		return
 	}
-	now := s.client.Now()
-	s.mu.Lock()
-	again := !s.rejectedAt.IsZero() && now.Sub(s.rejectedAt) < rejectSayEvery
-	unsaid := s.unsaid
-	if again {
-		s.unsaid++
-	} else {
-		s.rejectedAt, s.unsaid = now, 0
-	}
-	s.mu.Unlock()
-	if !again {
+	if unsaid, say := s.rejections.say(s.client.Now(), rejectSayEvery); say {
 		s.log.Warn("rejected connection on client endpoint", "remote", c.RemoteAddr().String(), "error", err, "not_logged", unsaid)
 	}
+}
+
+// slowSayEvery is how often a slow request is logged: one tells when, and the metrics how many.
+const slowSayEvery = time.Second
+
+// took logs a request that took long, now and then.
+func (s *Server) took(method string, t time.Duration) {
+	if s.cfg.SlowRequest == 0 || t < s.cfg.SlowRequest {
+		return
+	}
+	if unsaid, say := s.slow.say(s.client.Now(), slowSayEvery); say {
+		s.log.Warn("request stats: slower than it should be", "method", method, "took", t, "should_be", s.cfg.SlowRequest, "not_logged", unsaid)
+	}
+}
+
+// seldom bounds how often a line is logged.
+type seldom struct {
+	mu sync.Mutex
+	// at is when it was, unsaid how often it was not since. Guarded by mu.
+	at     time.Time
+	unsaid int
+}
+
+// say returns whether to log the line, and how often it was not logged before.
+func (q *seldom) say(now time.Time, every time.Duration) (unsaid int, say bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.at.IsZero() && now.Sub(q.at) < every {
+		q.unsaid++
+		return 0, false
+	}
+	unsaid, q.at, q.unsaid = q.unsaid, now, 0
+	return unsaid, true
 }
 
 // Close ends all connections and listeners and waits for every goroutine. Requests in flight are cut off.
