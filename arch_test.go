@@ -86,6 +86,7 @@ var libraries = []struct {
 	{"github.com/cockroachdb/pebble/v2/vfs", []string{"internal/storage", "internal/sim", "internal/engine"}, "the simulation makes disks, and a test of the engine one that hangs"},
 	{"go.etcd.io/raft/v3", []string{"internal/replica"}, "consensus"},
 	{"go.etcd.io/bbolt", []string{"internal/protocol/etcd"}, "snapshots in the format of etcd's store"},
+	{"github.com/golang-jwt/jwt/v5", []string{"internal/protocol/etcd"}, "tokens of etcd's users that others sign or read"},
 	{"golang.org/x/crypto/bcrypt", []string{"internal/protocol/etcd"}, "passwords of etcd's users, at the edge"},
 	{"google.golang.org/protobuf", []string{"internal/replica", "internal/protocol/etcd"}, "raft's configuration changes; etcd's messages"},
 	{"go.etcd.io/etcd/api/v3", []string{"internal/protocol/etcd", "internal/drill"}, "etcd's messages and error texts; drills use its stubs"},

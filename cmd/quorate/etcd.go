@@ -2,11 +2,13 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,6 +27,9 @@ const etcdName = "etcd"
 // tokenSimple is the kind of tokens that etcd issues unless told otherwise.
 const tokenSimple = "simple"
 
+// jwtTTL is how long a JSON web token counts unless told otherwise, in seconds, as in etcd.
+const jwtTTL = 300
+
 // etcdReady is the line that scripts and tests of etcd wait for.
 const etcdReady = "ready to serve client requests"
 
@@ -33,7 +38,7 @@ var etcdIgnored = map[string]string{
 	"logger": "the log is structured anyway", "log-outputs": "the log goes to standard error", "snapshot-count": "the log is cut by size",
 	"snapshot-catchup-entries": "followers that lag get a snapshot", "max-snapshots": "none are kept", "max-wals": "the log is cut by size",
 	"heartbeat-interval": "timers are fixed", "election-timeout": "timers are fixed", "quota-backend-bytes": "there is no quota",
-	"auto-compaction-mode": "", "strict-reconfig-check": "members are fixed", "pre-vote": "always on", "initial-election-tick-advance": "elections need no wait",
+	"strict-reconfig-check": "members are fixed", "pre-vote": "always on", "initial-election-tick-advance": "elections need no wait",
 	"enable-pprof": "the HTTP port has it", "log-rotation-config-json": "standard error is not rotated", "enable-log-rotation": "standard error is not rotated",
 	"experimental-initial-corrupt-check": "checksums are always on", "corrupt-check-time": "checksums are always on",
 	"compact-hash-check-enabled": "replicas always compare digests", "compact-hash-check-time": "replicas always compare digests",
@@ -41,9 +46,9 @@ var etcdIgnored = map[string]string{
 	"max-concurrent-streams": "", "grpc-keepalive-min-time": "as etcd's default", "grpc-keepalive-interval": "as etcd's default", "grpc-keepalive-timeout": "as etcd's default",
 	"feature-gates": "all that it could switch is always on, or not there", "compaction-batch-limit": "compactions go in small steps anyway",
 	"compaction-sleep-interval":            "compactions go in small steps anyway",
-	"bootstrap-defrag-threshold-megabytes": "nothing needs to be defragmented", "metrics": "all metrics are always there",
-	"warning-unary-request-duration": "", "self-signed-cert-validity": "a certificate that is made is made anew at each start",
-	"warning-apply-duration": "", "socket-reuse-port": "", "socket-reuse-address": "",
+	"bootstrap-defrag-threshold-megabytes": "nothing needs to be defragmented", "v2-deprecation": "there is nothing of v2", "metrics": "all metrics are always there",
+	"self-signed-cert-validity": "a certificate that is made is made anew at each start",
+	"warning-apply-duration":    "", "socket-reuse-port": "", "socket-reuse-address": "",
 }
 
 // etcdSwitches are those of etcdIgnored that may stand without a value.
@@ -56,55 +61,86 @@ var etcdSwitches = []string{
 type etcdFlags struct {
 	name, data, token, state          string
 	clientURLs, advertise             []string
+	httpURLs, metricsURLs             []string
 	peerURLs, advertisePeers, cluster []string
-	logLevel, authToken               string
+	logLevel, authToken, file         string
 	bcryptCost, tokenTTL              int
-	insecure                          bool
 	client, peer                      etcdTLS
-	progress                          time.Duration
+	progress, slow                    time.Duration
+	compactMode, compactKeep          string
+	logFormat                         string
+	requestBytesMax, txnOpsMax        int
 }
 
 // etcdTLS are etcd's flags for the security of one of its two ports.
 type etcdTLS struct {
 	cert, key, ca, cn, host string
+	dialCert, dialKey, crl  string
 	auth, auto              bool
+	common                  *etcdTLSCommon
+}
+
+// etcdTLSCommon are etcd's flags for the security of both ports.
+type etcdTLSCommon struct {
+	ciphers  []string
+	min, max string
 }
 
 func (t *etcdTLS) flags(fs *pflag.FlagSet, prefix, certAllowed, of string) {
+	fs.StringVar(&t.crl, certAllowed+"crl-file", "", "revocation list of those who connect to "+of)
 	fs.StringVar(&t.cert, prefix+"cert-file", "", "certificate of "+of)
 	fs.StringVar(&t.key, prefix+"key-file", "", "private key of "+of)
 	fs.StringVar(&t.ca, prefix+"trusted-ca-file", "", "certificates that those who connect to "+of+" must be signed by")
 	fs.BoolVar(&t.auth, prefix+"client-cert-auth", false, "refuse who connects to "+of+" without a certificate; --"+prefix+"trusted-ca-file alone does the same")
+	fs.StringVar(&t.dialCert, prefix+"client-cert-file", "", "certificate to show to other nodes, in place of that of the peer port; the client port needs none")
+	fs.StringVar(&t.dialKey, prefix+"client-key-file", "", "private key of --"+prefix+"client-cert-file")
 	fs.BoolVar(&t.auto, prefix+"auto-tls", false, "make a certificate for "+of+" that nobody can check")
 	fs.StringVar(&t.cn, certAllowed+"cert-allowed-cn", "", "the only common name of those who connect to "+of)
 	fs.StringVar(&t.host, certAllowed+"cert-allowed-hostname", "", "the only DNS names, with commas between, of those who connect to "+of)
 }
 
-// tls returns the settings of a port whose URLs have a scheme.
-func (t *etcdTLS) tls(flag, scheme string) (server.TLS, error) {
-	out := server.TLS{Cert: t.cert, Key: t.key, ClientCA: t.ca, Auto: t.auto && t.cert == ""}
+// tls returns the settings of a port that has TLS on some of its URLs, or not.
+func (t *etcdTLS) tls(flag string, secure bool) (server.TLS, error) {
+	out := server.TLS{Cert: t.cert, Key: t.key, ClientCA: t.ca, ClientCRL: t.crl, Auto: t.auto && t.cert == ""}
 	for n := range strings.SplitSeq(t.cn+","+t.host, ",") {
 		if n != "" {
 			out.ClientNames = append(out.ClientNames, n)
 		}
 	}
 	switch {
-	case scheme != "https":
+	case !secure:
 		// etcd warns and goes on without; a wish for security must not pass unnoticed.
-		if out.Cert != "" || out.ClientCA != "" || out.Auto || len(out.ClientNames) > 0 || t.auth {
-			return out, errs.New(errs.Invalid, "--%s is %s although there are certificates; write https", flag, scheme)
+		if out.Cert != "" || out.ClientCA != "" || out.Auto || len(out.ClientNames) > 0 || t.auth || t.crl != "" {
+			return out, errs.New(errs.Invalid, "--%s has no https or unixs although there are certificates; write https", flag)
 		}
 		return server.TLS{}, nil
 	case out.Cert == "" && !out.Auto:
 		return out, errs.New(errs.Invalid, "--%s is https; give a certificate and its key, or let one be made (auto-tls)", flag)
 	case t.auth && t.ca == "":
 		return out, errs.New(errs.Invalid, "--%s: certificates of clients can only be checked with a trusted-ca-file", flag)
+	case t.crl != "" && t.ca == "":
+		return out, errs.New(errs.Invalid, "--%s: a crl-file is about certificates of clients, which can only be checked with a trusted-ca-file", flag)
+	}
+	out.Ciphers = t.common.ciphers
+	for _, v := range []struct {
+		flag, is string
+		to       *string
+	}{{"tls-min-version", t.common.min, &out.MinVersion}, {"tls-max-version", t.common.max, &out.MaxVersion}} {
+		if v.is == "" {
+			continue
+		}
+		var ok bool
+		if *v.to, ok = strings.CutPrefix(v.is, "TLS"); !ok {
+			return out, errs.New(errs.Invalid, "--%s is %q; it is TLS1.2 or TLS1.3", v.flag, v.is)
+		}
 	}
 	return out, nil
 }
 
-func newEtcd() *cobra.Command {
-	var f etcdFlags
+func newEtcd() *cobra.Command { return newEtcdWith(&etcdFlags{}) }
+
+// newEtcdWith returns the command, which keeps its flags in f.
+func newEtcdWith(f *etcdFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "etcd", Short: "Run a node with etcd's flags, for scripts and tests that start etcd", GroupID: "run", Args: cobra.NoArgs,
 		Long: `Runs a node that takes etcd's flags, and says what etcd's scripts and tests wait for. A program called "etcd" (a link to this
@@ -112,38 +148,56 @@ one) does the same. Flags may come from the environment, as ETCD_NAME for --name
 has no effect; what would weaken a promise is refused.`,
 		Example: "  quorate etcd --data-dir ./data\n  ln -s quorate etcd && ./etcd --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := fromEnvironment(cmd.Flags()); err != nil {
+			if err := f.complete(cmd.Flags()); err != nil {
 				return err
 			}
 			cfg, err := f.config()
 			if err != nil {
 				return err
 			}
-			logs := logFlags{format: "json", level: f.logLevel}
+			logs := logFlags{format: f.logFormat, level: f.logLevel}
+			if logs.format == "json" {
+				logs.format = "etcd"
+			}
 			log, err := logs.logger(os.Stderr)
 			if err != nil {
 				return err
 			}
+			tellIgnored(cmd.Flags(), log)
 			return server.Run(cmd.Context(), cfg, version, env.Real(), log, func(s *server.Server) {
+				log.Info("serving client traffic", "address", s.Addr().Etcd)
 				log.Info(etcdReady, "address", s.Addr().Etcd)
 			})
 		},
 	}
 	fs := c.Flags()
+	fs.StringVar(&f.file, configFlag, "", "etcd's YAML file of settings, in place of all other flags and of the environment")
 	fs.StringVar(&f.name, "name", "default", "this node's name, one of those in --initial-cluster")
 	fs.StringVar(&f.data, "data-dir", "", "data directory (default NAME.etcd)")
 	fs.StringVar(&f.token, "initial-cluster-token", "etcd-cluster", "the cluster's name")
 	fs.StringVar(&f.state, "initial-cluster-state", "new", "new; members are fixed, so that there is no other")
-	fs.StringSliceVar(&f.clientURLs, "listen-client-urls", []string{"http://localhost:2379"}, "URL to listen on for clients")
-	fs.StringSliceVar(&f.advertise, "advertise-client-urls", []string{"http://localhost:2379"}, "URL that clients are told")
-	fs.StringSliceVar(&f.peerURLs, "listen-peer-urls", []string{"http://localhost:2380"}, "URL to listen on for other nodes")
+	fs.StringSliceVar(&f.clientURLs, "listen-client-urls", []string{"http://localhost:2379"}, "URLs to listen on for clients: http, https, unix, unixs")
+	fs.StringSliceVar(&f.httpURLs, "listen-client-http-urls", nil, "URLs to listen on for HTTP; those of --listen-client-urls are then for gRPC alone")
+	fs.StringSliceVar(&f.metricsURLs, "listen-metrics-urls", nil, "URLs to listen on for /metrics, /health, /livez, /readyz and /version alone")
+	fs.StringSliceVar(&f.advertise, "advertise-client-urls", []string{"http://localhost:2379"}, "URLs that clients are told")
+	fs.StringSliceVar(&f.peerURLs, "listen-peer-urls", []string{"http://localhost:2380"}, "URLs to listen on for other nodes")
 	fs.StringSliceVar(&f.advertisePeers, "initial-advertise-peer-urls", []string{"http://localhost:2380"}, "URL that other nodes are told")
 	fs.StringSliceVar(&f.cluster, "initial-cluster", nil, "NAME=URL of each member (default: this node alone)")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
-	fs.StringVar(&f.authToken, "auth-token", tokenSimple, "kind of tokens: simple, which here are signed and good on every node")
-	fs.IntVar(&f.tokenTTL, "auth-token-ttl", 300, "seconds for which a token counts")
+	fs.StringVar(&f.logFormat, "log-format", "json", "json, in etcd's form, or console")
+	fs.IntVar(&f.requestBytesMax, "max-request-bytes", 3<<19, "bytes of one request of a client, at most 10 MiB")
+	fs.DurationVar(&f.slow, "warning-unary-request-duration", 300*time.Millisecond, "how long a request may take before the log says so, at most once a second")
+	fs.IntVar(&f.txnOpsMax, "max-txn-ops", 128, "operations of one transaction, at most 10,000")
+	fs.StringVar(&f.authToken, "auth-token", tokenSimple, "kind of tokens: simple, which here are signed and good on every node, or jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=5m")
+	fs.IntVar(&f.tokenTTL, "auth-token-ttl", 300, "seconds for which a simple token counts")
 	fs.IntVar(&f.bcryptCost, "bcrypt-cost", 10, "cost of hashing passwords, 4 to 31")
-	fs.BoolVar(&f.insecure, "insecure", false, "listen on addresses other than loopback although the port checks nobody (a flag of Quorate's)")
+	fs.StringVar(&f.compactMode, "auto-compaction-mode", "periodic", "periodic or revision: what --auto-compaction-retention says")
+	fs.StringVar(&f.compactKeep, "auto-compaction-retention", "0", "how long history is kept, as 30m or a number of hours, or how many revisions; 0 keeps all")
+	var common etcdTLSCommon
+	fs.StringSliceVar(&common.ciphers, "cipher-suites", nil, "the only cipher suites for TLS 1.2, on both ports")
+	fs.StringVar(&common.min, "tls-min-version", "", "lowest version of TLS, TLS1.2 or TLS1.3, on both ports")
+	fs.StringVar(&common.max, "tls-max-version", "", "highest version of TLS, TLS1.2 or TLS1.3, on both ports")
+	f.client.common, f.peer.common = &common, &common
 	f.client.flags(fs, "", "client-", "the client port")
 	f.peer.flags(fs, "peer-", "peer-", "the peer port")
 	for _, name := range []string{"watch-progress-notify-interval", "experimental-watch-progress-notify-interval"} {
@@ -152,7 +206,11 @@ has no effect; what would weaken a promise is refused.`,
 	fs.Lookup("experimental-watch-progress-notify-interval").Hidden = true
 	for name, why := range etcdIgnored {
 		// A flag without effect takes any value, and none if it needs none in etcd.
-		fs.Var(&ignoredFlag{}, name, "without effect: "+why)
+		v := &ignoredFlag{}
+		if name == "v2-deprecation" {
+			v.one = v2Levels
+		}
+		fs.Var(v, name, "without effect: "+why)
 		if slices.Contains(etcdSwitches, name) {
 			fs.Lookup(name).NoOptDefVal = "true"
 		}
@@ -161,12 +219,71 @@ has no effect; what would weaken a promise is refused.`,
 	return c
 }
 
-// ignoredFlag takes whatever it is given.
-type ignoredFlag struct{ v string }
+// etcdDeprecated is what etcd says of flags of its own that it will not have for ever. Here they never had an effect.
+var etcdDeprecated = map[string]string{
+	"max-snapshots":  "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8",
+	"v2-deprecation": "--v2-deprecation is deprecated and scheduled for removal in v3.8. The default value is enforced, ignoring user input",
+}
 
-func (i *ignoredFlag) String() string     { return i.v }
-func (i *ignoredFlag) Set(v string) error { i.v = v; return nil }
-func (i *ignoredFlag) Type() string       { return "any" }
+// tellIgnored logs which flags were set that have no effect, so that nobody counts on one.
+func tellIgnored(fs *pflag.FlagSet, log *slog.Logger) {
+	var set []any
+	fs.Visit(func(f *pflag.Flag) {
+		v, ok := f.Value.(*ignoredFlag)
+		if !ok {
+			return
+		}
+		if n, err := strconv.ParseInt(v.v, 10, 64); err == nil {
+			set = append(set, slog.Int64(f.Name, n))
+		} else {
+			set = append(set, slog.String(f.Name, v.v))
+		}
+		if why := etcdDeprecated[f.Name]; why != "" {
+			log.Warn(why)
+		}
+		if f.Name == "bootstrap-defrag-threshold-megabytes" {
+			log.Info("Skipping defragmentation: nothing needs it")
+		}
+	})
+	if len(set) > 0 {
+		log.Info("these flags have no effect here", set...)
+	}
+}
+
+// v2Levels are the values of --v2-deprecation that etcd takes.
+var v2Levels = []string{"write-only", "write-only-drop-data", "gone"}
+
+// ignoredFlag takes whatever it is given.
+type ignoredFlag struct {
+	v string
+	// one, if not nil, are the values that there are.
+	one []string
+}
+
+func (i *ignoredFlag) String() string { return i.v }
+func (i *ignoredFlag) Type() string   { return "any" }
+func (i *ignoredFlag) Set(v string) error {
+	if i.one != nil && !slices.Contains(i.one, v) {
+		return errs.New(errs.Invalid, "it is one of %s", strings.Join(i.one, ", "))
+	}
+	i.v = v
+	return nil
+}
+
+// complete sets what the command line did not, from the file if there is one, and else from the environment.
+func (f *etcdFlags) complete(fs *pflag.FlagSet) error {
+	name := "ETCD_" + strings.ToUpper(strings.ReplaceAll(configFlag, "-", "_"))
+	if f.file == "" {
+		f.file = os.Getenv(name)
+	}
+	if f.file == "" {
+		return fromEnvironment(fs)
+	}
+	if err := onlyFile(fs); err != nil {
+		return err
+	}
+	return fromFile(fs, f.file)
+}
 
 // fromEnvironment sets the flags that the command line did not.
 func fromEnvironment(fs *pflag.FlagSet) error {
@@ -185,43 +302,52 @@ func fromEnvironment(fs *pflag.FlagSet) error {
 
 // config makes a configuration of etcd's flags.
 func (f *etcdFlags) config() (server.Config, error) {
-	cfg := server.Config{Cluster: f.token, Data: f.data, Insecure: f.insecure, EtcdProgressInterval: f.progress}
+	// Who gives etcd's flags says where to listen, and expects that it is done: the server warns of ports that check nobody.
+	cfg := server.Config{Cluster: f.token, Data: f.data, Insecure: true, EtcdProgressInterval: f.progress}
 	if cfg.Data == "" {
 		cfg.Data = f.name + ".etcd"
 	}
 	if abs, err := filepath.Abs(cfg.Data); err == nil {
 		cfg.Data = abs
 	}
-	if f.authToken != tokenSimple {
-		return cfg, errs.New(errs.Unsupported, "--auth-token is %q; only %s is supported: tokens are signed by the cluster itself, with a secret that it keeps", f.authToken, tokenSimple)
-	}
-	cfg.EtcdAuth = server.EtcdAuth{BcryptCost: f.bcryptCost, TokenTTL: f.tokenTTL}
 	if f.bcryptCost == 0 || f.tokenTTL == 0 {
 		return cfg, errs.New(errs.Invalid, "--bcrypt-cost and --auth-token-ttl must not be 0")
+	}
+	if f.requestBytesMax < 1 || f.txnOpsMax < 1 {
+		return cfg, errs.New(errs.Invalid, "--max-request-bytes and --max-txn-ops must be at least 1")
+	}
+	cfg.EtcdRequestBytesMax, cfg.EtcdTxnOpsMax, cfg.EtcdSlowRequest = f.requestBytesMax, f.txnOpsMax, f.slow
+	var err error
+	if cfg.EtcdAuth, err = f.auth(); err != nil {
+		return cfg, err
+	}
+	if cfg.EtcdCompaction, err = f.compaction(); err != nil {
+		return cfg, err
 	}
 	if f.state != "new" && f.state != "existing" {
 		return cfg, errs.New(errs.Invalid, "--initial-cluster-state is %q; it is new or existing", f.state)
 	}
-	var err error
-	var scheme, peerScheme, other string
-	if cfg.Listen.Etcd, scheme, err = oneURL("listen-client-urls", f.clientURLs); err != nil {
+	if err := f.clientPort(&cfg); err != nil {
 		return cfg, err
 	}
-	if cfg.TLS.Etcd, err = f.client.tls("listen-client-urls", scheme); err != nil {
+	peerURLs, err := parseURLs("listen-peer-urls", f.peerURLs)
+	if err != nil {
 		return cfg, err
 	}
-	if cfg.Advertise.Etcd, other, err = oneURL("advertise-client-urls", f.advertise); err != nil {
+	secure := peerURLs[0].secure
+	for _, u := range peerURLs {
+		if u.secure != secure {
+			return cfg, errs.New(errs.Invalid, "--listen-peer-urls has URLs with TLS and without; nodes speak to each other with or without, all of them alike")
+		}
+	}
+	cfg.Listen.Peer = peerURLs[0].addr
+	for _, u := range peerURLs[1:] {
+		cfg.ListenMore = append(cfg.ListenMore, server.ListenMore{Port: "peer", Address: u.addr})
+	}
+	if cfg.TLS.Peer, err = f.peer.tls("listen-peer-urls", secure); err != nil {
 		return cfg, err
 	}
-	if other != scheme {
-		return cfg, errs.New(errs.Invalid, "--advertise-client-urls is %s and --listen-client-urls is %s; they must be the same", other, scheme)
-	}
-	if cfg.Listen.Peer, peerScheme, err = oneURL("listen-peer-urls", f.peerURLs); err != nil {
-		return cfg, err
-	}
-	if cfg.TLS.Peer, err = f.peer.tls("listen-peer-urls", peerScheme); err != nil {
-		return cfg, err
-	}
+	cfg.TLS.Peer.DialCert, cfg.TLS.Peer.DialKey = f.peer.dialCert, f.peer.dialKey
 	peers := map[string]string{}
 	for _, m := range f.cluster {
 		name, u, ok := strings.Cut(m, "=")
@@ -231,17 +357,21 @@ func (f *etcdFlags) config() (server.Config, error) {
 		if peers[name] != "" {
 			return cfg, errs.New(errs.Invalid, "--initial-cluster has two URLs for %s; one is supported", name)
 		}
-		if peers[name], other, err = oneURL("initial-cluster", []string{u}); err != nil {
+		at, err := parseURLs("initial-cluster", []string{u})
+		if err != nil {
 			return cfg, err
 		}
-		if other != peerScheme {
-			return cfg, errs.New(errs.Invalid, "--initial-cluster has %s and --listen-peer-urls is %s; they must be the same", u, peerScheme)
+		if at[0].secure != secure {
+			return cfg, errs.New(errs.Invalid, "--initial-cluster has %s and --listen-peer-urls has %s; both have TLS, or none has", u, f.peerURLs[0])
 		}
+		peers[name] = at[0].addr
 	}
 	if len(peers) == 0 {
-		if peers[f.name], _, err = oneURL("initial-advertise-peer-urls", f.advertisePeers); err != nil {
+		at, err := parseURLs("initial-advertise-peer-urls", f.advertisePeers)
+		if err != nil {
 			return cfg, err
 		}
+		peers[f.name] = at[0].addr
 	}
 	if peers[f.name] == "" {
 		return cfg, errs.New(errs.Invalid, "--initial-cluster does not have this node, %q (--name)", f.name)
@@ -262,24 +392,196 @@ func (f *etcdFlags) config() (server.Config, error) {
 	return cfg, nil
 }
 
-// oneURL returns the host:port and the scheme, http or https, of a flag that must have one URL.
-func oneURL(flag string, urls []string) (addr, scheme string, err error) {
-	if len(urls) != 1 {
-		return "", "", errs.New(errs.Invalid, "--%s has %d URLs; one is supported", flag, len(urls))
+// compaction reads --auto-compaction-mode and -retention.
+func (f *etcdFlags) compaction() (server.EtcdCompaction, error) {
+	var out server.EtcdCompaction
+	n, numErr := strconv.ParseInt(f.compactKeep, 10, 32)
+	switch f.compactMode {
+	case "revision":
+		if numErr != nil || n < 0 {
+			return out, errs.New(errs.Invalid, "--auto-compaction-retention is %q; with mode revision it is a number of revisions", f.compactKeep)
+		}
+		out.Revisions = n
+	case "periodic":
+		out.Period = time.Duration(n) * time.Hour
+		if numErr != nil {
+			var err error
+			if out.Period, err = time.ParseDuration(f.compactKeep); err != nil {
+				return out, errs.New(errs.Invalid, "--auto-compaction-retention is %q; with mode periodic it is a duration, such as 30m, or a number of hours", f.compactKeep)
+			}
+		}
+	default:
+		return out, errs.New(errs.Invalid, "--auto-compaction-mode is %q; it is periodic or revision", f.compactMode)
 	}
-	u, err := url.Parse(urls[0])
+	return out, nil
+}
+
+// auth reads --auth-token: simple, or jwt with its options.
+func (f *etcdFlags) auth() (server.EtcdAuth, error) {
+	out := server.EtcdAuth{BcryptCost: f.bcryptCost, TokenTTL: f.tokenTTL}
+	bad := func(format string, args ...any) (server.EtcdAuth, error) {
+		return out, errs.New(errs.Invalid, "--auth-token: "+format, args...)
+	}
+	kind, options, _ := strings.Cut(f.authToken, ",")
 	switch {
-	case err != nil:
-		return "", "", errs.New(errs.Invalid, "--%s is %q; write http://host:port", flag, urls[0])
-	case u.Scheme == "unix" || u.Scheme == "unixs":
-		return "", "", errs.New(errs.Unsupported, "--%s is %s: there are no unix sockets; write http://host:port", flag, urls[0])
-	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Path != "" && u.Path != "/":
-		return "", "", errs.New(errs.Invalid, "--%s is %q; write http://host:port", flag, urls[0])
+	case f.authToken == tokenSimple:
+		return out, nil
+	case kind != "jwt":
+		return bad("%q is neither simple nor jwt,OPTION=VALUE,…", f.authToken)
 	}
-	if _, _, err := net.SplitHostPort(u.Host); err != nil {
-		return "", "", errs.New(errs.Invalid, "--%s is %q, without a port", flag, urls[0])
+	// --auth-token-ttl is that of simple tokens, as in etcd.
+	out.TokenTTL = jwtTTL
+	seen := map[string]bool{}
+	for o := range strings.SplitSeq(options, ",") {
+		name, v, ok := strings.Cut(o, "=")
+		if !ok || v == "" || seen[name] {
+			return bad("%q is not OPTION=VALUE, or stands there twice; write jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=5m", o)
+		}
+		seen[name] = true
+		switch name {
+		case "sign-method":
+			out.JWT.Method = v
+		case "pub-key":
+			out.JWT.PublicKey = v
+		case "priv-key":
+			out.JWT.PrivateKey = v
+		case "ttl":
+			d, err := time.ParseDuration(v)
+			if err != nil || d < time.Second || d%time.Second != 0 {
+				return bad("ttl is %q; it is a number of whole seconds, such as 90s or 5m", v)
+			}
+			out.TokenTTL = int(d / time.Second)
+		default:
+			return bad("option %q is not one of sign-method, pub-key, priv-key, ttl", name)
+		}
 	}
-	return u.Host, u.Scheme, nil
+	if out.JWT.Method == "" {
+		return bad("jwt needs sign-method, such as RS256")
+	}
+	return out, nil
+}
+
+// clientPort reads where clients come in, and with what security.
+func (f *etcdFlags) clientPort(cfg *server.Config) error {
+	scope := etcd.All
+	if len(f.httpURLs) > 0 {
+		scope = etcd.OnlyGRPC
+	}
+	var more []server.ListenMore
+	secure := false
+	for _, l := range []struct {
+		flag  string
+		urls  []string
+		scope etcd.Scope
+	}{
+		{"listen-client-urls", f.clientURLs, scope}, {"listen-client-http-urls", f.httpURLs, etcd.OnlyHTTP}, {"listen-metrics-urls", f.metricsURLs, etcd.OnlyMetrics},
+	} {
+		if len(l.urls) == 0 && l.flag != "listen-client-urls" {
+			continue
+		}
+		urls, err := parseURLs(l.flag, l.urls)
+		if err != nil {
+			return err
+		}
+		for i, u := range urls {
+			if u.secure && f.client.cert == "" && !f.client.auto && l.scope == etcd.OnlyMetrics {
+				return errs.New(errs.Invalid, "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url: --%s is %s", l.flag, l.urls[i])
+			}
+			secure = secure || u.secure
+			m := server.ListenMore{Port: "etcd", Address: u.addr, Serve: l.scope}
+			if !u.secure {
+				m.TLS = server.SecuredNever
+			}
+			at := slices.IndexFunc(more, func(o server.ListenMore) bool { return o.Address == u.addr && !strings.HasSuffix(u.addr, ":0") })
+			switch {
+			case at < 0:
+				more = append(more, m)
+				continue
+			case more[at].Serve != l.scope:
+				return errs.New(errs.Invalid, "--%s is %s, which is for something else already; give each kind of URL addresses of its own", l.flag, l.urls[i])
+			case more[at].TLS != m.TLS:
+				// http and https at one address.
+				more[at].TLS = server.SecuredIfAsked
+			}
+		}
+	}
+	for i := range more {
+		if !secure {
+			more[i].TLS = server.SecuredFully
+		}
+	}
+	var err error
+	if cfg.TLS.Etcd, err = f.client.tls("listen-client-urls", secure); err != nil {
+		return err
+	}
+	if more[0].Serve == etcd.All && more[0].TLS == server.SecuredFully {
+		cfg.Listen.Etcd, more = more[0].Address, more[1:]
+	}
+	cfg.ListenMore = append(cfg.ListenMore, more...)
+	advertise, err := parseURLs("advertise-client-urls", f.advertise)
+	if err != nil {
+		return err
+	}
+	var told []string
+	for i, u := range advertise {
+		if u.secure != secure || strings.HasPrefix(u.addr, env.SocketPrefix) {
+			told = append(told, f.advertise[i])
+		} else {
+			told = append(told, u.addr)
+		}
+	}
+	cfg.Advertise.Etcd = strings.Join(told, ",")
+	return nil
+}
+
+// etcdURL is one of etcd's URLs: where, and whether with TLS.
+type etcdURL struct {
+	addr   string
+	secure bool
+}
+
+// parseURLs reads the URLs of a flag: http, https, and unix or unixs with the name of a file, which may look like host:port. There is at least one.
+func parseURLs(flag string, urls []string) ([]etcdURL, error) {
+	const write = "write http://host:port, https://host:port, unix://file or unixs://file"
+	if len(urls) == 0 {
+		return nil, errs.New(errs.Invalid, "--%s has no URL; %s", flag, write)
+	}
+	var out []etcdURL
+	for _, text := range urls {
+		bad := func(why string) ([]etcdURL, error) {
+			return nil, errs.New(errs.Invalid, "--%s is %q%s; %s", flag, text, why, write)
+		}
+		u, err := url.Parse(strings.TrimSpace(text))
+		if err != nil {
+			return bad("")
+		}
+		switch u.Scheme {
+		case "unix", "unixs":
+			path := u.Host + u.Path
+			if u.Opaque != "" {
+				path = u.Opaque
+			}
+			if path == "" {
+				return bad(", without a file")
+			}
+			out = append(out, etcdURL{env.SocketPrefix + path, u.Scheme == "unixs"})
+			continue
+		case "http", "https":
+		default:
+			return bad(", which begins with none of http, https, unix and unixs")
+		}
+		switch {
+		case u.Host == "" || u.User != nil || u.RawQuery != "":
+			return bad("")
+		case u.Path != "" && u.Path != "/":
+			return bad(", with a path")
+		}
+		if _, _, err := net.SplitHostPort(u.Host); err != nil {
+			return bad(", without a port")
+		}
+		out = append(out, etcdURL{u.Host, u.Scheme == "https"})
+	}
+	return out, nil
 }
 
 // asEtcd makes the arguments of a program that was called by etcd's name.

@@ -8,8 +8,12 @@ import (
 	"context"
 	crand "crypto/rand"
 	"encoding/binary"
+	"errors"
 	"net"
+	"os"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -22,9 +26,10 @@ type Env struct {
 	After func(d time.Duration) <-chan time.Time
 	// Rand returns 64 unpredictable bits; it is used for identities, never for secrets.
 	Rand func() uint64
-	// Dial connects to a TCP address.
+	// Dial connects to a TCP address, or to a unix socket: see SocketPrefix.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
-	// Listen opens a TCP listener. The address is never shared with another process (no SO_REUSEPORT).
+	// Listen opens a TCP listener, or one on a unix socket, whose file it removes when it is closed. The address is never shared with another process (no SO_REUSEPORT); a socket's
+	// file that a process left behind which is gone is replaced.
 	Listen func(ctx context.Context, addr string) (net.Listener, error)
 }
 
@@ -42,13 +47,47 @@ func Real() *Env {
 		},
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
 			d := net.Dialer{KeepAlive: 15 * time.Second}
-			return d.DialContext(ctx, "tcp", addr)
+			network, addr := Network(addr)
+			return d.DialContext(ctx, network, addr)
 		},
-		Listen: func(ctx context.Context, addr string) (net.Listener, error) {
-			var lc net.ListenConfig
-			return lc.Listen(ctx, "tcp", addr)
-		},
+		Listen: listen,
 	}
+}
+
+// SocketPrefix begins an address that is a unix socket: what follows is the path of its file.
+const SocketPrefix = "unix:"
+
+// Network returns what package net calls the network of an address, tcp or unix, and the address there.
+func Network(addr string) (network, address string) {
+	if path, ok := strings.CutPrefix(addr, SocketPrefix); ok {
+		return "unix", path
+	}
+	return "tcp", addr
+}
+
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	var lc net.ListenConfig
+	network, at := Network(addr)
+	ln, err := lc.Listen(ctx, network, at)
+	if network != "unix" || !errors.Is(err, syscall.EADDRINUSE) {
+		return ln, err
+	}
+	if f, statErr := os.Lstat(at); statErr != nil || f.Mode().Type() != os.ModeSocket {
+		return nil, err
+	}
+	var d net.Dialer
+	c, dialErr := d.DialContext(ctx, network, at)
+	if dialErr == nil {
+		_ = c.Close()
+	}
+	if !errors.Is(dialErr, syscall.ECONNREFUSED) {
+		return nil, err
+	}
+	// Nobody listens: a process was killed.
+	if err := os.Remove(at); err != nil {
+		return nil, err
+	}
+	return lc.Listen(ctx, network, at)
 }
 
 // WithOffset returns a copy of e whose clock can be shifted while it runs; drills use it to skew one node.

@@ -15,7 +15,9 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -29,8 +31,10 @@ type Config struct {
 	Data string `yaml:"data"`
 	// Listen holds the addresses to listen on.
 	Listen Listen `yaml:"listen"`
+	// ListenMore holds further addresses of the peer and the etcd port.
+	ListenMore []ListenMore `yaml:"listen_more"`
 	// Advertise holds the addresses that clients are told; an empty one is taken from Listen, which must then not be a
-	// wildcard.
+	// wildcard. Of etcd it may be several, with commas between, and each may be a URL.
 	Advertise Listen `yaml:"advertise"`
 	// Peers holds the peer address of every member, this node included, by its number, 1 to 65,535. Empty means a single node.
 	// 1, 3 or 5 members.
@@ -51,6 +55,14 @@ type Config struct {
 	// EtcdProgressInterval is how often a quiet etcd watch that asked for it is told how far it is. Default 10 minutes, as in etcd;
 	// Kubernetes wants 5 seconds.
 	EtcdProgressInterval time.Duration `yaml:"etcd_progress_interval"`
+	// EtcdRequestBytesMax bounds one request of an etcd client, up to 10 MiB; default 1.5 MiB, as in etcd.
+	EtcdRequestBytesMax int `yaml:"etcd_request_bytes_max"`
+	// EtcdTxnOpsMax bounds the operations of one transaction of an etcd client, up to 10,000; default 128, as in etcd.
+	EtcdTxnOpsMax int `yaml:"etcd_txn_ops_max"`
+	// EtcdSlowRequest is how long a request of an etcd client may take before the log says so, at most once a second. Default 0, which is never.
+	EtcdSlowRequest time.Duration `yaml:"etcd_slow_request"`
+	// EtcdCompaction is the history of etcd's key spaces that goes by itself.
+	EtcdCompaction EtcdCompaction `yaml:"etcd_compaction"`
 	// Insecure allows ports that check nobody, by certificate, on addresses that are not loopback.
 	Insecure bool `yaml:"insecure"`
 	// Sandbox holds what only drills may set.
@@ -72,7 +84,30 @@ type SpaceConfig struct {
 	Path bool `yaml:"path"`
 }
 
-// Listen holds an address for each port; an empty one is not served.
+// ListenMore is one more address of a port.
+type ListenMore struct {
+	// Port is peer or etcd.
+	Port string `yaml:"port"`
+	// Address is host:port, or unix:PATH.
+	Address string `yaml:"address"`
+	// Serve narrows what an etcd address serves; empty is all.
+	Serve etcd.Scope `yaml:"serve"`
+	// TLS is how far the port's settings hold here; empty is in full.
+	TLS Secured `yaml:"tls"`
+}
+
+// Secured says whether an address of a secured port is.
+type Secured string
+
+// How far TLS holds.
+const (
+	SecuredFully Secured = ""
+	// SecuredIfAsked takes connections with TLS and without.
+	SecuredIfAsked Secured = "optional"
+	SecuredNever   Secured = "none"
+)
+
+// Listen holds an address for each port: host:port, or, but for Redis and Kafka, unix:PATH. An empty one is not served.
 type Listen struct {
 	Peer  string `yaml:"peer"`
 	Redis string `yaml:"redis"`
@@ -81,12 +116,64 @@ type Listen struct {
 	HTTP  string `yaml:"http"`
 }
 
+// EtcdCompaction says for how long, or how far back, history can be read. The zero value keeps all until a client compacts.
+type EtcdCompaction struct {
+	// Period is how long a revision can be read when it is no longer the newest, 1 s to a year.
+	Period time.Duration `yaml:"period"`
+	// Revisions is how many revisions before the newest can be read.
+	Revisions int64 `yaml:"revisions"`
+}
+
+// Limits of what an etcd client may ask for at once: a request is one entry of the raft log, which has at most 16 MiB.
+const (
+	requestBytesLimit = 10 << 20
+	txnOpsLimit       = 10_000
+)
+
+// compactPeriodMax is a year.
+const compactPeriodMax = 365 * 24 * time.Hour
+
 // EtcdAuth chooses what logins cost and for how long they count.
 type EtcdAuth struct {
 	// BcryptCost is that of passwords, 4 to 31, default 10: hashing or comparing one takes 2^BcryptCost steps.
 	BcryptCost int `yaml:"bcrypt_cost"`
 	// TokenTTL is how long a token counts after a login, and after a connection has used it, in seconds, default 300.
 	TokenTTL int `yaml:"token_ttl"`
+	// JWT, if its method is set, makes tokens that others can make or read. They count for TokenTTL after the login, however they are used. It is the same on
+	// every node.
+	JWT EtcdJWT `yaml:"jwt"`
+}
+
+// EtcdJWT says how tokens are signed that are JSON web tokens (RFC 7519) with etcd's claims: username, revision, exp.
+type EtcdJWT struct {
+	// Method is one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, HS256, HS384 and HS512. Tokens signed otherwise are refused.
+	Method string `yaml:"method"`
+	// PublicKey and PrivateKey are PEM files, for HS the private one is the secret itself, at least 32 bytes. They are read at the start. Without the private key nobody can log
+	// in with a password: tokens come from elsewhere.
+	PublicKey  string `yaml:"public_key"`
+	PrivateKey string `yaml:"private_key"`
+}
+
+// open reads the keys. It returns nil if there is no method.
+func (j *EtcdJWT) open() (*etcd.JWT, error) {
+	if j.Method == "" {
+		if j.PublicKey != "" || j.PrivateKey != "" {
+			return nil, errs.New(errs.Invalid, "configuration: etcd_auth.jwt has keys and no method, which says how tokens are signed")
+		}
+		return nil, nil
+	}
+	var keys [2][]byte
+	for i, file := range []string{j.PublicKey, j.PrivateKey} {
+		if file == "" {
+			continue
+		}
+		var err error
+		if keys[i], err = os.ReadFile(file); err != nil {
+			return nil, errs.Wrap(errs.Invalid, err, "configuration: read a key of etcd_auth.jwt")
+		}
+	}
+	out, err := etcd.NewJWT(j.Method, keys[0], keys[1])
+	return out, errs.Wrap(errs.Invalid, err, "configuration: etcd_auth.jwt")
 }
 
 // Sandbox weakens a node on purpose, so that a drill can show that it notices. All but Enabled are refused without Enabled.
@@ -159,6 +246,23 @@ func (c *Config) fill() error {
 	if c.EtcdProgressInterval < 0 {
 		return bad("etcd_progress_interval is %v; it must be positive", c.EtcdProgressInterval)
 	}
+	if c.EtcdSlowRequest < 0 {
+		return bad("etcd_slow_request is %v; it must be positive, or 0 for never", c.EtcdSlowRequest)
+	}
+	if n := c.EtcdRequestBytesMax; n < 0 || n > requestBytesLimit {
+		return bad("etcd_request_bytes_max is %d; it must be between 1 and %d", n, requestBytesLimit)
+	}
+	if n := c.EtcdTxnOpsMax; n < 0 || n > txnOpsLimit {
+		return bad("etcd_txn_ops_max is %d; it must be between 1 and %d", n, txnOpsLimit)
+	}
+	switch h := c.EtcdCompaction; {
+	case h.Period < 0 || h.Period > 0 && h.Period < time.Second || h.Period > compactPeriodMax:
+		return bad("etcd_compaction.period is %v; it must be between 1s and a year", h.Period)
+	case h.Revisions < 0:
+		return bad("etcd_compaction.revisions is %d; it must be positive", h.Revisions)
+	case h.Period > 0 && h.Revisions > 0:
+		return bad("etcd_compaction has period and revisions; set one of them")
+	}
 	if c.Node > nodeMax {
 		return bad("node is %d; it must be between 1 and %d", c.Node, nodeMax)
 	}
@@ -193,12 +297,15 @@ func (c *Config) fill() error {
 		{"peer", c.Listen.Peer, nil, &c.TLS.Peer},
 	}
 	for _, p := range ports {
-		if err := p.tls.check(p.name); err != nil {
+		if err := p.tls.check(p.name, c.alone()); err != nil {
 			return err
 		}
 		if err := p.check("listen."+p.name, "advertise."+p.name, c.Insecure); err != nil {
 			return err
 		}
+	}
+	if err := c.checkMore(); err != nil {
+		return err
 	}
 	for _, name := range c.spaceNames() {
 		s := c.Spaces[name]
@@ -226,19 +333,109 @@ func (p *port) check(key, advertiseKey string, insecure bool) error {
 	if p.listen == "" {
 		return nil
 	}
+	if path, ok := strings.CutPrefix(p.listen, env.SocketPrefix); ok {
+		switch {
+		case path == "":
+			return bad("%s is %q; write unix:PATH", key, p.listen)
+		case p.name == "redis" || p.name == "kafka":
+			return bad("%s is %q; its clients are told an address to connect to, and must be able to; write host:port", key, p.listen)
+		}
+		// Who may open the file is a matter of its folder.
+		return nil
+	}
 	host, _, err := net.SplitHostPort(p.listen)
 	if err != nil {
 		return bad("%s is %q; write host:port", key, p.listen)
 	}
-	ip := net.ParseIP(host)
-	wild := host == "" || ip != nil && ip.IsUnspecified()
-	if wild && p.advertise != nil && *p.advertise == "" {
+	if wildcard(host) && p.advertise != nil && *p.advertise == "" {
 		return bad("%s is %q, which clients cannot be told; set %s", key, p.listen, advertiseKey)
 	}
-	if !insecure && !p.tls.checksClients() && (wild || ip != nil && !ip.IsLoopback() || ip == nil && host != "localhost") {
+	if !insecure && p.open() {
 		return bad("%s is %q, and the port checks nobody, so only loopback is allowed; set tls.%s.client_ca, or insecure: true to open it all the same", key, p.listen, p.name)
 	}
 	return nil
+}
+
+func wildcard(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
+}
+
+// open says whether other machines can reach the port, and nobody's certificate is checked.
+func (p *port) open() bool {
+	host, _, err := net.SplitHostPort(p.listen)
+	if err != nil || strings.HasPrefix(p.listen, env.SocketPrefix) || p.tls.checksClients() {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return wildcard(host) || ip != nil && !ip.IsLoopback() || ip == nil && host != "localhost"
+}
+
+// more returns a further address as a port.
+func (c *Config) more(m ListenMore) port {
+	p := port{m.Port, m.Address, nil, &c.TLS.Peer}
+	if m.Port == "etcd" {
+		p.tls, p.advertise = &c.TLS.Etcd, &c.Advertise.Etcd
+	}
+	if m.TLS != SecuredFully {
+		p.tls = &TLS{}
+	}
+	return p
+}
+
+func (c *Config) checkMore() error {
+	for i, m := range c.ListenMore {
+		bad := func(format string, args ...any) error {
+			return errs.New(errs.Invalid, fmt.Sprintf("configuration: listen_more, entry %d: ", i+1)+format, args...)
+		}
+		secured := m.Port == "etcd" && c.TLS.Etcd.on() || m.Port == "peer" && c.TLS.Peer.on()
+		switch {
+		case m.Port != "peer" && m.Port != "etcd":
+			return bad("port is %q; it is peer or etcd", m.Port)
+		case m.Address == "":
+			return bad("address is missing; write host:port, or unix:PATH")
+		case m.Serve != etcd.All && (m.Port != "etcd" || m.Serve != etcd.OnlyGRPC && m.Serve != etcd.OnlyHTTP && m.Serve != etcd.OnlyMetrics):
+			return bad("serve is %q; it is grpc, http or metrics, and only for port etcd", m.Serve)
+		case m.TLS != SecuredFully && m.TLS != SecuredIfAsked && m.TLS != SecuredNever:
+			return bad("tls is %q; it is optional or none", m.TLS)
+		case m.Port == "peer" && c.Listen.Peer == "":
+			return bad("a single node needs no peer port; leave it out, or set listen.peer too")
+		case m.TLS != SecuredFully && m.Port == "peer":
+			return bad("tls is %q; nodes speak to each other with TLS or without, all of them alike", m.TLS)
+		case m.TLS == SecuredIfAsked && !secured:
+			return bad("tls is %q; set tls.%s, the certificate", m.TLS, m.Port)
+		}
+		p := c.more(m)
+		if err := p.check(fmt.Sprintf("listen_more, entry %d,", i+1), "advertise."+m.Port, c.Insecure); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// servesEtcd says whether etcd's clients can reach the first space.
+func (c *Config) servesEtcd() bool {
+	return c.Listen.Etcd != "" || slices.ContainsFunc(c.ListenMore, func(m ListenMore) bool { return m.Port == "etcd" })
+}
+
+// openPorts are the addresses that other machines can reach, and that check nobody.
+func (c *Config) openPorts() (out []port) {
+	all := []port{
+		{"peer", c.Listen.Peer, nil, &c.TLS.Peer}, {"redis", c.Listen.Redis, nil, &c.TLS.Redis}, {"kafka", c.Listen.Kafka, nil, &c.TLS.Kafka},
+		{"etcd", c.Listen.Etcd, nil, &c.TLS.Etcd}, {"http", c.Listen.HTTP, nil, &TLS{}},
+	}
+	for _, m := range c.ListenMore {
+		all = append(all, c.more(m))
+	}
+	for _, name := range c.spaceNames() {
+		all = append(all, port{"etcd", c.Spaces[name].Etcd, nil, &c.TLS.Etcd})
+	}
+	for _, p := range all {
+		if p.listen != "" && p.open() {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // spaceName says what a space may be called.
@@ -257,9 +454,9 @@ func (c *Config) checkSpaces() error {
 			return errs.New(errs.Invalid, "configuration: spaces has %q; names are lower-case letters, digits and hyphens, at most 64, and not %q", name, shard.DefaultSpace)
 		case s.Etcd == "" && len(s.TLSNames) == 0 && !s.Users && !s.Path:
 			return bad(name, "nobody can reach it; set etcd, an address, or tls_names, users or path")
-		case (s.Users || s.Path) && c.Listen.Etcd == "":
+		case (s.Users || s.Path) && !c.servesEtcd():
 			return bad(name, "users and path are served on listen.etcd; set that")
-		case len(s.TLSNames) > 0 && (c.Listen.Etcd == "" || !c.TLS.Etcd.on()):
+		case len(s.TLSNames) > 0 && (!c.servesEtcd() || !c.TLS.Etcd.on()):
 			return bad(name, "tls_names are told apart on listen.etcd with tls.etcd; set both")
 		}
 		for _, n := range s.TLSNames {
@@ -313,6 +510,6 @@ func (c Config) String() string {
 		peers = append(peers, fmt.Sprintf("%d=%s", id, a))
 	}
 	slices.Sort(peers)
-	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v peers=%v shards=%d spaces=%+v lease_reads=%v tls=%+v etcd_auth=%+v sandbox=%+v",
-		c.Cluster, c.Node, c.Data, c.Listen, peers, c.Shards, c.Spaces, c.LeaseReads, c.TLS, c.EtcdAuth, c.Sandbox)
+	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v listen_more=%+v peers=%v shards=%d spaces=%+v lease_reads=%v tls=%+v etcd_auth=%+v etcd_compaction=%+v sandbox=%+v",
+		c.Cluster, c.Node, c.Data, c.Listen, c.ListenMore, peers, c.Shards, c.Spaces, c.LeaseReads, c.TLS, c.EtcdAuth, c.EtcdCompaction, c.Sandbox)
 }

@@ -38,7 +38,22 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("listen: {redis: '10.0.0.1:1'}", "insecure")
 	f("listen: {redis: '127.0.0.1'}", "host:port")
 	f("tls: {redis: {cert: c}}", "tls.redis: cert and key")
-	f("tls: {peer: {cert: c, key: k}}", "tls.peer: client_ca")
+	f("data: d\npeers: {1: '127.0.0.1:1', 2: '127.0.0.1:2', 3: '127.0.0.1:3'}\ntls: {peer: {cert: c, key: k}}", "tls.peer: client_ca")
+	f("tls: {peer: {cert: c, key: k, dial_cert: d}}", "tls.peer: dial_cert and dial_key")
+	f("tls: {etcd: {cert: c, key: k, dial_cert: d, dial_key: e}}", "tls.etcd: dial_cert is for calls to other nodes")
+	f("listen: {redis: 'unix:x'}", "its clients are told an address")
+	f("listen: {etcd: 'unix:'}", "write unix:PATH")
+	f("listen_more: [{port: redis, address: '127.0.0.1:1'}]", `listen_more, entry 1: port is "redis"`)
+	f("listen_more: [{port: etcd}]", "address is missing")
+	f("listen_more: [{port: etcd, address: '127.0.0.1:1', serve: all}]", `serve is "all"; it is grpc, http or metrics`)
+	f("listen: {peer: '127.0.0.1:1'}\nlisten_more: [{port: peer, address: '127.0.0.1:2', serve: grpc}]", "only for port etcd")
+	f("listen_more: [{port: peer, address: '127.0.0.1:2'}]", "a single node needs no peer port")
+	f("listen_more: [{port: etcd, address: '127.0.0.1:1', tls: some}]", `tls is "some"; it is optional or none`)
+	f("listen_more: [{port: etcd, address: '127.0.0.1:1', tls: optional}]", "set tls.etcd")
+	f("listen: {peer: '127.0.0.1:1'}\nlisten_more: [{port: peer, address: '127.0.0.1:2', tls: none}]", "all of them alike")
+	f("listen_more: [{port: etcd, address: '127.0.0.1'}]", "listen_more, entry 1, is")
+	f("listen_more: [{port: etcd, address: '0.0.0.0:1'}]", "set advertise.etcd")
+	f("tls: {etcd: {cert: c, key: k, client_ca: a}}\nlisten_more: [{port: etcd, address: '10.0.0.1:1', tls: optional}]", "checks nobody")
 	f("tls: {etcd: {cert: c, key: k, client_names: [a]}}", "needs client_ca")
 	f("tls: {kafka: {auto: true, client_ca: c}}", "tls.kafka: auto")
 	f("listen: {etcd: '10.0.0.1:1'}\ntls: {etcd: {auto: true}}", "tls.etcd.client_ca")
@@ -47,6 +62,34 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("sandbox: {no_fsync: true}", "sandbox.enabled")
 	f("etcd_auth: {bcrypt_cost: 3}", "between 4 and 31")
 	f("etcd_auth: {token_ttl: -1}", "etcd_auth.token_ttl")
+	f("etcd_slow_request: -1s", "etcd_slow_request is -1s")
+	f("etcd_request_bytes_max: 20000000", "between 1 and 10485760")
+	f("etcd_txn_ops_max: -1", "between 1 and 10000")
+	f("etcd_compaction: {period: 10ms}", "between 1s and a year")
+	f("etcd_compaction: {revisions: -1}", "etcd_compaction.revisions is -1")
+	f("etcd_compaction: {revisions: 1, period: 1h}", "set one of them")
+	f("etcd_auth: {jwt: {key: k}}", "field key not found")
+}
+
+func TestStart_TokenKeysThatAreNone(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte("not PEM"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, j := range map[string]EtcdJWT{
+		"has keys and no method":                 {PrivateKey: file},
+		"read a key of etcd_auth.jwt":            {Method: "RS256", PublicKey: file + "x"},
+		"there is no key":                        {Method: "RS256"},
+		"the public key is not one of RS256":     {Method: "RS256", PublicKey: file},
+		`signing method "none" is not one of`:    {Method: "none", PrivateKey: file},
+		"has 7 bytes; it needs 32":               {Method: "HS512", PrivateKey: file},
+		"the private key is not one of ES256 in": {Method: "ES256", PrivateKey: file},
+	} {
+		_, err := Start(Config{EtcdAuth: EtcdAuth{JWT: j}}, "test", env.Real(), slog.New(slog.DiscardHandler))
+		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want %q", j, err, want)
+		}
+	}
 }
 
 func TestReadConfig_Good(t *testing.T) {

@@ -25,7 +25,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -156,27 +158,53 @@ func (s *Server) Probe(ctx context.Context) error {
 			return nil
 		}))
 	}
-	for _, addr := range append(slices.Sorted(maps.Values(s.spaceAddr)), s.addr.Etcd) {
-		if addr == "" {
-			continue
+	for _, space := range slices.Sorted(maps.Keys(s.doors)) {
+		for _, d := range s.doors[space] {
+			name, ask := "etcd", askHTTP
+			if d.scope == etcd.OnlyGRPC {
+				ask = askGRPC
+			}
+			if d.plain {
+				name = "etcd without TLS"
+			}
+			all = append(all, s.probe(ctx, name, d.addr, ask))
 		}
-		all = append(all, s.probe(ctx, "etcd", addr, func(c net.Conn) error {
-			if _, err := io.WriteString(c, "GET /readyz HTTP/1.0\r\n\r\n"); err != nil {
-				return err
-			}
-			line, err := bufio.NewReader(c).ReadString('\n')
-			if err == nil && !strings.Contains(line, " 200 ") {
-				err = errors.New(strings.TrimSpace(line))
-			}
-			return err
-		}))
 	}
 	return errors.Join(all...)
 }
 
+// askHTTP asks for etcd's own page of readiness.
+func askHTTP(c net.Conn) error {
+	if _, err := io.WriteString(c, "GET /readyz HTTP/1.0\r\n\r\n"); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err == nil && !strings.Contains(line, " 200 ") {
+		err = errors.New(strings.TrimSpace(line))
+	}
+	return err
+}
+
+// askGRPC begins a connection of HTTP/2 (RFC 9113, section 3.4): the preface, and settings without any. The server's own come first in its answer.
+func askGRPC(c net.Conn) error {
+	const settings = 4
+	if _, err := io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"); err != nil {
+		return err
+	}
+	var h [9]byte
+	if _, err := io.ReadFull(c, h[:]); err != nil {
+		return err
+	}
+	if h[3] != settings {
+		return fmt.Errorf("it begins with frame %d, want %d", h[3], settings)
+	}
+	return nil
+}
+
 func (s *Server) probe(ctx context.Context, name, addr string, ask func(net.Conn) error) error {
 	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", addr)
+	network, at := env.Network(addr)
+	c, err := d.DialContext(ctx, network, at)
 	if err != nil {
 		return errs.Wrap(errs.Unavailable, err, "probe %s", name)
 	}

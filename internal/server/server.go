@@ -45,6 +45,8 @@ type Server struct {
 	addr Listen
 	// spaceAddr are the addresses of spaces beside the first.
 	spaceAddr map[string]string
+	// doors are where etcd's clients come in, by space.
+	doors map[string][]door
 	// tls is what ports have that are secured, by name.
 	tls    map[string]*secure
 	serves chan struct{}
@@ -76,8 +78,12 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	log = log.With("node", cfg.Node)
 	log.Info("starting", "version", version, "config", cfg.String())
-	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}}
+	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{}}
 	if s.tls, err = secured(&cfg, log); err != nil {
+		return nil, err
+	}
+	jwt, err := cfg.EtcdAuth.JWT.open()
+	if err != nil {
 		return nil, err
 	}
 	var opened []net.Listener
@@ -98,7 +104,10 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 			}
 		}
 	}()
-	listen := func(name, key, addr string, bound *string) (net.Listener, error) {
+	for _, p := range cfg.openPorts() {
+		log.Warn("this port checks nobody's certificate, and other machines can reach it", "port", p.name, "address", p.listen)
+	}
+	listenAs := func(name, key, addr string, how Secured, bound *string) (net.Listener, error) {
 		if addr == "" {
 			return nil, nil
 		}
@@ -109,17 +118,26 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 			}
 			return nil, errs.Wrap(errs.Invalid, err, "listen on %s for %s", addr, name)
 		}
-		*bound = ln.Addr().String()
+		*bound = addrOf(ln)
 		if t := s.tls[name]; t != nil {
-			ln = tls.NewListener(ln, t.server(e))
+			switch how {
+			case SecuredFully:
+				ln = tls.NewListener(ln, t.server(e))
+			case SecuredIfAsked:
+				ln = eitherListener{ln, t.server(e)}
+			}
 		}
 		opened = append(opened, ln)
 		return ln, nil
+	}
+	listen := func(name, key, addr string, bound *string) (net.Listener, error) {
+		return listenAs(name, key, addr, SecuredFully, bound)
 	}
 	peerLn, err := listen("peer", "listen.peer", cfg.Listen.Peer, &s.addr.Peer)
 	if err != nil {
 		return nil, err
 	}
+	peerLns := []net.Listener{peerLn}
 	redisLn, err := listen("redis", "listen.redis", cfg.Listen.Redis, &s.addr.Redis)
 	if err != nil {
 		return nil, err
@@ -136,7 +154,24 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	if err != nil {
 		return nil, err
 	}
-	spaceLns := map[string]net.Listener{}
+	if etcdLn != nil {
+		s.doors[shard.DefaultSpace] = []door{{Listener: etcdLn, addr: s.addr.Etcd}}
+	}
+	for _, m := range cfg.ListenMore {
+		bound := ""
+		ln, err := listenAs(m.Port, "listen_more", m.Address, m.TLS, &bound)
+		if err != nil {
+			return nil, err
+		}
+		if m.Port == "peer" {
+			peerLns = append(peerLns, ln)
+			continue
+		}
+		if s.addr.Etcd == "" {
+			s.addr.Etcd = bound
+		}
+		s.doors[shard.DefaultSpace] = append(s.doors[shard.DefaultSpace], door{ln, bound, m.Serve, m.TLS != SecuredFully})
+	}
 	for _, name := range cfg.spaceNames() {
 		bound := ""
 		ln, err := listen("etcd", "spaces."+name+".etcd", cfg.Spaces[name].Etcd, &bound)
@@ -144,8 +179,12 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 			return nil, err
 		}
 		if ln != nil {
-			spaceLns[name], s.spaceAddr[name] = ln, bound
+			s.doors[name], s.spaceAddr[name] = []door{{Listener: ln, addr: bound}}, bound
 		}
+	}
+	if len(peerLns) > 1 {
+		peerLn = join(peerLns)
+		opened = append(opened, peerLn)
 	}
 	if s.dir, err = openDir(cfg); err != nil {
 		return nil, err
@@ -189,17 +228,14 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
-	s.startEtcd(etcdLn != nil, log, reg)
+	s.startEtcd(cfg.servesEtcd(), jwt, log, reg)
 	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
-	if etcdLn != nil {
-		spaceLns[shard.DefaultSpace] = etcdLn
-	}
-	s.serve(redisLn, kafkaLn, httpLn, spaceLns)
+	s.serve(redisLn, kafkaLn, httpLn)
 	return s, nil
 }
 
 // startEtcd makes a server for each space that etcd's clients can reach. Servers follow their key spaces all the time.
-func (s *Server) startEtcd(first bool, log *slog.Logger, reg *prometheus.Registry) {
+func (s *Server) startEtcd(first bool, jwt *etcd.JWT, log *slog.Logger, reg *prometheus.Registry) {
 	names, paths := map[string]*etcd.Server{}, map[string]*etcd.Server{}
 	var users map[string]*etcd.Server
 	if len(s.cfg.Spaces) > 0 {
@@ -210,7 +246,9 @@ func (s *Server) startEtcd(first bool, log *slog.Logger, reg *prometheus.Registr
 		srv := etcd.New(etcd.Config{
 			Space: space, Names: names, Users: users, Paths: below, Path: s.cfg.Spaces[space].Path, TLS: s.cfg.TLS.Etcd.on(), Metrics: reg, Info: s.info, MoveLeader: s.engine.MoveLeader, TempDir: s.cfg.Data,
 			ProgressInterval: s.cfg.EtcdProgressInterval,
-			AuthTokenTTL:     time.Duration(s.cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: s.cfg.EtcdAuth.BcryptCost,
+			AuthTokenTTL:     time.Duration(s.cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: s.cfg.EtcdAuth.BcryptCost, JWT: jwt,
+			RequestBytesMax: s.cfg.EtcdRequestBytesMax, TxnOpsMax: s.cfg.EtcdTxnOpsMax, SlowRequest: s.cfg.EtcdSlowRequest,
+			Compaction: etcd.Compaction{Period: s.cfg.EtcdCompaction.Period, Revisions: s.cfg.EtcdCompaction.Revisions},
 		}, s.engine, log.With("space", space), prometheus.WrapRegistererWith(labels, reg))
 		s.etcd[space] = srv
 		return srv
@@ -261,8 +299,8 @@ func openDir(cfg Config) (*storage.Dir, error) {
 }
 
 // serve runs the listeners; serves is closed when all have ended.
-func (s *Server) serve(redisLn, kafkaLn, httpLn net.Listener, etcdLns map[string]net.Listener) {
-	done := make(chan struct{}, 3+len(etcdLns))
+func (s *Server) serve(redisLn, kafkaLn, httpLn net.Listener) {
+	done := make(chan struct{})
 	n := 0
 	start := func(name string, ln net.Listener, f func(net.Listener) error) {
 		if ln == nil {
@@ -278,8 +316,10 @@ func (s *Server) serve(redisLn, kafkaLn, httpLn net.Listener, etcdLns map[string
 	}
 	start("redis", redisLn, s.redis.Serve)
 	start("kafka", kafkaLn, s.kafka.Serve)
-	for name, ln := range etcdLns {
-		start("etcd", ln, s.etcd[name].Serve)
+	for name, doors := range s.doors {
+		for _, d := range doors {
+			start("etcd", d.Listener, func(ln net.Listener) error { return s.etcd[name].ServeScope(ln, d.scope) })
+		}
 	}
 	start("http", httpLn, s.http.Serve)
 	go func() {

@@ -9,10 +9,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
+	"encoding/pem"
 	"log/slog"
 	"math/big"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -29,10 +31,21 @@ type TLS struct {
 	Cert string `yaml:"cert"`
 	Key  string `yaml:"key"`
 	// ClientCA is the file of the certificates that clients' certificates must be signed by. Clients that show none are refused
-	// then. On the peer port both sides are checked, so that it is needed there.
+	// then. On the peer port both sides are checked, so that it is needed there, unless there are no other nodes.
 	ClientCA string `yaml:"client_ca"`
+	// DialCert and DialKey, if set, are what this node shows to the nodes that it calls, in place of Cert and Key: for certificates that are good for one side only.
+	DialCert string `yaml:"dial_cert"`
+	DialKey  string `yaml:"dial_key"`
 	// ClientNames, if not empty, are the only names that a client's certificate may have, as its common name or a DNS name.
 	ClientNames []string `yaml:"client_names"`
+	// ClientCRL is a file of revocation lists (RFC 5280, section 5), PEM or DER: certificates that one of them names are refused. It needs ClientCA.
+	ClientCRL string `yaml:"client_crl"`
+	// MinVersion and MaxVersion bound the version of TLS: "1.2" or "1.3". Default both, 1.2 to 1.3.
+	MinVersion string `yaml:"min_version"`
+	MaxVersion string `yaml:"max_version"`
+	// Ciphers, if not empty, are the only cipher suites for TLS 1.2, by their names in RFC 8447's registry. Those that Go counts as insecure are refused. TLS 1.3 has
+	// none to choose from.
+	Ciphers []string `yaml:"ciphers"`
 	// Auto makes a certificate in memory that nobody can check: it hides what is said from those who only listen, and keeps nobody out.
 	Auto bool `yaml:"auto"`
 }
@@ -47,31 +60,89 @@ type Ports struct {
 
 // on says whether a port has TLS.
 func (t *TLS) on() bool {
-	return t.Auto || t.Cert != "" || t.Key != "" || t.ClientCA != "" || len(t.ClientNames) > 0
+	return t.Auto || t.Cert != "" || t.Key != "" || t.ClientCA != "" || len(t.ClientNames) > 0 || t.ClientCRL != "" || t.MinVersion != "" ||
+		t.MaxVersion != "" || len(t.Ciphers) > 0
 }
 
 // checksClients says whether whoever connects must have a certificate.
 func (t *TLS) checksClients() bool { return t.ClientCA != "" }
 
-func (t *TLS) check(port string) error {
+func (t *TLS) check(port string, alone bool) error {
 	bad := func(format string, args ...any) error {
 		return errs.New(errs.Invalid, "configuration: tls."+port+": "+format, args...)
 	}
 	switch {
 	case !t.on():
 		return nil
-	case t.Auto && (t.Cert != "" || t.Key != "" || t.ClientCA != "" || len(t.ClientNames) > 0):
+	case t.Auto && (t.Cert != "" || t.Key != "" || t.ClientCA != "" || len(t.ClientNames) > 0 || t.ClientCRL != ""):
 		return bad("auto makes a certificate that nobody can check; leave it out, or the rest")
 	case t.Auto:
-		return nil
+		_, err := t.base()
+		return errs.Wrap(errs.Invalid, err, "configuration: tls.%s", port)
 	case t.Cert == "" || t.Key == "":
 		return bad("cert and key belong together; set both")
-	case port == "peer" && t.ClientCA == "":
+	case (t.DialCert == "") != (t.DialKey == ""):
+		return bad("dial_cert and dial_key belong together; set both")
+	case t.DialCert != "" && port != "peer":
+		return bad("dial_cert is for calls to other nodes, which are those of tls.peer")
+	case port == "peer" && t.ClientCA == "" && !alone:
 		return bad("client_ca is missing; nodes check each other's certificates")
 	case len(t.ClientNames) > 0 && t.ClientCA == "":
 		return bad("client_names needs client_ca, the certificates that those of clients are signed by")
+	case t.ClientCRL != "" && t.ClientCA == "":
+		return bad("client_crl needs client_ca, the certificates that those of clients are signed by")
 	}
-	return nil
+	_, err := t.base()
+	return errs.Wrap(errs.Invalid, err, "configuration: tls.%s", port)
+}
+
+// tlsVersions are those that can be asked for.
+var tlsVersions = map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
+
+// base returns what does not come from files.
+func (t *TLS) base() (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13}
+	for _, v := range []struct {
+		name, want string
+		to         *uint16
+	}{{"min_version", t.MinVersion, &c.MinVersion}, {"max_version", t.MaxVersion, &c.MaxVersion}} {
+		if v.want == "" {
+			continue
+		}
+		var ok bool
+		if *v.to, ok = tlsVersions[v.want]; !ok {
+			return nil, errs.New(errs.Invalid, "%s is %q; it is 1.2 or 1.3", v.name, v.want)
+		}
+	}
+	switch {
+	case c.MinVersion > c.MaxVersion:
+		return nil, errs.New(errs.Invalid, "min_version is %s and max_version %s, so that there is none", t.MinVersion, t.MaxVersion)
+	case len(t.Ciphers) > 0 && c.MinVersion == tls.VersionTLS13:
+		return nil, errs.New(errs.Invalid, "ciphers are for TLS 1.2, which min_version excludes; leave one of them out")
+	}
+	for _, name := range t.Ciphers {
+		id, err := cipherSuite(name)
+		if err != nil {
+			return nil, err
+		}
+		c.CipherSuites = append(c.CipherSuites, id)
+	}
+	return c, nil
+}
+
+func cipherSuite(name string) (uint16, error) {
+	for _, s := range tls.CipherSuites() {
+		// Two have a longer name today than when they were new.
+		if s.Name == name || strings.HasSuffix(s.Name, "_CHACHA20_POLY1305_SHA256") && s.Name == name+"_SHA256" {
+			return s.ID, nil
+		}
+	}
+	for _, s := range tls.InsecureCipherSuites() {
+		if s.Name == name {
+			return 0, errs.New(errs.Invalid, "cipher suite %s is insecure, and not served", name)
+		}
+	}
+	return 0, errs.New(errs.Invalid, "there is no cipher suite %q; names are such as TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", name)
 }
 
 // secure is the TLS of one port at work.
@@ -83,12 +154,20 @@ type secure struct {
 	probe tls.Certificate
 
 	mu sync.Mutex
-	// now is what new connections get; looked is when the files were last looked at, and seen what they were then. Guarded by mu.
-	now    *tls.Config
+	// now is what was read last; looked is when the files were last looked at, and seen what they were then. Guarded by mu.
+	now    loaded
 	looked time.Time
-	seen   [3]os.FileInfo
+	seen   files
 	// failed is why files that have changed cannot be used, as it was logged last. Guarded by mu.
 	failed string
+}
+
+// loaded is what the files say.
+type loaded struct {
+	// in is what new connections get, out the certificates to show to others.
+	in      *tls.Config
+	out     []tls.Certificate
+	revoked map[revocation]bool
 }
 
 // lookEvery is how often files are looked at, at most.
@@ -106,7 +185,12 @@ func newSecure(cfg TLS, alpn, hosts []string, log *slog.Logger) (*secure, error)
 		if err != nil {
 			return nil, err
 		}
-		s.now = &tls.Config{Certificates: []tls.Certificate{c}, NextProtos: alpn, MinVersion: tls.VersionTLS12}
+		in, err := cfg.base()
+		if err != nil {
+			return nil, err
+		}
+		in.Certificates, in.NextProtos = []tls.Certificate{c}, alpn
+		s.now = loaded{in: in, out: in.Certificates}
 		return s, nil
 	}
 	if s.now, err = s.load(); err != nil {
@@ -116,45 +200,116 @@ func newSecure(cfg TLS, alpn, hosts []string, log *slog.Logger) (*secure, error)
 	return s, nil
 }
 
-func (s *secure) files() (out [3]os.FileInfo) {
-	for i, f := range []string{s.cfg.Cert, s.cfg.Key, s.cfg.ClientCA} {
+// files are the states of a port's files.
+type files [6]os.FileInfo
+
+func (s *secure) files() (out files) {
+	for i, f := range []string{s.cfg.Cert, s.cfg.Key, s.cfg.ClientCA, s.cfg.DialCert, s.cfg.DialKey, s.cfg.ClientCRL} {
 		// A file that is away is a change, too.
 		out[i], _ = os.Stat(f)
 	}
 	return out
 }
 
-func (s *secure) load() (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(s.cfg.Cert, s.cfg.Key)
+// pair reads a certificate and its key.
+func pair(certFile, keyFile string) (tls.Certificate, error) {
+	c, err := tls.LoadX509KeyPair(certFile, keyFile)
+	return c, errs.Wrap(errs.Invalid, err, "certificate %s with key %s", certFile, keyFile)
+}
+
+// load reads the files.
+func (s *secure) load() (loaded, error) {
+	var l loaded
+	cert, err := pair(s.cfg.Cert, s.cfg.Key)
 	if err != nil {
-		return nil, errs.Wrap(errs.Invalid, err, "certificate %s with key %s", s.cfg.Cert, s.cfg.Key)
+		return l, err
 	}
-	c := &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: s.alpn, MinVersion: tls.VersionTLS12}
+	l.out = []tls.Certificate{cert}
+	if s.cfg.DialCert != "" {
+		if l.out[0], err = pair(s.cfg.DialCert, s.cfg.DialKey); err != nil {
+			return l, err
+		}
+	}
+	if l.in, err = s.cfg.base(); err != nil {
+		return l, err
+	}
+	l.in.Certificates, l.in.NextProtos = []tls.Certificate{cert}, s.alpn
 	if s.cfg.ClientCA == "" {
-		return c, nil
+		return l, nil
 	}
 	b, err := os.ReadFile(s.cfg.ClientCA)
 	if err != nil {
-		return nil, errs.Wrap(errs.Invalid, err, "read client_ca")
+		return l, errs.Wrap(errs.Invalid, err, "read client_ca")
 	}
-	c.ClientCAs = x509.NewCertPool()
-	if !c.ClientCAs.AppendCertsFromPEM(b) {
-		return nil, errs.New(errs.Invalid, "client_ca %s has no certificate in PEM form", s.cfg.ClientCA)
+	l.in.ClientCAs = x509.NewCertPool()
+	if !l.in.ClientCAs.AppendCertsFromPEM(b) {
+		return l, errs.New(errs.Invalid, "client_ca %s has no certificate in PEM form", s.cfg.ClientCA)
+	}
+	if l.revoked, err = s.revocations(); err != nil {
+		return l, err
 	}
 	// Nodes check those that they call with the same certificates, without the probe's.
-	c.RootCAs = c.ClientCAs.Clone()
-	c.ClientCAs.AddCert(s.probe.Leaf)
-	c.ClientAuth = tls.RequireAndVerifyClientCert
-	if len(s.cfg.ClientNames) > 0 {
-		c.VerifyConnection = s.named
+	l.in.RootCAs = l.in.ClientCAs.Clone()
+	l.in.ClientCAs.AddCert(s.probe.Leaf)
+	l.in.ClientAuth = tls.RequireAndVerifyClientCert
+	l.in.VerifyConnection = func(cs tls.ConnectionState) error {
+		if err := l.current(cs); err != nil {
+			return err
+		}
+		return s.named(cs)
 	}
-	return c, nil
+	return l, nil
 }
 
-// named refuses a client whose certificate has none of the names that are allowed.
+// current refuses certificates that are revoked.
+func (l *loaded) current(cs tls.ConnectionState) error {
+	for _, c := range cs.PeerCertificates {
+		if l.revoked[revocation{string(c.RawIssuer), c.SerialNumber.String()}] {
+			return errs.New(errs.Denied, "client certificate authentication failed: the certificate of %q is revoked", c.Subject.CommonName)
+		}
+	}
+	return nil
+}
+
+// revocation names a certificate that is revoked: serial numbers are those of its issuer.
+type revocation struct{ issuer, serial string }
+
+// revocations reads the revocation lists. They are believed as they are: who can write the file can write client_ca too.
+func (s *secure) revocations() (map[revocation]bool, error) {
+	if s.cfg.ClientCRL == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(s.cfg.ClientCRL)
+	if err != nil {
+		return nil, errs.Wrap(errs.Invalid, err, "read client_crl")
+	}
+	lists := [][]byte{b}
+	if p, rest := pem.Decode(b); p != nil {
+		lists = nil
+		for ; p != nil; p, rest = pem.Decode(rest) {
+			lists = append(lists, p.Bytes)
+		}
+	}
+	out := map[revocation]bool{}
+	for _, der := range lists {
+		l, err := x509.ParseRevocationList(der)
+		if err != nil {
+			return nil, errs.Wrap(errs.Invalid, err, "client_crl %s has something that is no revocation list, in PEM or DER form", s.cfg.ClientCRL)
+		}
+		if !l.NextUpdate.IsZero() && time.Now().After(l.NextUpdate) {
+			s.log.Warn("a revocation list is out of date; it is used all the same", "file", s.cfg.ClientCRL, "next_update", l.NextUpdate)
+		}
+		for _, r := range l.RevokedCertificateEntries {
+			out[revocation{string(l.RawIssuer), r.SerialNumber.String()}] = true
+		}
+	}
+	return out, nil
+}
+
+// named refuses a client whose certificate has none of the names that are allowed, if there are such.
 func (s *secure) named(cs tls.ConnectionState) error {
 	leaf := cs.PeerCertificates[0]
-	if leaf.Equal(s.probe.Leaf) || slices.Contains(s.cfg.ClientNames, leaf.Subject.CommonName) {
+	if len(s.cfg.ClientNames) == 0 || leaf.Equal(s.probe.Leaf) || slices.Contains(s.cfg.ClientNames, leaf.Subject.CommonName) {
 		return nil
 	}
 	for _, n := range leaf.DNSNames {
@@ -162,11 +317,11 @@ func (s *secure) named(cs tls.ConnectionState) error {
 			return nil
 		}
 	}
-	return errs.New(errs.Denied, "the certificate of %q has none of the names in client_names", leaf.Subject.CommonName)
+	return errs.New(errs.Denied, "client certificate authentication failed: the certificate of %q has none of the names in client_names", leaf.Subject.CommonName)
 }
 
-// current returns what new connections get, after a look at the files.
-func (s *secure) current(now time.Time) *tls.Config {
+// current returns what the files say, after a look at them.
+func (s *secure) current(now time.Time) loaded {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cfg.Auto || now.Sub(s.looked) < lookEvery {
@@ -178,10 +333,10 @@ func (s *secure) current(now time.Time) *tls.Config {
 		return s.now
 	}
 	// Two files are not replaced at one moment: until they fit, what was read before is used.
-	c, err := s.load()
+	l, err := s.load()
 	switch {
 	case err == nil:
-		s.now, s.seen, s.failed = c, files, ""
+		s.now, s.seen, s.failed = l, files, ""
 		s.log.Info("certificates have changed and are in use")
 	case err.Error() != s.failed:
 		s.failed = err.Error()
@@ -190,7 +345,7 @@ func (s *secure) current(now time.Time) *tls.Config {
 	return s.now
 }
 
-func same(a, b [3]os.FileInfo) bool {
+func same(a, b files) bool {
 	for i := range a {
 		if (a[i] == nil) != (b[i] == nil) || a[i] != nil && (!a[i].ModTime().Equal(b[i].ModTime()) || a[i].Size() != b[i].Size()) {
 			return false
@@ -203,7 +358,7 @@ func same(a, b [3]os.FileInfo) bool {
 func (s *secure) server(e *env.Env) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS12,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.current(e.Now()), nil },
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.current(e.Now()).in, nil },
 	}
 }
 
@@ -214,15 +369,17 @@ func (s *secure) dial(e *env.Env) func(context.Context, string) (net.Conn, error
 		if err != nil {
 			return nil, err
 		}
-		host, _, err := net.SplitHostPort(addr)
+		host, err := hostOf(addr)
 		if err != nil {
 			_ = nc.Close()
 			return nil, errs.Wrap(errs.Invalid, err, "peer address %q", addr)
 		}
-		c := s.current(e.Now()).Clone()
+		l := s.current(e.Now())
+		c := l.in.Clone()
+		c.Certificates = l.out
 		c.ServerName, c.InsecureSkipVerify = host, s.cfg.Auto
 		// The names that clients may have are no matter of those that are called.
-		c.VerifyConnection = nil
+		c.VerifyConnection = l.current
 		tc := tls.Client(nc, c)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			_ = nc.Close()
@@ -256,7 +413,13 @@ func secured(c *Config, log *slog.Logger) (map[string]*secure, error) {
 		if !p.tls.on() {
 			continue
 		}
-		s, err := newSecure(p.tls, p.alpn, hostsOf(p.listen, p.advertise), log.With("port", p.name))
+		addrs := append(strings.Split(p.advertise, ","), p.listen)
+		for _, m := range c.ListenMore {
+			if m.Port == p.name {
+				addrs = append(addrs, m.Address)
+			}
+		}
+		s, err := newSecure(p.tls, p.alpn, hostsOf(addrs...), log.With("port", p.name))
 		if err != nil {
 			return nil, errs.Wrap(errs.Invalid, err, "configuration: tls.%s", p.name)
 		}
@@ -307,9 +470,25 @@ func selfSigned(name string, hosts []string) (tls.Certificate, error) {
 func hostsOf(addrs ...string) []string {
 	hosts := []string{"localhost"}
 	for _, a := range addrs {
-		if h, _, err := net.SplitHostPort(a); err == nil && h != "" && !slices.Contains(hosts, h) {
+		// What is advertised may be a URL.
+		if _, rest, ok := strings.Cut(a, "://"); ok {
+			a = rest
+		}
+		if h, err := hostOf(a); err == nil && h != "" && !slices.Contains(hosts, h) {
 			hosts = append(hosts, strings.Trim(h, "[]"))
 		}
 	}
 	return hosts
+}
+
+// hostOf returns the host of an address. A socket's is in the name of its file, if that is like host:port, as etcd's are, and else this machine.
+func hostOf(addr string) (string, error) {
+	network, at := env.Network(addr)
+	if network == "unix" {
+		if at = filepath.Base(at); !strings.Contains(at, ":") {
+			return "localhost", nil
+		}
+	}
+	host, _, err := net.SplitHostPort(at)
+	return host, err
 }

@@ -239,12 +239,13 @@ func TestTLS_NodesCheckEachOther(t *testing.T) {
 		}
 	}
 	var nodes []*Server
+	var log lockedLog
 	for i := range 3 {
 		cert, key := ca.sign(fmt.Sprint("node", i), "node")
 		s, err := Start(Config{
 			Node: uint32(i + 1), Data: t.TempDir(), Peers: peers, Listen: Listen{Redis: "127.0.0.1:0"},
 			TLS: Ports{Peer: TLS{Cert: cert, Key: key, ClientCA: ca.file, ClientNames: []string{"node"}}},
-		}, "test", env.Real(), slog.New(slog.DiscardHandler))
+		}, "test", env.Real(), slog.New(slog.NewTextHandler(&log, nil)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -269,6 +270,19 @@ func TestTLS_NodesCheckEachOther(t *testing.T) {
 	if err == nil {
 		t.Error("a stranger was let in")
 	}
+	wrongCert, wrongKey := ca.sign("wrong", "wrong")
+	// The first refusal of a stranger is logged, and then one a minute: so this node gets nothing else to say of strangers before.
+	if c, err = ca.dial(peers[2], wrongCert, wrongKey); err == nil {
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err = c.Read(make([]byte, 1)); err == nil {
+			t.Error("a node of another name got an answer from the peer port")
+		}
+	}
+	for end := time.Now().Add(30 * time.Second); !strings.Contains(log.String(), `client certificate authentication failed: the certificate of \"wrong\"`); {
+		if time.Now().After(end) {
+			t.Fatalf("the log does not say that a node was refused:\n%s", log.String())
+		}
+	}
 }
 
 func TestTLS_AutoAndBadFiles(t *testing.T) {
@@ -290,6 +304,164 @@ func TestTLS_AutoAndBadFiles(t *testing.T) {
 		_, err := Start(Config{Listen: Listen{Redis: "127.0.0.1:0"}, TLS: Ports{Redis: bad}}, "test", env.Real(), slog.New(slog.DiscardHandler))
 		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "tls.redis") {
 			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+}
+
+func TestTLS_RevokedCertificatesAreRefused(t *testing.T) {
+	ca, other := newAuthority(t, "ca"), newAuthority(t, "other")
+	cert, key := ca.sign("server", "server")
+	goodCert, goodKey := ca.sign("good", "good")
+	badCert, badKey := ca.sign("bad", "bad")
+	revoked := ca.n + 1
+	list := ca.revoke("list", 99)
+	port := TLS{Cert: cert, Key: key, ClientCA: ca.file, ClientCRL: list}
+	s := startTLS(t, Config{Listen: Listen{Redis: "127.0.0.1:0"}, TLS: Ports{Redis: port}}, slog.New(slog.DiscardHandler))
+	addr := s.Addr().Redis
+	if err := ca.ping(addr, badCert, badKey); err != nil {
+		t.Fatalf("before it is revoked: %v", err)
+	}
+	// The list is read again. What another authority says of the same number does not count.
+	other.key, other.dir = ca.key, ca.dir
+	other.revoke("list", revoked-1)
+	ca.revoke("more", revoked)
+	for end := time.Now().Add(30 * time.Second); ; {
+		both := append(read(t, filepath.Join(ca.dir, "list.pem")), read(t, filepath.Join(ca.dir, "more.pem"))...)
+		if err := os.WriteFile(list, both, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := ca.ping(addr, badCert, badKey)
+		if err != nil && strings.Contains(err.Error(), "bad certificate") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("after it was revoked: %v", err)
+		}
+	}
+	if err := ca.ping(addr, goodCert, goodKey); err != nil {
+		t.Errorf("one whose number another authority revoked: %v", err)
+	}
+	for _, bad := range []string{"no", key} {
+		port.ClientCRL = bad
+		_, err := Start(Config{Listen: Listen{Redis: "127.0.0.1:0"}, TLS: Ports{Redis: port}}, "test", env.Real(), slog.New(slog.DiscardHandler))
+		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "client_crl") {
+			t.Errorf("list %s: %v", bad, err)
+		}
+	}
+}
+
+func read(t *testing.T, file string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// revoke makes a file with a list that has one number.
+func (a *authority) revoke(file string, serial int64) string {
+	a.t.Helper()
+	issuer := *a.cert
+	issuer.KeyUsage |= x509.KeyUsageCRLSign
+	issuer.PublicKey = &a.key.PublicKey
+	issuer.SubjectKeyId = []byte("key")
+	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+		Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(time.Hour),
+		RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: big.NewInt(serial), RevocationTime: time.Now()}},
+	}, &issuer, a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return a.write(file+".pem", "X509 CRL", der)
+}
+
+// Who is refused for a certificate is logged, once, and who just goes away is not.
+func TestTLS_RejectedClientsAreLogged(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	cert, key := ca.sign("server", "server")
+	var log lockedLog
+	s, err := Start(Config{Listen: Listen{Etcd: "127.0.0.1:0"}, TLS: Ports{Etcd: TLS{Cert: cert, Key: key, ClientCA: ca.file}}}, "test", env.Real(),
+		slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	goes, err := net.Dial("tcp", s.Addr().Etcd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := goes.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		c, err := ca.dial(s.Addr().Etcd, "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("a client without a certificate got an answer")
+		}
+		_ = c.Close()
+	}
+	const line = "rejected connection on client endpoint"
+	for end := time.Now().Add(30 * time.Second); !strings.Contains(log.String(), line); {
+		if time.Now().After(end) {
+			t.Fatalf("nothing is said:\n%s", log.String())
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(log.String(), line); n != 1 || !strings.Contains(log.String(), "client didn't provide a certificate") {
+		t.Errorf("said %d times:\n%s", n, log.String())
+	}
+}
+
+func TestTLS_VersionsAndCiphers(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	cert, key := ca.sign("server", "server")
+	const only = "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305"
+	s := startTLS(t, Config{
+		Listen: Listen{Redis: "127.0.0.1:0", Etcd: "127.0.0.1:0"},
+		TLS: Ports{
+			Redis: TLS{Cert: cert, Key: key, MaxVersion: "1.2", Ciphers: []string{only}}, Etcd: TLS{Auto: true, MinVersion: "1.3"},
+		},
+	}, slog.New(slog.DiscardHandler))
+	dial := func(addr string, c *tls.Config) (tls.ConnectionState, error) {
+		c.InsecureSkipVerify = true
+		nc, err := tls.Dial("tcp", addr, c)
+		if err != nil {
+			return tls.ConnectionState{}, err
+		}
+		defer nc.Close()
+		return nc.ConnectionState(), nil
+	}
+	if cs, err := dial(s.Addr().Redis, &tls.Config{}); err != nil || cs.Version != tls.VersionTLS12 || cs.CipherSuite != tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 {
+		t.Errorf("version %x, suite %x: %v", cs.Version, cs.CipherSuite, err)
+	}
+	if _, err := dial(s.Addr().Redis, &tls.Config{MinVersion: tls.VersionTLS13}); err == nil {
+		t.Error("TLS 1.3 is there although 1.2 is the highest")
+	}
+	if _, err := dial(s.Addr().Redis, &tls.Config{CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}}); err == nil {
+		t.Error("another cipher suite was taken")
+	}
+	if _, err := dial(s.Addr().Etcd, &tls.Config{MaxVersion: tls.VersionTLS12}); err == nil {
+		t.Error("TLS 1.2 is there although 1.3 is the lowest")
+	}
+	for want, bad := range map[string]TLS{
+		`min_version is "1.1"`:                  {MinVersion: "1.1"},
+		"so that there is none":                 {MinVersion: "1.3", MaxVersion: "1.2"},
+		"leave one of them out":                 {MinVersion: "1.3", Ciphers: []string{only}},
+		"is insecure, and not served":           {Ciphers: []string{"TLS_RSA_WITH_RC4_128_SHA"}},
+		`there is no cipher suite "X"`:          {Ciphers: []string{"X"}},
+		"client_crl needs client_ca":            {ClientCRL: "x"},
+		"tls.redis: max_version is \"TLS 1.3\"": {MaxVersion: "TLS 1.3"},
+	} {
+		bad.Cert, bad.Key = cert, key
+		_, err := Start(Config{Listen: Listen{Redis: "127.0.0.1:0"}, TLS: Ports{Redis: bad}}, "test", env.Real(), slog.New(slog.DiscardHandler))
+		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
 		}
 	}
 }

@@ -6,11 +6,15 @@ package telemetry
 import (
 	"io"
 	"log/slog"
+	"path"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/quorate/quorate/internal/errs"
 )
 
-// Logger returns a logger that writes to w. format is "json" or "console"; level is "debug", "info", "warn" or "error".
+// Logger returns a logger that writes to w. format is "json", "console", or "etcd", which is JSON with etcd's names of what each line has; level is "debug", "info", "warn" or "error".
 func Logger(w io.Writer, format, level string) (*slog.Logger, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
@@ -20,8 +24,36 @@ func Logger(w io.Writer, format, level string) (*slog.Logger, error) {
 	switch format {
 	case "json":
 		return slog.New(slog.NewJSONHandler(w, o)), nil
+	case "etcd":
+		o.AddSource, o.ReplaceAttr = true, asEtcd
+		return slog.New(slog.NewJSONHandler(w, o)), nil
 	case "console":
 		return slog.New(slog.NewTextHandler(w, o)), nil
 	}
 	return nil, errs.New(errs.Invalid, "log format is %q; use console or json", format)
+}
+
+// etcdTime is how etcd writes times.
+const etcdTime = "2006-01-02T15:04:05.000000Z0700"
+
+// asEtcd gives a line's own attributes etcd's names and forms: level in small letters, ts, and caller, the file and line that wrote it.
+func asEtcd(groups []string, a slog.Attr) slog.Attr {
+	if len(groups) > 0 {
+		return a
+	}
+	switch v := a.Value.Any().(type) {
+	case time.Time:
+		if a.Key == slog.TimeKey {
+			return slog.String("ts", v.UTC().Format(etcdTime))
+		}
+	case slog.Level:
+		if a.Key == slog.LevelKey {
+			return slog.String(slog.LevelKey, strings.ToLower(v.String()))
+		}
+	case *slog.Source:
+		if a.Key == slog.SourceKey {
+			return slog.String("caller", path.Join(path.Base(path.Dir(v.File)), path.Base(v.File))+":"+strconv.Itoa(v.Line))
+		}
+	}
+	return a
 }

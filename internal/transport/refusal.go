@@ -2,8 +2,15 @@ package transport
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
+	"io"
 	"log/slog"
+	"net"
+	"syscall"
 	"time"
+
+	"github.com/quorate/quorate/internal/errs"
 )
 
 // direction is one of the two links between this node and a peer. Peer 0 is all who are no peers.
@@ -72,4 +79,18 @@ func (t *Transport) Refused(peer NodeID) string {
 		}
 	}
 	return ""
+}
+
+// untrusted says whether a link failed since one of its ends does not trust the other's certificate: that does not pass by itself.
+func untrusted(err error) bool {
+	var own *tls.CertificateVerificationError
+	var told *net.OpError
+	return errs.Is(err, errs.Denied) || errors.As(err, &own) || errors.As(err, &told) && told.Op == "remote error"
+}
+
+// gone says whether a connection just ended, which is nobody's concern.
+func gone(err error) bool {
+	var netErr net.Error
+	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, syscall.ECONNRESET) ||
+		errors.As(err, &netErr) && netErr.Timeout()
 }

@@ -263,6 +263,7 @@ func (l *link) connect() error {
 	c, err := t.env.Dial(ctx, l.addr)
 	cancel()
 	if err != nil {
+		l.unsafe(err)
 		return err
 	}
 	if !t.track(c) {
@@ -348,6 +349,13 @@ func (l *link) drain(c net.Conn) error {
 	}
 }
 
+// unsafe notes that a link is refused for a certificate.
+func (l *link) unsafe(err error) {
+	if untrusted(err) {
+		l.t.refused(slog.LevelWarn, direction{peer: l.to}, "peer link cannot be secured", err.Error(), "peer", l.to, "addr", l.addr)
+	}
+}
+
 // greet shows who calls, and reads whether the peer agrees.
 func (l *link) greet(c net.Conn) error {
 	t := l.t
@@ -365,6 +373,7 @@ func (l *link) greet(c net.Conn) error {
 	}
 	var n [2]byte
 	if _, err := io.ReadFull(c, n[:]); err != nil {
+		l.unsafe(err)
 		return fmt.Errorf("peer did not answer the handshake: %w", err)
 	}
 	if size := binary.LittleEndian.Uint16(n[:]); size > 0 {
@@ -425,6 +434,14 @@ func (t *Transport) Serve(ln net.Listener) {
 func (t *Transport) receive(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(handshakeLimit)); err != nil {
 		return err
+	}
+	if s, ok := c.(interface{ HandshakeContext(context.Context) error }); ok {
+		if err := s.HandshakeContext(t.ctx); err != nil {
+			if !gone(err) {
+				t.refused(slog.LevelWarn, direction{0, true}, "rejected connection on peer endpoint", err.Error(), "remote", c.RemoteAddr().String())
+			}
+			return err
+		}
 	}
 	r := bufio.NewReaderSize(c, 64<<10)
 	from, hello, known, why := t.readHandshake(r)

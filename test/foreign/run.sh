@@ -40,6 +40,9 @@ etcd() {
   mkdir "$out/tests"
   cp -r "$(go list -m -f '{{.Dir}}' go.etcd.io/etcd/tests/v3)/." "$out/tests"
   chmod -R u+w "$out/tests"
+  # etcd's example of a configuration file is in a module that the proxy has no newer version of.
+  cp "$(go mod download -json go.etcd.io/etcd/v3@v3.6.8 | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')/etcd.conf.yml.sample" "$out/"
+  chmod u+w "$out/etcd.conf.yml.sample"
   E2E_TEST_MINIMAL=true judge "etcd-$name" "$out/tests/$name" "$out/$name.test" -bin-dir "$out/bin"
 }
 

@@ -137,8 +137,12 @@ func (a authServer) Authenticate(ctx context.Context, r *pb.AuthenticateRequest)
 	}
 	// If the password is changed meanwhile, that is at a later revision than the token's.
 	t := auth.Token{User: r.Name, Revision: l.Revision, Expires: a.s.client.Now().Add(a.s.cfg.AuthTokenTTL)}
+	token, err := a.s.token(t, l.Secret)
+	if err != nil {
+		return nil, toGRPC(ctx, err)
+	}
 	h, err := a.header(ctx)
-	return &pb.AuthenticateResponse{Header: h, Token: a.s.tokenPrefix() + t.Sign(l.Secret)}, err
+	return &pb.AuthenticateResponse{Header: h, Token: a.s.tokenPrefix() + token}, err
 }
 
 // askAuth runs a query of auth's for the server itself.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -48,14 +49,21 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 	}
 	for _, n := range t.Nodes {
 		m := &pb.Member{ID: memberID(t, n.ID), Name: fmt.Sprintf("node%d", n.ID)}
-		// A space without a port has the main one's address, and who follows a path stays below it; gRPC's clients do not look at that.
-		if a := n.Addr[AddrKey(c.s.cfg.Space)]; a != "" {
-			m.ClientURLs = []string{scheme + a}
-		} else if a = n.Addr["etcd"]; a != "" {
-			if c.s.cfg.Path {
-				a += "/" + spacesPrefix + c.s.cfg.Space
+		// A space without a port has the main one's addresses, and who follows a path stays below it; gRPC's clients do not look at that.
+		addrs, path := n.Addr[AddrKey(c.s.cfg.Space)], ""
+		if addrs == "" {
+			if addrs = n.Addr["etcd"]; c.s.cfg.Path {
+				path = "/" + spacesPrefix + c.s.cfg.Space
 			}
-			m.ClientURLs = []string{scheme + a}
+		}
+		for u := range strings.SplitSeq(addrs, ",") {
+			if u == "" {
+				continue
+			}
+			if !strings.Contains(u, "://") {
+				u = scheme + u
+			}
+			m.ClientURLs = append(m.ClientURLs, u+path)
 		}
 		resp.Members = append(resp.Members, m)
 	}

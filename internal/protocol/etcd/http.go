@@ -11,7 +11,6 @@ import (
 	"slices"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.etcd.io/etcd/api/v3/etcdserverpb/gw"
 	"go.etcd.io/etcd/api/v3/version"
 	"google.golang.org/grpc"
@@ -25,12 +24,12 @@ import (
 func (s *Server) mux() *http.ServeMux {
 	m := http.NewServeMux()
 	s.gate = http.MaxBytesHandler(s.gateway(), 2*int64(s.cfg.RequestBytesMax))
-	s.pages(m, "")
+	s.serveAll(m, "")
 	if s.cfg.Path {
-		s.pages(m, "/"+spacesPrefix+s.cfg.Space)
+		s.serveAll(m, "/"+spacesPrefix+s.cfg.Space)
 	}
 	for name, to := range s.cfg.Paths {
-		to.pages(m, "/"+spacesPrefix+name)
+		to.serveAll(m, "/"+spacesPrefix+name)
 	}
 	m.HandleFunc("/"+spacesPrefix, func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "this address has no such page of a space of that name; set path: true for a space whose pages it shall have", http.StatusNotFound)
@@ -38,8 +37,14 @@ func (s *Server) mux() *http.ServeMux {
 	return m
 }
 
-// pages adds the server's pages to m, under a prefix.
-func (s *Server) pages(m *http.ServeMux, prefix string) {
+// serveAll adds the JSON form and the pages, under a prefix.
+func (s *Server) serveAll(m *http.ServeMux, prefix string) {
+	s.servePages(m, prefix)
+	m.Handle(prefix+"/v3/", http.StripPrefix(prefix, s.gate))
+}
+
+// serveHealth adds the pages of version and health.
+func (s *Server) serveHealth(m *http.ServeMux, prefix string) {
 	m.HandleFunc("GET "+prefix+"/version", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusOK, version.Versions{Server: Version, Cluster: storageVersion, Storage: storageVersion})
 	})
@@ -54,10 +59,6 @@ func (s *Server) pages(m *http.ServeMux, prefix string) {
 		}
 		reply(w, http.StatusOK, health{Health: "true"})
 	})
-	if s.cfg.Metrics != nil {
-		m.Handle("GET "+prefix+"/metrics", promhttp.HandlerFor(s, promhttp.HandlerOpts{}))
-	}
-	m.Handle(prefix+"/v3/", http.StripPrefix(prefix, s.gate))
 	local := func(ctx context.Context) error {
 		_, err := s.status(ctx, true)
 		return err

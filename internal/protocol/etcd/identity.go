@@ -2,7 +2,6 @@ package etcd
 
 import (
 	"context"
-	"crypto/tls"
 	"net"
 	"strings"
 	"sync"
@@ -136,11 +135,7 @@ func (s *Server) identify(ctx context.Context, fresh bool) (auth.Caller, error) 
 	if !ok {
 		return auth.Caller{Kind: auth.ByCertificate, User: p.name}, nil
 	}
-	token = strings.TrimPrefix(token, s.tokenPrefix())
-	t, err := auth.ParseToken(st.Secret, token)
-	if err == nil && !p.fresh(token, t.Expires, s.client.Now(), s.cfg.AuthTokenTTL) {
-		err = auth.ErrInvalidToken
-	}
+	t, err := s.claimed(p, strings.TrimPrefix(token, s.tokenPrefix()), st.Secret)
 	if err != nil {
 		if !fresh {
 			return s.identify(ctx, true)
@@ -239,7 +234,7 @@ func (handshake) ServerHandshake(nc net.Conn) (net.Conn, credentials.AuthInfo, e
 
 // commonName returns the name in the certificate of a connection's client, empty if there is none that was verified.
 func commonName(nc net.Conn) string {
-	t, ok := nc.(interface{ ConnectionState() tls.ConnectionState })
+	t, ok := nc.(secured)
 	if !ok {
 		return ""
 	}

@@ -27,7 +27,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	if !wantsLeader(ctx) || s.hasLeader() {
 		resp, err = next(s.identified(ctx), req)
 	}
-	s.m.answered(info.FullMethod, err, time.Since(began))
+	took := time.Since(began)
+	s.m.answered(info.FullMethod, err, took)
+	s.took(info.FullMethod, took)
 	return resp, err
 }
 

@@ -3,6 +3,7 @@ package etcd
 import (
 	"slices"
 	"sort"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -71,9 +72,16 @@ func (s *Server) asEtcds() []*dto.MetricFamily {
 		}
 		return 0
 	}
+	version := func(name, label, help, v string) *dto.MetricFamily {
+		f := figure(name, help, dto.MetricType_GAUGE, 1)
+		f.Metric[0].Label = []*dto.LabelPair{{Name: &label, Value: &v}}
+		return f
+	}
 	const gauge, counter = dto.MetricType_GAUGE, dto.MetricType_COUNTER
 	at, t, err := s.where()
 	out := []*dto.MetricFamily{
+		version("etcd_server_version", "server_version", "The release of etcd whose API this is.", Version),
+		version("etcd_cluster_version", "cluster_version", "The minor release of etcd whose API this is.", strings.TrimSuffix(storageVersion, ".0")),
 		figure("etcd_server_has_leader", "Whether this node knows who leads.", gauge, yes(err == nil && at.Leader != 0)),
 		figure("etcd_server_is_leader", "Whether this node leads.", gauge, yes(err == nil && at.Leader == t.Self)),
 		figure("etcd_server_leader_changes_seen_total", "Changes of leader that this node has seen, at most two a second.", counter, float64(s.leaderChanges.Load())),

@@ -34,6 +34,7 @@ func TestMetrics_HaveEtcdsNames(t *testing.T) {
 		t.Fatalf("%s %v: %s", resp.Status, err, b)
 	}
 	for _, want := range []string{
+		`etcd_server_version{server_version="3.7.3"} 1` + "\n", `etcd_cluster_version{cluster_version="3.7"} 1` + "\n",
 		"etcd_server_has_leader 1\n", "etcd_server_is_leader 1\n", "etcd_server_leader_changes_seen_total 0\n", "etcd_server_proposals_committed_total 9\n",
 		"etcd_server_proposals_applied_total 8\n", "etcd_mvcc_db_total_size_in_bytes 7\n", "etcd_debugging_mvcc_watcher_total 0\n",
 		`grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 2` + "\n",

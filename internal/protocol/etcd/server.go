@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"hash/fnv"
+	"io"
 	"log/slog"
 	"math"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -49,6 +51,10 @@ type Config struct {
 	HelloTimeout time.Duration
 	// ProgressInterval is how often a quiet watch that asked for it is told how far it is; default 10 minutes, as in etcd.
 	ProgressInterval time.Duration
+	// Compaction is the history that the server lets go of by itself; default none, as in etcd.
+	Compaction Compaction
+	// SlowRequest is how long a request may take before the log says so, at most once a second; default never.
+	SlowRequest time.Duration
 	// WatchersMax bounds the open watches of this node; default 1,000,000.
 	WatchersMax int
 	// StreamBytesMax bounds the events that wait for one watch stream; default 256 KiB. A stream that is slower reads its events
@@ -61,6 +67,8 @@ type Config struct {
 	TLS bool
 	// AuthTokenTTL is how long a token counts after a login, and after it was last used on a connection; default 5 minutes, as in etcd.
 	AuthTokenTTL time.Duration
+	// JWT, if not nil, makes tokens and reads them, in place of the secret that the cluster has: then AuthTokenTTL counts from the login alone.
+	JWT *JWT
 	// BcryptCost is that of passwords, 4 to 31: it takes 2^BcryptCost steps to compare one. Default 10, as in etcd.
 	BcryptCost int
 	// Names are the servers of spaces beside the default one by the name that clients ask for in TLS: on the main port they get that
@@ -145,7 +153,8 @@ type Server struct {
 	log    *slog.Logger
 	m      *metrics
 	grpc   *grpc.Server
-	http   *http.Server
+	// http serves the JSON form and pages, looks the pages alone.
+	http, looks *http.Server
 	// impls are the implementations of the gRPC services, by the service's name. They do not change after New.
 	impls map[string]any
 	// self is the connection of the gateway, gate, with grpc.
@@ -160,8 +169,11 @@ type Server struct {
 	passwords *passwords
 	// coord serves the Lock and Election services.
 	coord *coord.Client
-	// toGRPC and toHTTP take the connections, once it is known what they speak.
-	toGRPC, toHTTP *queue
+	// toGRPC, toHTTP and toPages take the connections, once it is known what they speak.
+	toGRPC, toHTTP, toPages *queue
+
+	// rejections and slow bound what is logged of connections and requests.
+	rejections, slow seldom
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -182,7 +194,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	cfg.fill()
 	s := &Server{
 		cfg: cfg, client: client, log: log.With("protocol", "etcd"), m: newMetrics(reg),
-		toGRPC: newQueue(), toHTTP: newQueue(), impls: map[string]any{},
+		toGRPC: newQueue(), toHTTP: newQueue(), toPages: newQueue(), impls: map[string]any{},
 		conns: conns.New[*conn]("etcd", cfg.ConnectionsMax, log), strict: map[*strictStream]struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -209,30 +221,40 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s.registerRecipes(to)
 	grpc_health_v1.RegisterHealthServer(to, health.NewServer())
 	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout}
+	s.looks = &http.Server{Handler: s.pages(), ReadHeaderTimeout: cfg.HelloTimeout}
 	for _, f := range []func(){
-		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, s.feed.run, s.rights.run, s.watchLeader,
+		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, func() { _ = s.looks.Serve(s.toPages) }, s.feed.run, s.rights.run, s.watchLeader,
 	} {
 		s.wg.Go(f)
+	}
+	if cfg.Compaction.on() {
+		s.wg.Go(func() { s.compact(cfg.Compaction) })
 	}
 	return s
 }
 
 // Serve accepts connections until the listener or the server is closed, and takes the listener over. It returns nil after
 // Close.
-func (s *Server) Serve(ln net.Listener) error { return s.conns.Serve(ln, s.admit) }
+func (s *Server) Serve(ln net.Listener) error { return s.ServeScope(ln, All) }
+
+// ServeScope is Serve for an address that serves less than all.
+func (s *Server) ServeScope(ln net.Listener, scope Scope) error {
+	return s.conns.Serve(ln, func(nc net.Conn) { s.admit(nc, scope) })
+}
 
 // admit finds out what a connection speaks and passes it on, or turns it away.
-func (s *Server) admit(nc net.Conn) {
+func (s *Server) admit(nc net.Conn, scope Scope) {
 	c := &conn{Conn: nc, s: s}
 	err := s.conns.Go(c, func() {
 		s.m.connections.Inc()
 		isGRPC, err := c.sniff()
 		if err != nil {
+			s.rejected(c, err)
 			_ = c.Close()
 			return
 		}
 		to := s
-		if t, ok := c.Conn.(*tls.Conn); ok {
+		if t, ok := c.Conn.(secured); ok {
 			named := s.cfg.Names[t.ConnectionState().ServerName]
 			if named != nil && named != s && !s.main() {
 				s.log.Debug("connection refused: its name in TLS is that of another space", "named", named.cfg.Space)
@@ -243,11 +265,7 @@ func (s *Server) admit(nc net.Conn) {
 				to = named
 			}
 		}
-		q := to.toHTTP
-		if isGRPC {
-			q = to.toGRPC
-		}
-		if !q.put(c) {
+		if !to.pass(c, isGRPC, scope) {
 			_ = c.Close()
 		}
 	})
@@ -257,6 +275,54 @@ func (s *Server) admit(nc net.Conn) {
 	if errors.Is(err, conns.ErrFull) {
 		s.log.Warn("connection refused: too many are open", "connections_max", s.cfg.ConnectionsMax)
 	}
+}
+
+// rejectSayEvery is how often it is logged that a connection could not be secured, so that no stranger can fill the log.
+const rejectSayEvery = time.Minute
+
+// rejected logs, now and then, why a connection with TLS ended before it said anything. One that just ends is nobody's concern.
+func (s *Server) rejected(c *conn, err error) {
+	var netErr net.Error
+	_, secure := c.Conn.(secured)
+	if !secure || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.As(err, &netErr) && netErr.Timeout() {
+		return
+	}
+	if unsaid, say := s.rejections.say(s.client.Now(), rejectSayEvery); say {
+		s.log.Warn("rejected connection on client endpoint", "remote", c.RemoteAddr().String(), "error", err, "not_logged", unsaid)
+	}
+}
+
+// slowSayEvery is how often a slow request is logged: one tells when, and the metrics how many.
+const slowSayEvery = time.Second
+
+// took logs a request that took long, now and then.
+func (s *Server) took(method string, t time.Duration) {
+	if s.cfg.SlowRequest == 0 || t < s.cfg.SlowRequest {
+		return
+	}
+	if unsaid, say := s.slow.say(s.client.Now(), slowSayEvery); say {
+		s.log.Warn("request stats: slower than it should be", "method", method, "took", t, "should_be", s.cfg.SlowRequest, "not_logged", unsaid)
+	}
+}
+
+// seldom bounds how often a line is logged.
+type seldom struct {
+	mu sync.Mutex
+	// at is when it was, unsaid how often it was not since. Guarded by mu.
+	at     time.Time
+	unsaid int
+}
+
+// say returns whether to log the line, and how often it was not logged before.
+func (q *seldom) say(now time.Time, every time.Duration) (unsaid int, say bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.at.IsZero() && now.Sub(q.at) < every {
+		q.unsaid++
+		return 0, false
+	}
+	unsaid, q.at, q.unsaid = q.unsaid, now, 0
+	return unsaid, true
 }
 
 // Close ends all connections and listeners and waits for every goroutine. Requests in flight are cut off.
@@ -269,9 +335,13 @@ func (s *Server) Close() {
 	_ = s.self.Close()
 	s.grpc.Stop()
 	_ = s.http.Close()
+	_ = s.looks.Close()
 	s.conns.Wait()
 	s.wg.Wait()
 }
+
+// secured is a connection with TLS, at least perhaps.
+type secured interface{ ConnectionState() tls.ConnectionState }
 
 // conn is a connection whose first bytes were looked at.
 type conn struct {

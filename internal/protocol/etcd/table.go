@@ -60,7 +60,7 @@ var calls = []call{
 	{"Auth", "AuthStatus", whole, "", kineNo},
 	{"Auth", "AuthEnable", whole, "", kineNo},
 	{"Auth", "AuthDisable", whole, "", kineNo},
-	{"Auth", "Authenticate", whole, "Tokens are signed, and good on every node. They end with their user's password, or 5 minutes after the login; a connection that uses one keeps it.", kineNo},
+	{"Auth", "Authenticate", whole, "Tokens are signed, and good on every node. They end with their user's password, or 5 minutes after the login; a connection that uses one keeps it. JSON web tokens, if those are configured, end with their time.", kineNo},
 	{"Auth", "UserAdd", whole, "A hashed password is taken in place of a password. Names have at most 1 KiB, and do not begin like those of [another space](../operations.md#several-etcd-key-spaces)'s users.", kineNo},
 	{"Auth", "UserGet", whole, "", kineNo},
 	{"Auth", "UserList", whole, "", kineNo},

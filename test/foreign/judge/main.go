@@ -30,7 +30,7 @@ func main() {
 	list := flag.String("list", "", "file of tests that do not pass, with the reason")
 	only := flag.String("tests", "", "regular expression of the tests to run (default: all)")
 	out := flag.String("out", ".", "directory for the output of each test")
-	limit := flag.Duration("timeout", 3*time.Minute, "time for one try of a test")
+	limit := flag.Duration("timeout", 6*time.Minute, "time for one try of a test")
 	tries := flag.Int("tries", 2, "how often a test that is not on the list may fail before it has failed: many want answers within a tenth of a second")
 	together := flag.Bool("together", false, "run all tests in one process first: some rely on those before them, others are spoilt by what one before them left")
 	shrink := flag.Bool("shrink", false, "take what passes off the list")
@@ -165,7 +165,9 @@ func run(suite, names []string, file string, limit time.Duration) (results, erro
 	for _, m := range verdictLine.FindAllSubmatch(bytes.ReplaceAll(b, []byte("\r"), nil), -1) {
 		r[string(m[2])] = verdict(m[1])
 	}
-	if name := names[0]; len(names) == 1 && (r[name] == "" || err != nil) {
+	// Some tests of etcd's tell a program to stop and end before it has: run by themselves they leave goroutines that wait for it.
+	waits := bytes.Contains(b, []byte("Unexpected goroutines running after all test(s).")) && bytes.Contains(b, []byte("expect.(*ExpectProcess).waitProcess"))
+	if name := names[0]; len(names) == 1 && (r[name] == "" || err != nil && (r[name] != pass || !waits)) {
 		r[name] = fail
 	}
 	return r, nil

@@ -1,0 +1,69 @@
+package etcd
+
+import (
+	"expvar"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Scope is what an address serves.
+type Scope string
+
+// The scopes; the names are those of the configuration.
+const (
+	// All is gRPC and HTTP on one address.
+	All Scope = ""
+	// OnlyGRPC refuses HTTP/1.
+	OnlyGRPC Scope = "grpc"
+	// OnlyHTTP serves the JSON form of the API and the pages, no gRPC.
+	OnlyHTTP Scope = "http"
+	// OnlyMetrics serves the pages that look at the server: metrics, health and version. None of them shows keys.
+	OnlyMetrics Scope = "metrics"
+)
+
+// notHTTP is the answer to HTTP/1 where there is only gRPC.
+const notHTTP = "HTTP/1.1 421 Misdirected Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n" +
+	"this address serves gRPC only; the JSON form and the pages are on another one\n"
+
+// pass passes a connection on to what speaks its protocol.
+func (s *Server) pass(c *conn, isGRPC bool, scope Scope) bool {
+	switch {
+	case isGRPC && (scope == All || scope == OnlyGRPC):
+		return s.toGRPC.put(c)
+	case !isGRPC && (scope == All || scope == OnlyHTTP):
+		return s.toHTTP.put(c)
+	case !isGRPC && scope == OnlyMetrics:
+		return s.toPages.put(c)
+	case !isGRPC:
+		_ = c.SetDeadline(time.Now().Add(s.cfg.HelloTimeout))
+		_, _ = io.WriteString(c, notHTTP)
+		// Bytes of the request that nobody has read would make the close a reset, which may overtake the answer.
+		if t, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+			_ = t.CloseWrite()
+			_, _ = io.CopyN(io.Discard, c, helloBytesMax)
+		}
+	}
+	return false
+}
+
+// helloBytesMax bounds what is read of a request that is refused.
+const helloBytesMax = 16 << 10
+
+// pages serves what looks at the server, and nothing else.
+func (s *Server) pages() *http.ServeMux {
+	m := http.NewServeMux()
+	s.servePages(m, "")
+	return m
+}
+
+// servePages adds what looks at the server, under a prefix.
+func (s *Server) servePages(m *http.ServeMux, prefix string) {
+	if s.cfg.Metrics != nil {
+		m.Handle("GET "+prefix+"/metrics", promhttp.HandlerFor(s, promhttp.HandlerOpts{}))
+	}
+	m.Handle("GET "+prefix+"/debug/vars", expvar.Handler())
+	s.serveHealth(m, prefix)
+}

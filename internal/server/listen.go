@@ -1,0 +1,199 @@
+package server
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/protocol/etcd"
+)
+
+// door is an address at which a space's etcd clients come in.
+type door struct {
+	net.Listener
+	addr  string
+	scope etcd.Scope
+	// plain says that there is no TLS, or need not be.
+	plain bool
+}
+
+// addrOf returns the address of a listener as the configuration would have it.
+func addrOf(ln net.Listener) string {
+	if ln.Addr().Network() == "unix" {
+		return env.SocketPrefix + ln.Addr().String()
+	}
+	return ln.Addr().String()
+}
+
+// together makes one listener of several.
+type together struct {
+	all  []net.Listener
+	got  chan accepted
+	done chan struct{}
+	once sync.Once
+	wg   sync.WaitGroup
+}
+
+type accepted struct {
+	nc  net.Conn
+	err error
+}
+
+// join returns a listener that accepts from all; Close closes them.
+func join(all []net.Listener) net.Listener {
+	if len(all) == 1 {
+		return all[0]
+	}
+	t := &together{all: all, got: make(chan accepted), done: make(chan struct{})}
+	for _, ln := range all {
+		t.wg.Go(func() { t.accept(ln) })
+	}
+	return t
+}
+
+func (t *together) accept(ln net.Listener) {
+	for {
+		nc, err := ln.Accept()
+		select {
+		// Whoever accepts waits after an error.
+		case t.got <- accepted{nc, err}:
+		case <-t.done:
+			if nc != nil {
+				_ = nc.Close()
+			}
+			return
+		}
+	}
+}
+
+// Accept implements net.Listener.
+func (t *together) Accept() (net.Conn, error) {
+	select {
+	case a := <-t.got:
+		return a.nc, a.err
+	case <-t.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener. It waits for the goroutines.
+func (t *together) Close() error {
+	var err error
+	t.once.Do(func() {
+		close(t.done)
+		for _, ln := range t.all {
+			err = errors.Join(err, ln.Close())
+		}
+		t.wg.Wait()
+	})
+	return err
+}
+
+// Addr implements net.Listener.
+func (t *together) Addr() net.Addr { return t.all[0].Addr() }
+
+// eitherListener takes connections with TLS and without.
+type eitherListener struct {
+	net.Listener
+	tls *tls.Config
+}
+
+// Accept implements net.Listener.
+func (l eitherListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &either{Conn: nc, tls: l.tls}, nil
+}
+
+// either is a connection whose client's first byte says whether it has TLS. The server must read before it writes.
+type either struct {
+	// Conn is the connection below. Deadlines and addresses are its own.
+	net.Conn
+	tls *tls.Config
+
+	mu sync.Mutex
+	// on is what is read from and written to, nil before the first byte. Guarded by mu.
+	on net.Conn
+}
+
+// recordHandshake is the first byte of every TLS connection (RFC 8446, section 5.1), and of no HTTP request.
+const recordHandshake = 22
+
+// decide waits for the first byte.
+func (e *either) decide() (net.Conn, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.on != nil {
+		return e.on, nil
+	}
+	var b [1]byte
+	if _, err := e.Conn.Read(b[:]); err != nil {
+		return nil, err
+	}
+	again := &unread{Conn: e.Conn, b: b[:]}
+	e.on = again
+	if b[0] == recordHandshake {
+		e.on = tls.Server(again, e.tls)
+	}
+	return e.on, nil
+}
+
+// Read implements net.Conn.
+func (e *either) Read(b []byte) (int, error) {
+	on, err := e.decide()
+	if err != nil {
+		return 0, err
+	}
+	return on.Read(b)
+}
+
+// Write implements net.Conn.
+func (e *either) Write(b []byte) (int, error) {
+	on, err := e.decide()
+	if err != nil {
+		return 0, err
+	}
+	return on.Write(b)
+}
+
+// Close implements net.Conn. It does not wait for a first byte.
+func (e *either) Close() error {
+	if e.mu.TryLock() {
+		on := e.on
+		e.mu.Unlock()
+		if on != nil {
+			return on.Close()
+		}
+	}
+	return e.Conn.Close()
+}
+
+// ConnectionState returns what TLS knows of the client: nothing, if it has none.
+func (e *either) ConnectionState() tls.ConnectionState {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t, ok := e.on.(*tls.Conn); ok {
+		return t.ConnectionState()
+	}
+	return tls.ConnectionState{}
+}
+
+// unread is a connection of which some bytes have been read.
+type unread struct {
+	net.Conn
+	b []byte
+}
+
+// Read implements net.Conn.
+func (u *unread) Read(b []byte) (int, error) {
+	if len(u.b) > 0 {
+		n := copy(b, u.b)
+		u.b = u.b[n:]
+		return n, nil
+	}
+	return u.Conn.Read(b)
+}
