@@ -75,7 +75,7 @@ func judge(list, only, out string, limit time.Duration, tries int, together bool
 	names = slices.DeleteFunc(names, func(n string) bool { return !wanted.MatchString(n) })
 	all := results{}
 	if together {
-		if all, err = run(suite, names, filepath.Join(out, "all.log"), time.Duration(len(names))*limit); err != nil {
+		if all, err = run(suite, names, known, filepath.Join(out, "all.log"), time.Duration(len(names))*limit); err != nil {
 			return nil, false, err
 		}
 	}
@@ -90,7 +90,7 @@ func judge(list, only, out string, limit time.Duration, tries int, together bool
 			if try > 1 {
 				fmt.Printf("once more: %s\n", name)
 			}
-			if r, err = run(suite, []string{name}, filepath.Join(out, name+".log"), limit); err != nil {
+			if r, err = run(suite, []string{name}, known, filepath.Join(out, name+".log"), limit); err != nil {
 				return nil, false, err
 			}
 		}
@@ -144,12 +144,35 @@ func tests(suite []string) ([]string, error) {
 
 var verdictLine = regexp.MustCompile(`(?m)^ *--- (PASS|FAIL|SKIP): (\S+) \(`)
 
+// notRun begins the reason of a subtest whose failure brings down others, so that it is left out and counts as failed.
+const notRun = "not run: "
+
+// leftOut returns which of the subtests below tests are not run, and the patterns that leave them out.
+func leftOut(names []string, known map[string]string) (tests, patterns []string) {
+	for test, why := range known {
+		if !strings.HasPrefix(why, notRun) || !slices.Contains(names, root(test)) {
+			continue
+		}
+		tests = append(tests, test)
+		var parts []string
+		for part := range strings.SplitSeq(test, "/") {
+			parts = append(parts, "^"+regexp.QuoteMeta(part)+"$")
+		}
+		patterns = append(patterns, strings.Join(parts, "/"))
+	}
+	return tests, patterns
+}
+
 // run runs tests in one process and keeps its output in a file. Of those that it did not come to nothing is in the results.
-func run(suite, names []string, file string, limit time.Duration) (results, error) {
+func run(suite, names []string, known map[string]string, file string, limit time.Duration) (results, error) {
 	// A test that hangs says where, before it is killed.
 	ctx, cancel := context.WithTimeout(context.Background(), limit+time.Minute)
 	defer cancel()
 	args := append([]string{"-test.v", "-test.run", "^(" + strings.Join(names, "|") + ")$", "-test.timeout", limit.String()}, suite[1:]...)
+	without, patterns := leftOut(names, known)
+	if len(without) > 0 {
+		args = append(args, "-test.skip", strings.Join(patterns, "|"))
+	}
 	cmd := exec.CommandContext(ctx, suite[0], args...) //nolint:gosec // the caller names the program
 	cmd.WaitDelay = 5 * time.Second
 	defer endChildren()
@@ -169,6 +192,9 @@ func run(suite, names []string, file string, limit time.Duration) (results, erro
 	waits := bytes.Contains(b, []byte("Unexpected goroutines running after all test(s).")) && bytes.Contains(b, []byte("expect.(*ExpectProcess).waitProcess"))
 	if name := names[0]; len(names) == 1 && (r[name] == "" || err != nil && (r[name] != pass || !waits)) {
 		r[name] = fail
+	}
+	for _, test := range without {
+		r[test] = fail
 	}
 	return r, nil
 }

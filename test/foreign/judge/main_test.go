@@ -60,3 +60,11 @@ func TestList_ReasonsAndShrinking(t *testing.T) {
 		}
 	}
 }
+
+func TestLeftOut_OnlyWhatIsNotRun(t *testing.T) {
+	known := map[string]string{"TestA/x_(1)": "not run: ends the process", "TestA/y": "fails", "TestB/x": "not run: too"}
+	tests, patterns := leftOut([]string{"TestA"}, known)
+	if !slices.Equal(tests, []string{"TestA/x_(1)"}) || !slices.Equal(patterns, []string{`^TestA$/^x_\(1\)$`}) {
+		t.Errorf("%v %v", tests, patterns)
+	}
+}
