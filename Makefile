@@ -33,7 +33,7 @@ race: ## Unit tests with the race detector
 .PHONY: clients
 clients: ## Stock etcd, Redis and Kafka clients against clusters of real processes
 	scripts/deps.sh
-	cd test && go test ./...
+	cd test && go test -parallel 8 ./...
 
 .PHONY: lint
 lint: bin/golangci-lint ## Run golangci-lint, which is built on first use
