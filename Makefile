@@ -93,7 +93,7 @@ foreign-clients: ## Clients of etcd in other languages against this program, and
 	test/foreign/run.sh clients
 
 .PHONY: foreign-programs
-foreign-programs: ## Patroni and CoreDNS on clusters of this program
+foreign-programs: ## Patroni, CoreDNS and kube-apiserver on clusters of this program
 	test/foreign/run.sh programs
 
 .PHONY: bench

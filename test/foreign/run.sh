@@ -13,7 +13,7 @@ suite=${1:?name a suite}
 shift
 mkdir -p "$out/bin"
 
-# The version that Kubernetes' tests are taken from.
+# The versions that Kubernetes' tests, kube-apiserver and CoreDNS are taken from.
 kubernetes=v0.37.2
 coredns=v1.15.0
 
@@ -73,7 +73,7 @@ case $suite in
     ;;
   clients) "$here/clients/run.sh" "$out" ;;
   programs)
-    "$here/programs.sh" "$out" "$coredns"
+    "$here/programs.sh" "$out" "$coredns" "v1.${kubernetes#v0.}"
     ;;
   *)
     echo "no suite $suite" >&2
