@@ -18,8 +18,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // apiServer is a kube-apiserver on a cluster.
@@ -141,8 +139,7 @@ func (s *apiServer) want(code int, method, path string, body any) object {
 // TestProgram_Kubernetes runs kube-apiserver on a cluster with TLS: objects, watches, events with a lease, lists in pages, and deaths of either side.
 func TestProgram_Kubernetes(t *testing.T) {
 	dir, conf := certificates(t)
-	c := start(t, 1, fmt.Sprintf("etcd_progress_interval: 5s\ntls: {etcd: {cert: %q, key: %q, client_ca: %q}}\n",
-		filepath.Join(dir, "leaf.pem"), filepath.Join(dir, "leaf-key.pem"), filepath.Join(dir, "ca.pem")))
+	c := startSecured(t, dir)
 	ports, err := freePorts(1)
 	if err != nil {
 		t.Fatal(err)
@@ -215,11 +212,7 @@ func TestProgram_Kubernetes(t *testing.T) {
 	s.want(201, http.MethodPost, "/api/v1/namespaces/shop/events", object{
 		"apiVersion": "v1", "kind": "Event", "metadata": object{"name": "e"}, "involvedObject": object{"namespace": "shop", "name": "a", "kind": "ConfigMap"},
 	})
-	e, err := clientv3.New(clientv3.Config{Endpoints: c.etcdAddrs(), TLS: conf.Clone(), DialTimeout: 20 * time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer e.Close()
+	e := securedClient(t, c, conf.Clone())
 	if r, err := e.Get(within(t), "/registry/events/shop/e"); err != nil || len(r.Kvs) != 1 || r.Kvs[0].Lease == 0 {
 		t.Errorf("the event's key: %v %v", r, err)
 	}

@@ -5,6 +5,7 @@ package test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 )
 
 // Programs that run on etcd, run on Quorate with what docs/howto/in-place-of-etcd.md says to set. make foreign-programs installs them and runs these.
@@ -317,14 +321,43 @@ func TestProgram_Patroni(t *testing.T) {
 	c.sameState(t)
 }
 
+// startSecured starts a cluster whose etcd ports have the certificates of a directory and want such of clients.
+func startSecured(t *testing.T, dir string) *cluster {
+	t.Helper()
+	return start(t, 1, fmt.Sprintf("etcd_progress_interval: 5s\ntls: {etcd: {cert: %q, key: %q, client_ca: %q}}\n",
+		filepath.Join(dir, "leaf.pem"), filepath.Join(dir, "leaf-key.pem"), filepath.Join(dir, "ca.pem")))
+}
+
+// securedClient is etcd's client of a cluster, with TLS if conf is not nil.
+func securedClient(t *testing.T, c *cluster, conf *tls.Config) *clientv3.Client {
+	t.Helper()
+	e, err := clientv3.New(clientv3.Config{Endpoints: c.etcdAddrs(), TLS: conf, DialTimeout: 20 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.Close() })
+	return e
+}
+
 // TestProgram_CoreDNS runs CoreDNS with the plugin etcd: names are there, change and go as their keys do, also when a node is killed.
 func TestProgram_CoreDNS(t *testing.T) {
 	program, err := filepath.Abs("../bin/foreign/bin/coredns")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := start(t, 1)
-	dir := t.TempDir()
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprintf("TLS %v", secure), func(t *testing.T) { runCoreDNS(t, program, secure) })
+	}
+}
+
+func runCoreDNS(t *testing.T, program string, secure bool) {
+	dir, conf := certificates(t)
+	var c *cluster
+	if secure {
+		c = startSecured(t, dir)
+	} else {
+		c, conf = start(t, 1), nil
+	}
 	ports, err := freePorts(1)
 	if err != nil {
 		t.Fatal(err)
@@ -335,6 +368,10 @@ func TestProgram_CoreDNS(t *testing.T) {
 	}
 	corefile := filepath.Join(dir, "Corefile")
 	text := strings.Replace(setting(t, "text", c), "example.org {", "example.org:"+port+" {\n  bind 127.0.0.1\n  errors", 1)
+	if secure {
+		text = strings.ReplaceAll(text, "http://", "https://")
+		text = strings.Replace(text, "endpoint ", fmt.Sprintf("tls %[1]s/leaf.pem %[1]s/leaf-key.pem %[1]s/ca.pem\n    endpoint ", dir), 1)
+	}
 	if err := os.WriteFile(corefile, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +406,7 @@ func TestProgram_CoreDNS(t *testing.T) {
 			return said == want, said
 		})
 	}
-	e := etcdClient(t, c.etcdAddrs()...)
+	e := securedClient(t, c, conf)
 	put := func(key, value string) {
 		t.Helper()
 		if _, err := e.Put(within(t), key, value); err != nil {
