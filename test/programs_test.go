@@ -243,19 +243,48 @@ func (p *patroni) writes(row int, others ...*patroni) {
 }
 
 func TestProgram_Patroni(t *testing.T) {
-	c := start(t, 1)
-	dcs := setting(t, "yaml", c)
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprintf("TLS %v", secure), func(t *testing.T) { runPatroni(t, secure) })
+	}
+}
+
+func runPatroni(t *testing.T, secure bool) {
 	dir, err := os.MkdirTemp("", "quorate-patroni-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	own := []string{dir}
+	certs, conf := certificates(t)
+	var c *cluster
+	var dcs string
+	if secure {
+		c = startSecured(t, certs)
+		// What a test's own directory has nobody else can read.
+		for _, name := range []string{"ca.pem", "leaf.pem", "leaf-key.pem"} {
+			b, err := os.ReadFile(filepath.Join(certs, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join(dir, name)
+			if err := os.WriteFile(file, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			own = append(own, file)
+		}
+		dcs = strings.Replace(setting(t, "yaml", c), "etcd3: {", fmt.Sprintf("etcd3: {protocol: https, cacert: %[1]s/ca.pem, cert: %[1]s/leaf.pem, key: %[1]s/leaf-key.pem, ", dir), 1)
+	} else {
+		c, conf = start(t, 1), nil
+		dcs = setting(t, "yaml", c)
+	}
 	if as := asPostgres(t); as != nil {
-		if err := os.Chown(dir, int(as.Credential.Uid), int(as.Credential.Gid)); err != nil {
-			t.Fatal(err)
+		for _, file := range own {
+			if err := os.Chown(file, int(as.Credential.Uid), int(as.Credential.Gid)); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	e := etcdClient(t, c.etcdAddrs()...)
+	e := securedClient(t, c, conf)
 	// leads compares who has the leader's key with who is the primary, by its own word.
 	leads := func(p *patroni) {
 		t.Helper()
