@@ -292,7 +292,8 @@ func (l *election) check(leaders ...string) {
 func TestHowto_LeaderElection(t *testing.T) {
 	c := shared(t, 1)
 	at := func(t *testing.T, name string) *election {
-		return &election{t: t, c: c, e: etcdClient(t, c.etcdAddrs()...), name: name}
+		// The cluster is that of other runs of the test, too.
+		return &election{t: t, c: c, e: etcdClient(t, c.etcdAddrs()...), name: fmt.Sprintf("%s-%d", name, time.Now().UnixNano())}
 	}
 	for _, p := range candidates {
 		t.Run(p.language, func(t *testing.T) {
