@@ -12,7 +12,7 @@ OLD ?= HEAD~1
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/quorate
@@ -33,7 +33,7 @@ race: ## Unit tests with the race detector
 .PHONY: clients
 clients: ## Stock etcd, Redis and Kafka clients against clusters of real processes
 	scripts/deps.sh
-	cd test && go test ./...
+	cd test && go test -parallel 8 ./...
 
 .PHONY: lint
 lint: bin/golangci-lint ## Run golangci-lint, which is built on first use
@@ -89,8 +89,12 @@ foreign-robustness: ## etcd's robustness checks, without faults and with: D=10m 
 	done
 
 .PHONY: foreign-clients
-foreign-clients: ## Clients of etcd in other languages against this program
+foreign-clients: ## Clients of etcd in other languages against this program, and elections between them
 	test/foreign/run.sh clients
+
+.PHONY: foreign-programs
+foreign-programs: ## Patroni, CoreDNS and kube-apiserver on clusters of this program
+	test/foreign/run.sh programs
 
 .PHONY: bench
 bench: ## Go benchmarks, with benchstat

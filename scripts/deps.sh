@@ -10,15 +10,20 @@ declare -A package_of=(
   [kcat]=kcat
   [etcdctl]=etcd-client
   [curl]=curl
+  [perl]=perl
 )
 
 missing=()
-for command in gcc redis-server redis-cli kcat etcdctl curl; do
+for command in gcc redis-server redis-cli kcat etcdctl curl perl; do
   command -v "$command" >/dev/null 2>&1 || missing+=("${package_of[$command]}")
 done
 # A compiler alone is not enough: the race detector links against libc.
 if [ -n "$(command -v dpkg)" ] && ! dpkg -s libc6-dev >/dev/null 2>&1; then
   missing+=(libc6-dev)
+fi
+# etcd's client for Python, which Debian has for its own Python only.
+if [ -n "$(command -v dpkg)" ] && ! dpkg -s python3-etcd3 >/dev/null 2>&1; then
+  missing+=(python3-etcd3)
 fi
 if [ "${#missing[@]}" -eq 0 ]; then
   echo "all there"
@@ -27,7 +32,7 @@ fi
 
 if ! command -v apt-get >/dev/null 2>&1; then
   echo "these are missing, and there is no apt-get to install them with: ${missing[*]}" >&2
-  echo "install redis (server and tools), kcat, etcd-client, curl and a C compiler, then try again" >&2
+  echo "install redis (server and tools), kcat, etcd-client, curl, perl and a C compiler, then try again" >&2
   exit 1
 fi
 as_root=()

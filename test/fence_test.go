@@ -298,7 +298,7 @@ func runBlocks(t *testing.T, at map[string]string, page string) string {
 // TestHowto_InPlaceOfEtcd runs the shell blocks of docs/howto/in-place-of-etcd.md.
 func TestHowto_InPlaceOfEtcd(t *testing.T) {
 	out := runBlocks(t, dev(t, binary, "dev"), "../docs/howto/in-place-of-etcd.md")
-	for _, want := range []string{`"leader":`, `"value":"bWU="`, "jobs/", "\nme", "revoked"} {
+	for _, want := range []string{`"leader":`, `"value":"bWU="`, "election/jobs/", "\nme", "revoked"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the output holds no %q:\n%s", want, out)
 		}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds a suite that others wrote, and runs it against this tree's quorate: run.sh etcd-common | etcd-e2e | k8s-etcd3 | k8s-cacher | robustness |
-# clients. Everything comes from the Go proxy, npm and Debian. Output of each test is in bin/foreign/SUITE. TESTS='^TestKV' runs some tests only.
+# clients | programs. Everything comes from the Go proxy, npm and Debian. Output of each test is in bin/foreign/SUITE. TESTS='^TestKV' runs some tests only.
 # SHRINK=1 takes what passes off the list.
 #
 # Each suite of tests has a list, SUITE.txt, of those that do not pass. A test that fails and is not on it fails the run, and so does one that is
@@ -13,8 +13,9 @@ suite=${1:?name a suite}
 shift
 mkdir -p "$out/bin"
 
-# The version that Kubernetes' tests are taken from.
+# The versions that Kubernetes' tests, kube-apiserver and CoreDNS are taken from.
 kubernetes=v0.37.2
+coredns=v1.15.0
 
 cd "$root"
 go build -trimpath -o bin/quorate ./cmd/quorate
@@ -74,6 +75,9 @@ case $suite in
     "$out/robustness" -quorate "$root/bin/quorate" "$@"
     ;;
   clients) "$here/clients/run.sh" "$out" ;;
+  programs)
+    "$here/programs.sh" "$out" "$coredns" "v1.${kubernetes#v0.}"
+    ;;
   *)
     echo "no suite $suite" >&2
     exit 2

@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
-# Runs clients of etcd in other languages against one node: run.sh DIRECTORY, where bin/etcd is the program. python3-etcd3 comes from Debian, etcd3
-# from npm.
+# Runs clients of etcd in other languages against one node, and the elections of docs/howto/leader-election.md, of which none may be missing here:
+# run.sh DIRECTORY, where bin/etcd is the program. python3-etcd3 and, if they are not there, Node and npm come from Debian, etcd3 from npm.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
 python=/usr/bin/python3 # Debian's packages are for Debian's Python, which need not be the first in PATH.
 
-if ! "$python" -c 'import etcd3' 2>/dev/null; then
+missing=()
+"$python" -c 'import etcd3' 2>/dev/null || missing+=(python3-etcd3)
+for command in node npm; do
+  command -v "$command" >/dev/null 2>&1 || missing+=("${command/#node/nodejs}")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
   as_root=()
   if [ "$(id -u)" -ne 0 ]; then as_root=(sudo); fi
   "${as_root[@]}" apt-get update -q
-  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -q --no-install-recommends python3-etcd3
+  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -q --no-install-recommends "${missing[@]}"
 fi
 if [ ! -d "$out/npm/node_modules/etcd3" ]; then
   mkdir -p "$out/npm"
@@ -34,3 +39,7 @@ curl -sf --retry 30 --retry-connrefused --retry-delay 1 "http://127.0.0.1:$clien
 "$python" "$here/smoke.py" "$client"
 cp "$here/smoke.mjs" "$out/npm/smoke.mjs"
 node "$out/npm/smoke.mjs" "$client"
+
+"$here/../../../scripts/deps.sh"
+cd "$here/../.."
+QUORATE_TEST_ALL=1 go test -v -count 1 -parallel 8 -run TestHowto_LeaderElection .
