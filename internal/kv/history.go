@@ -50,7 +50,7 @@ const (
 	// waits for a step, about a millisecond of processor time.
 	removeMax = 250
 	// removePause is the time between two steps: other requests come between.
-	removePause = 5 * time.Millisecond
+	removePause = 10 * time.Millisecond
 )
 
 // removeHistory does one step of a compaction.
