@@ -109,6 +109,12 @@ bench-peers: ## The same load on Quorate, etcd and Redis in turn; writes docs/be
 bench-etcd: ## etcd's own benchmark tool on Quorate and on etcd in turn; writes docs/benchmarks-etcd.md
 	scripts/bench-etcd.sh
 
+.PHONY: bench-etcd-large
+bench-etcd-large: ## The etcd face with 20 GB, 10 million versions compacted, 100,000 leases; takes an hour or two, and 50 GB of disk
+	scripts/bench-etcd.sh -large 20
+	bin/bench-etcd -compaction 10000000
+	bin/bench-etcd -leases 100000
+
 .PHONY: bench-restart
 bench-restart: build ## How long nodes with 1 GB take to come back from kill -9 under load; fails above 5 s
 	go run ./bench/restart -limit 5s

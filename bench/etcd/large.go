@@ -115,13 +115,14 @@ func probeFor(cl *clientv3.Client, d time.Duration) (latencies, error) {
 	return probe(ctx, cl)
 }
 
-func (c *cluster) client() (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{Endpoints: []string{c.leader}, DialTimeout: 10 * time.Second, MaxCallSendMsgSize: 16 << 20})
-}
-
-// large fills a single node with so many gigabytes in values that do not compress, and says what that does to puts and to a restart.
-func (b *bench) large(dir, quorate string, gigabytes int) error {
-	c, err := startQuorate(dir, quorate, 1, false)
+// alone runs a measurement of Quorate alone, with a client of its leader and a folder of its own.
+func (b *bench) alone(quorate string, nodes int, f func(c *cluster, cl *clientv3.Client, dir string) error) error {
+	dir, err := os.MkdirTemp("", "bench-etcd-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	c, err := startQuorate(dir, quorate, nodes, false)
 	defer func() { c.stop() }()
 	if err != nil {
 		return err
@@ -133,7 +134,15 @@ func (b *bench) large(dir, quorate string, gigabytes int) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = cl.Close() }()
+	return errors.Join(f(c, cl, dir), cl.Close())
+}
+
+func (c *cluster) client() (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{Endpoints: []string{c.leader}, DialTimeout: 10 * time.Second, MaxCallSendMsgSize: 16 << 20})
+}
+
+// large fills a single node with so many gigabytes in values that do not compress, and says what that does to puts and to a restart.
+func (b *bench) large(c *cluster, cl *clientv3.Client, dir string, gigabytes int) error {
 	// The first keys and the first tables are made before anything is measured.
 	if _, err := probeFor(cl, probing/2); err != nil {
 		return err
@@ -222,24 +231,11 @@ func diskUse(dir string) (size int64, err error) {
 }
 
 // compaction makes so many versions of 10,000 keys, by transactions of 100 puts, and says what compacting them away does to puts.
-func (b *bench) compaction(dir, quorate string, versions int) error {
-	c, err := startQuorate(dir, quorate, 3, false)
-	defer func() { c.stop() }()
-	if err != nil {
-		return err
-	}
-	if err := c.findLeader(); err != nil {
-		return err
-	}
-	cl, err := c.client()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = cl.Close() }()
+func (b *bench) compaction(c *cluster, cl *clientv3.Client, versions int) error {
 	const puts = 100
 	began := time.Now()
 	n := versions / puts
-	err = each(16, n, func(r *rand.Rand, i int) error {
+	err := each(16, n, func(r *rand.Rand, i int) error {
 		ops := make([]clientv3.Op, puts)
 		from := r.IntN(10_000)
 		for j := range ops {
@@ -287,19 +283,11 @@ func (b *bench) compaction(dir, quorate string, versions int) error {
 }
 
 // leases grants so many leases of a minute with a key each, keeps all alive for two minutes, and then none.
-func (b *bench) leases(dir, quorate string, leases int) error {
-	c, err := startQuorate(dir, quorate, 3, false)
-	defer func() { c.stop() }()
-	if err != nil {
-		return err
-	}
-	if err := c.findLeader(); err != nil {
-		return err
-	}
+func (b *bench) leases(c *cluster, cl *clientv3.Client, leases int) error {
 	// A client has one stream for all of its leases, as a program has.
 	const clients = 20
-	var cls []*clientv3.Client
-	for range clients {
+	cls := []*clientv3.Client{cl}
+	for range clients - 1 {
 		cl, err := c.client()
 		if err != nil {
 			return err
@@ -313,7 +301,7 @@ func (b *bench) leases(dir, quorate string, leases int) error {
 	defer end()
 	var lost atomic.Int64
 	began := time.Now()
-	err = each(64, leases, func(_ *rand.Rand, i int) error {
+	err := each(64, leases, func(_ *rand.Rand, i int) error {
 		cl := cls[i%clients]
 		l, err := cl.Grant(context.Background(), ttl)
 		if err != nil {
@@ -338,7 +326,7 @@ func (b *bench) leases(dir, quorate string, leases int) error {
 	}
 	b.line("%d leases of %d s with a key each granted in %.0f s, three nodes", leases, ttl, time.Since(began).Seconds())
 	count := func() (int64, error) {
-		resp, err := cls[0].Get(context.Background(), "leased/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		resp, err := cl.Get(context.Background(), "leased/", clientv3.WithPrefix(), clientv3.WithCountOnly())
 		if err != nil {
 			return 0, err
 		}
@@ -346,7 +334,7 @@ func (b *bench) leases(dir, quorate string, leases int) error {
 	}
 	cpu := c.cpu()
 	const watched = 2 * time.Minute
-	puts, err := probeFor(cls[0], probing)
+	puts, err := probeFor(cl, probing)
 	if err != nil {
 		return err
 	}

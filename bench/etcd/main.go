@@ -20,6 +20,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // cluster is three nodes of one kind.
@@ -93,11 +95,11 @@ func main() {
 	var err error
 	switch {
 	case *large > 0:
-		err = b.alone("large", func(dir string) error { return b.large(dir, *quorate, *large) })
+		err = b.alone(*quorate, 1, func(c *cluster, cl *clientv3.Client, dir string) error { return b.large(c, cl, dir, *large) })
 	case *versions > 0:
-		err = b.alone("compaction", func(dir string) error { return b.compaction(dir, *quorate, *versions) })
+		err = b.alone(*quorate, 3, func(c *cluster, cl *clientv3.Client, _ string) error { return b.compaction(c, cl, *versions) })
 	case *leases > 0:
-		err = b.alone("leases", func(dir string) error { return b.leases(dir, *quorate, *leases) })
+		err = b.alone(*quorate, 3, func(c *cluster, cl *clientv3.Client, _ string) error { return b.leases(c, cl, *leases) })
 	default:
 		err = b.run(*quorate, *etcd, *only, *memory, *out)
 	}
@@ -118,16 +120,6 @@ func (b *bench) line(format string, args ...any) {
 	s := fmt.Sprintf(format, args...)
 	fmt.Println(s)
 	b.text.WriteString(s + "\n")
-}
-
-// alone runs a measurement of Quorate alone in a folder of its own.
-func (b *bench) alone(name string, f func(dir string) error) error {
-	dir, err := os.MkdirTemp("", "bench-etcd-"+name+"-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	return f(dir)
 }
 
 func (b *bench) run(quorate, etcd, only string, memory int, out string) error {

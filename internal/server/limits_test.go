@@ -1,15 +1,12 @@
 package server
 
 import (
-	"context"
 	"encoding/base64"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 )
 
 // The largest request that may be configured fits into an entry of the raft log; one above what is configured is refused.
@@ -17,25 +14,7 @@ func TestEtcdLimits_AreWhatIsConfigured(t *testing.T) {
 	s := startTLS(t, Config{
 		Listen: Listen{Etcd: "127.0.0.1:0"}, EtcdRequestBytesMax: requestBytesLimit, EtcdTxnOpsMax: 2,
 	}, slog.New(slog.DiscardHandler))
-	post := func(path, body string) (int, string) {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.Addr().Etcd+path, strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp.StatusCode, string(b)
-	}
+	post := func(path, body string) (int, string) { return postJSON(t, s, path, "", body) }
 	value := func(n int) string { return base64.StdEncoding.EncodeToString(make([]byte, n)) }
 	if code, b := post("/v3/kv/put", fmt.Sprintf(`{"key":"YQ==","value":%q}`, value(requestBytesLimit-100))); code != http.StatusOK {
 		t.Errorf("the largest: %d %.300s", code, b)

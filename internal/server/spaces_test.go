@@ -166,24 +166,7 @@ func TestSpaces_ByUser(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	call := func(path, token, body string) (int, string) {
-		t.Helper()
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.Addr().Etcd+path, strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Authorization", token)
-		resp, err := http.DefaultTransport.RoundTrip(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp.StatusCode, string(b)
-	}
+	call := func(path, token, body string) (int, string) { return postJSON(t, s, path, token, body) }
 	login := func(user string) (int, string) {
 		code, said := call("/v3/auth/authenticate", "", fmt.Sprintf(`{"name":%q,"password":"top"}`, user))
 		var a struct{ Token string }
@@ -233,4 +216,28 @@ func TestSpaces_ByUser(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// postJSON sends a request to a node's etcd port, with a token unless that is empty. It returns the answer, whatever its code.
+func postJSON(t *testing.T, s *Server, path, token, body string) (code int, answer string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.Addr().Etcd+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token != "" {
+		req.Header.Set("Authorization", token)
+	}
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
 }
