@@ -28,7 +28,7 @@ func newServer() *cobra.Command {
   data: /var/lib/quorate
   listen: {peer: 10.0.0.1:7400, redis: 10.0.0.1:6379, kafka: 10.0.0.1:9092, etcd: 10.0.0.1:2379, http: 10.0.0.1:7070}
   peers: {1: 10.0.0.1:7400, 2: 10.0.0.2:7400, 3: 10.0.0.3:7400}
-  insecure: true                      # there is no authentication yet`,
+  insecure: true                      # no certificates are checked; or set tls`,
 		Example: "  quorate server --config node1.yaml\n  quorate server --config node1.yaml --log-level debug",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := server.ReadConfig(file)
