@@ -32,7 +32,7 @@ type feed struct {
 	ranges map[*watcher]struct{}
 	// prevs counts those that want previous versions; watchers counts all, also those that lag.
 	prevs, watchers int
-	// asking are the streams that asked how far all is while that was not known.
+	// asking are the streams that asked how far all is while that was not known, or less than they know.
 	asking map[*watchStream]struct{}
 }
 
@@ -129,10 +129,7 @@ func (f *feed) step(ctx context.Context) error {
 				if len(f.asking) > 0 {
 					f.wakeLocked()
 				}
-				for st := range f.asking {
-					f.answerLocked(st)
-				}
-				clear(f.asking)
+				f.answerAskingLocked()
 			}
 			f.mu.Unlock()
 			if still {
@@ -234,6 +231,7 @@ func (f *feed) handOut(e *kv.Events, prev bool) {
 		f.offerLocked(w, h)
 	}
 	f.next = e.Next
+	f.answerAskingLocked()
 }
 
 // offerLocked puts a watch's batch into its stream's queue, or makes it lag if there is no room.
@@ -432,6 +430,7 @@ func (f *feed) advance(w *watcher, next int64, some bool) bool {
 	w.next = max(w.next, next)
 	if some {
 		w.quiet = false
+		f.told = max(f.told, next-1)
 	}
 	return !w.gone
 }
@@ -440,21 +439,42 @@ func (f *feed) advance(w *watcher, next int64, some bool) bool {
 func (f *feed) tell(st *watchStream) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if st.dropped {
+		return
+	}
 	st.asked = true
-	if f.next == 0 && !st.dropped {
-		f.asking[st] = struct{}{}
+	if f.answerLocked(st); f.next == 0 {
 		f.wakeLocked()
 	}
-	f.answerLocked(st)
 }
 
-// answerLocked tells a stream that asked how far all its watches are, if they are equally far. It comes behind their events.
+// answerLocked tells a stream that asked how far all its watches are, if they are equally far. It comes behind their events. A watch may be
+// ahead of this node: it began on another one, which has applied more. It is not told less than it knows.
 func (f *feed) answerLocked(st *watchStream) {
-	if !st.asked || len(st.lagging) > 0 || f.next == 0 {
+	if !st.asked {
+		return
+	}
+	delete(f.asking, st)
+	if len(st.lagging) > 0 {
+		// The last of them to join is followed by the answer.
+		return
+	}
+	ahead := f.next == 0
+	for _, w := range st.watchers {
+		ahead = ahead || w.next > f.next
+	}
+	if ahead {
+		f.asking[st] = struct{}{}
 		return
 	}
 	st.asked = false
 	st.pushLocked(&pb.WatchResponse{Header: f.s.header(f.next - 1), WatchId: noWatch})
+}
+
+func (f *feed) answerAskingLocked() {
+	for st := range f.asking {
+		f.answerLocked(st)
+	}
 }
 
 // tellQuiet tells the watches that want it, and had nothing for a while, how far they are.
@@ -462,7 +482,7 @@ func (f *feed) tellQuiet(st *watchStream) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, w := range st.watchers {
-		if w.progress && w.quiet && !w.lagging {
+		if w.progress && w.quiet && !w.lagging && w.next <= f.next {
 			st.pushLocked(&pb.WatchResponse{Header: f.s.header(f.next - 1), WatchId: w.id})
 		}
 		w.quiet = true

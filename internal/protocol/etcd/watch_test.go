@@ -315,6 +315,27 @@ func TestFeed_PreviousVersionsForOneThatJustCame(t *testing.T) {
 	}
 }
 
+// A client that goes on with another node, which has applied less, is not told that it is less far than it knows.
+func TestWatch_ProgressIsNeverBehindTheClient(t *testing.T) {
+	r := newRig(t, Config{ProgressInterval: time.Millisecond})
+	w := r.watching(r.ctx())
+	w.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 5, ProgressNotify: true})
+	w.want("0@1 created")
+	w.progress()
+	for rev := range int64(3) {
+		if got := r.put("b", "v"); got != rev+2 {
+			t.Fatalf("revision %d", got)
+		}
+	}
+	for asked := false; !asked; {
+		m := w.recv()
+		if m.Header.Revision < 4 {
+			t.Fatalf("told of revision %d after it knew 4: %s", m.Header.Revision, line(m))
+		}
+		asked = m.WatchId == noWatch
+	}
+}
+
 // While nobody watches, the feed does not look at the key space. Whoever comes hears of what is new all the same, and of no revision before.
 func TestFeed_SleepsWhileNobodyWatches(t *testing.T) {
 	r := newRig(t, Config{})
