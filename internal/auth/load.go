@@ -33,7 +33,6 @@ func (l *Load) Empty() bool { return len(l.Users)+len(l.Roles) == 0 && l.Revisio
 func (l *Load) Check() error {
 	for i := range l.Users {
 		u := &l.Users[i]
-		row := user{noPassword: u.NoPassword, hash: u.Hash, roles: u.Roles}
 		switch {
 		case u.Name == "" || len(u.Name) > NameBytesMax:
 			return errs.New(errs.Invalid, "a user's name %.64q has %d bytes; it must have 1 to %d", u.Name, len(u.Name), NameBytesMax)
@@ -41,7 +40,7 @@ func (l *Load) Check() error {
 			return errs.New(errs.Invalid, "user %q has a password hash of %d bytes; there can be %d, and none for a user without password", u.Name, len(u.Hash), hashBytesMax)
 		case !ascending(u.Roles, cmp.Compare[string]) || slices.Contains(u.Roles, ""):
 			return errs.New(errs.Invalid, "the roles of user %q are not in order", u.Name)
-		case len(row.encode()) > RowBytesMax:
+		case len(u.row()) > RowBytesMax:
 			return errs.New(errs.Invalid, "the roles of user %q take more than %d bytes", u.Name, RowBytesMax)
 		}
 	}
@@ -66,6 +65,12 @@ func (l *Load) Check() error {
 		return errs.New(errs.Invalid, "users and roles cannot be loaded at revision %d, with authentication enabled: %v", l.Revision, l.Enabled)
 	}
 	return nil
+}
+
+// row is what is stored of a user who was not here before.
+func (u *DumpUser) row() []byte {
+	row := user{noPassword: u.NoPassword, since: 1, hash: u.Hash, roles: u.Roles}
+	return row.encode()
 }
 
 // ascending says whether each is greater than the one before.
@@ -101,8 +106,7 @@ func AppendLoad(b []byte, l *Load, model shard.ModuleID) []byte {
 	b = binary.AppendUvarint(appendHead(b, reqLoad, Caller{}), uint64(len(l.Users)))
 	for i := range l.Users {
 		u := &l.Users[i]
-		row := user{noPassword: u.NoPassword, since: 1, hash: u.Hash, roles: u.Roles}
-		b = codec.AppendBytes(codec.AppendBytes(b, u.Name), row.encode())
+		b = codec.AppendBytes(codec.AppendBytes(b, u.Name), u.row())
 	}
 	b = binary.AppendUvarint(b, uint64(len(l.Roles)))
 	for i := range l.Roles {
@@ -167,8 +171,7 @@ func (x *change) load(d *decoder) ([]byte, error) {
 	}
 	for i := range l.Users {
 		u := &l.Users[i]
-		row := user{noPassword: u.NoPassword, since: 1, hash: u.Hash, roles: u.Roles}
-		x.tx.SetFresh(userKey([]byte(u.Name)), row.encode())
+		x.tx.SetFresh(userKey([]byte(u.Name)), u.row())
 	}
 	for i := range l.Roles {
 		x.tx.SetFresh(roleKey([]byte(l.Roles[i].Name)), encodeRole(l.Roles[i].Permissions))

@@ -9,6 +9,7 @@ import (
 	crand "crypto/rand"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -96,4 +97,11 @@ func (e *Env) WithOffset(offset *atomic.Int64) *Env {
 	now := e.Now
 	c.Now = func() time.Time { return now().Add(time.Duration(offset.Load())) }
 	return &c
+}
+
+// Gone says whether a connection just ended, or was not used in time: nobody's concern, unlike one that was refused.
+func Gone(err error) bool {
+	var netErr net.Error
+	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, syscall.ECONNRESET) ||
+		errors.As(err, &netErr) && netErr.Timeout()
 }

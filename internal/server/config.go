@@ -291,12 +291,7 @@ func (c *Config) fill() error {
 	if err := c.checkSpaces(); err != nil {
 		return err
 	}
-	ports := []port{
-		{"redis", c.Listen.Redis, &c.Advertise.Redis, &c.TLS.Redis}, {"kafka", c.Listen.Kafka, &c.Advertise.Kafka, &c.TLS.Kafka},
-		{"etcd", c.Listen.Etcd, &c.Advertise.Etcd, &c.TLS.Etcd}, {"http", c.Listen.HTTP, &c.Advertise.HTTP, &TLS{}},
-		{"peer", c.Listen.Peer, nil, &c.TLS.Peer},
-	}
-	for _, p := range ports {
+	for _, p := range c.ports() {
 		if err := p.tls.check(p.name, c.alone()); err != nil {
 			return err
 		}
@@ -308,8 +303,7 @@ func (c *Config) fill() error {
 		return err
 	}
 	for _, name := range c.spaceNames() {
-		s := c.Spaces[name]
-		p := port{"etcd", s.Etcd, &s.AdvertiseEtcd, &c.TLS.Etcd}
+		p := c.spacePort(name)
 		if err := p.check("spaces."+name+".etcd", "spaces."+name+".advertise_etcd", c.Insecure); err != nil {
 			return err
 		}
@@ -371,6 +365,21 @@ func (p *port) open() bool {
 	return wildcard(host) || ip != nil && !ip.IsLoopback() || ip == nil && host != "localhost"
 }
 
+// ports are those of listen.
+func (c *Config) ports() []port {
+	return []port{
+		{"redis", c.Listen.Redis, &c.Advertise.Redis, &c.TLS.Redis}, {"kafka", c.Listen.Kafka, &c.Advertise.Kafka, &c.TLS.Kafka},
+		{"etcd", c.Listen.Etcd, &c.Advertise.Etcd, &c.TLS.Etcd}, {"http", c.Listen.HTTP, &c.Advertise.HTTP, &TLS{}},
+		{"peer", c.Listen.Peer, nil, &c.TLS.Peer},
+	}
+}
+
+// spacePort is the port of a space's own.
+func (c *Config) spacePort(name string) port {
+	s := c.Spaces[name]
+	return port{"etcd", s.Etcd, &s.AdvertiseEtcd, &c.TLS.Etcd}
+}
+
 // more returns a further address as a port.
 func (c *Config) more(m ListenMore) port {
 	p := port{m.Port, m.Address, nil, &c.TLS.Peer}
@@ -420,15 +429,12 @@ func (c *Config) servesEtcd() bool {
 
 // openPorts are the addresses that other machines can reach, and that check nobody.
 func (c *Config) openPorts() (out []port) {
-	all := []port{
-		{"peer", c.Listen.Peer, nil, &c.TLS.Peer}, {"redis", c.Listen.Redis, nil, &c.TLS.Redis}, {"kafka", c.Listen.Kafka, nil, &c.TLS.Kafka},
-		{"etcd", c.Listen.Etcd, nil, &c.TLS.Etcd}, {"http", c.Listen.HTTP, nil, &TLS{}},
-	}
+	all := c.ports()
 	for _, m := range c.ListenMore {
 		all = append(all, c.more(m))
 	}
 	for _, name := range c.spaceNames() {
-		all = append(all, port{"etcd", c.Spaces[name].Etcd, nil, &c.TLS.Etcd})
+		all = append(all, c.spacePort(name))
 	}
 	for _, p := range all {
 		if p.listen != "" && p.open() {

@@ -4,13 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
-	"syscall"
 	"time"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/telemetry"
 )
 
 // direction is one of the two links between this node and a peer. Peer 0 is all who are no peers.
@@ -23,9 +22,8 @@ type direction struct {
 type refusal struct {
 	why string
 	at  time.Time
-	// said is when that was last logged, unsaid how often it was not since.
-	said   time.Time
-	unsaid int
+	// log bounds how often that is logged.
+	log telemetry.Seldom
 }
 
 const (
@@ -46,16 +44,13 @@ func (t *Transport) refused(level slog.Level, d direction, msg, why string, attr
 		t.refusals[d] = r
 	}
 	r.at = now
-	again := !r.said.IsZero() && (r.why == why || d.peer == 0) && now.Sub(r.said) < refusalSayEvery
-	r.why = why
-	unsaid := r.unsaid
-	if again {
-		r.unsaid++
-	} else {
-		r.said, r.unsaid = now, 0
+	if r.why != why && d.peer != 0 {
+		r.log.News()
 	}
+	r.why = why
+	unsaid, say := r.log.Say(now, refusalSayEvery)
 	t.mu.Unlock()
-	if again {
+	if !say {
 		return
 	}
 	t.log.Log(context.Background(), level, msg, append(attrs, "reason", why, "not_logged", unsaid)...)
@@ -86,11 +81,4 @@ func untrusted(err error) bool {
 	var own *tls.CertificateVerificationError
 	var told *net.OpError
 	return errs.Is(err, errs.Denied) || errors.As(err, &own) || errors.As(err, &told) && told.Op == "remote error"
-}
-
-// gone says whether a connection just ended, which is nobody's concern.
-func gone(err error) bool {
-	var netErr net.Error
-	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, syscall.ECONNRESET) ||
-		errors.As(err, &netErr) && netErr.Timeout()
 }

@@ -437,7 +437,7 @@ func (t *Transport) receive(c net.Conn) error {
 	}
 	if s, ok := c.(interface{ HandshakeContext(context.Context) error }); ok {
 		if err := s.HandshakeContext(t.ctx); err != nil {
-			if !gone(err) {
+			if !env.Gone(err) {
 				t.refused(slog.LevelWarn, direction{0, true}, "rejected connection on peer endpoint", err.Error(), "remote", c.RemoteAddr().String())
 			}
 			return err

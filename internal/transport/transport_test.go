@@ -164,7 +164,7 @@ func TestTransport_OtherNumberOfShards(t *testing.T) {
 			s.t.mu.Lock()
 			defer s.t.mu.Unlock()
 			for _, incoming := range []bool{true, false} {
-				if r := s.t.refusals[direction{3 - s.t.cfg.Self, incoming}]; r == nil || r.unsaid < 2 {
+				if r := s.t.refusals[direction{3 - s.t.cfg.Self, incoming}]; r == nil || r.log.Unsaid() < 2 {
 					return false
 				}
 			}

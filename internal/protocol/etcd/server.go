@@ -10,7 +10,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"hash/fnv"
-	"io"
 	"log/slog"
 	"math"
 	"net"
@@ -18,7 +17,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,10 +29,12 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/quorate/quorate/internal/coord"
+	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/protocol/conns"
 	"github.com/quorate/quorate/internal/shard"
+	"github.com/quorate/quorate/internal/telemetry"
 )
 
 // Config describes a server. The zero value of each field means its default.
@@ -173,7 +173,7 @@ type Server struct {
 	toGRPC, toHTTP, toPages *queue
 
 	// rejections and slow bound what is logged of connections and requests.
-	rejections, slow seldom
+	rejections, slow telemetry.Seldom
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -282,12 +282,10 @@ const rejectSayEvery = time.Minute
 
 // rejected logs, now and then, why a connection with TLS ended before it said anything. One that just ends is nobody's concern.
 func (s *Server) rejected(c *conn, err error) {
-	var netErr net.Error
-	_, secure := c.Conn.(secured)
-	if !secure || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.As(err, &netErr) && netErr.Timeout() {
+	if _, secure := c.Conn.(secured); !secure || env.Gone(err) {
 		return
 	}
-	if unsaid, say := s.rejections.say(s.client.Now(), rejectSayEvery); say {
+	if unsaid, say := s.rejections.Say(s.client.Now(), rejectSayEvery); say {
 		s.log.Warn("rejected connection on client endpoint", "remote", c.RemoteAddr().String(), "error", err, "not_logged", unsaid)
 	}
 }
@@ -300,29 +298,9 @@ func (s *Server) took(method string, t time.Duration) {
 	if s.cfg.SlowRequest == 0 || t < s.cfg.SlowRequest {
 		return
 	}
-	if unsaid, say := s.slow.say(s.client.Now(), slowSayEvery); say {
+	if unsaid, say := s.slow.Say(s.client.Now(), slowSayEvery); say {
 		s.log.Warn("request stats: slower than it should be", "method", method, "took", t, "should_be", s.cfg.SlowRequest, "not_logged", unsaid)
 	}
-}
-
-// seldom bounds how often a line is logged.
-type seldom struct {
-	mu sync.Mutex
-	// at is when it was, unsaid how often it was not since. Guarded by mu.
-	at     time.Time
-	unsaid int
-}
-
-// say returns whether to log the line, and how often it was not logged before.
-func (q *seldom) say(now time.Time, every time.Duration) (unsaid int, say bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if !q.at.IsZero() && now.Sub(q.at) < every {
-		q.unsaid++
-		return 0, false
-	}
-	unsaid, q.at, q.unsaid = q.unsaid, now, 0
-	return unsaid, true
 }
 
 // Close ends all connections and listeners and waits for every goroutine. Requests in flight are cut off.
