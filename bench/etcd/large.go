@@ -154,6 +154,7 @@ func (b *bench) large(c *cluster, cl *clientv3.Client, dir string, gigabytes int
 	b.line("one node, nothing in it: %s", empty)
 	n := gigabytes << 30 / largeValue
 	var longest atomic.Int64
+	written := c.written()
 	began := time.Now()
 	err = each(32, n, func(r *rand.Rand, i int) error {
 		at := time.Now()
@@ -180,12 +181,13 @@ func (b *bench) large(c *cluster, cl *clientv3.Client, dir string, gigabytes int
 		return err
 	}
 	b.line("a minute later: %s; p99 %.2f times", after, ms(after.at(0.99))/ms(empty.at(0.99)))
+	written = c.written() - written
 	size, err := diskUse(dir)
 	if err != nil {
 		return err
 	}
 	rss, anon := c.resident()
-	b.line("on disk %.1f GiB; in memory %d MiB, %d MiB of them anonymous", float64(size)/(1<<30), rss>>20, anon>>20)
+	b.line("written to disk %.1f GiB, %.1f times the values; on disk %.1f GiB; in memory %d MiB, %d MiB of them anonymous", float64(written)/(1<<30), float64(written)/float64(n*largeValue), float64(size)/(1<<30), rss>>20, anon>>20)
 	// kill -9 under load, and how long until a put is acknowledged again.
 	for range 3 {
 		if _, err := probeFor(cl, 5*time.Second); err != nil {

@@ -308,6 +308,23 @@ func (c *cluster) cpu() float64 {
 	return sum
 }
 
+// written adds up what the nodes wrote to disk since they were started.
+func (c *cluster) written() (bytes int64) {
+	for _, p := range c.procs {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", p.Process.Pid))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			if n, ok := strings.CutPrefix(line, "write_bytes: "); ok {
+				n, _ := strconv.ParseInt(strings.TrimSpace(n), 10, 64)
+				bytes += n
+			}
+		}
+	}
+	return bytes
+}
+
 // resident adds up what the nodes have in memory: all of it, and without pages of files.
 func (c *cluster) resident() (all, anonymous int64) {
 	for _, p := range c.procs {

@@ -23,6 +23,7 @@ type Reader interface {
 type layers struct {
 	mem   []memView
 	below pebble.Reader
+	store *Store
 }
 
 // layers returns what the goroutine that commits reads. They are good until it commits again.
@@ -30,7 +31,7 @@ func (s *Store) layers() layers {
 	s.mu.Lock()
 	filled := s.filled
 	s.mu.Unlock()
-	l := layers{mem: make([]memView, 0, 1+len(filled)), below: s.db}
+	l := layers{mem: make([]memView, 0, 1+len(filled)), below: s.db, store: s}
 	return l.with(s.active.own(), filled)
 }
 
@@ -55,10 +56,14 @@ func (l layers) get(key []byte) ([]byte, bool, error) {
 		return nil, false, nil
 	}
 	if err != nil {
-		return nil, false, errs.Wrap(errs.Corrupt, err, "read state store")
+		return nil, false, l.store.damaged(errs.Wrap(errs.Corrupt, err, "read state store"))
 	}
 	v = append(make([]byte, 0, len(v)), v...)
-	return v, true, c.Close()
+	// A value in a blob file that could not be read is empty here, and Close says so.
+	if err := c.Close(); err != nil {
+		return nil, false, l.store.damaged(errs.Wrap(errs.Corrupt, err, "read state store"))
+	}
+	return v, true, nil
 }
 
 func (l layers) scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
@@ -74,7 +79,7 @@ func (l layers) scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
 		}
 		merge(mem, to, it, yield)
 		if err := errors.Join(it.Error(), it.Close()); err != nil {
-			*errp = errs.Wrap(errs.Corrupt, err, "scan state store")
+			*errp = l.store.damaged(errs.Wrap(errs.Corrupt, err, "scan state store"))
 		}
 	}
 }
@@ -99,7 +104,9 @@ func merge(mem []*memIter, to []byte, it *pebble.Iterator, yield func([]byte, []
 		case at < 0 && !more:
 			return
 		case at < 0 || more && bytes.Compare(it.Key(), key) < 0:
-			if !yield(it.Key(), it.Value()) {
+			// A value in a blob file is read only now.
+			v, err := it.ValueAndErr()
+			if err != nil || !yield(it.Key(), v) {
 				return
 			}
 			more = it.Next()
@@ -130,8 +137,7 @@ func (s *Store) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
 // Snapshot is a consistent view of a Store at one moment. It must be closed, once.
 type Snapshot struct {
 	layers
-	store *Store
-	base  *pebbleView
+	base *pebbleView
 	// users counts those who have not closed it; guarded by Store.mu.
 	users int
 }
@@ -152,7 +158,7 @@ func (s *Store) Snapshot() *Snapshot {
 			s.below = &pebbleView{s: s.db.NewSnapshot(), users: 1}
 		}
 		s.below.users++
-		v := &Snapshot{layers: layers{below: s.below.s}, store: s, base: s.below, users: 1}
+		v := &Snapshot{layers: layers{below: s.below.s, store: s}, base: s.below, users: 1}
 		v.layers = v.with(s.active.view(), s.filled)
 		s.view = v
 	}

@@ -40,12 +40,12 @@ type StoreConfig struct {
 // A read or write error of the disk is sticky: Err returns it, and the owner must stop the node.
 type Store struct {
 	cfg   StoreConfig
-	fs    FS
+	fs    *blobFS
 	dir   string
 	opts  *pebble.Options
 	db    *pebble.DB
 	cache *pebble.Cache
-	// damage is the first corruption that background work came upon.
+	// damage is the first corruption that anybody came upon.
 	damage atomic.Pointer[error]
 	// spare is a batch that may be used again; it belongs to the goroutine that commits.
 	spare *Batch
@@ -98,9 +98,10 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	if cfg.MemTableRows == 0 {
 		cfg.MemTableRows = 200_000
 	}
+	blobs := newBlobFS(at)
 	cache := pebble.NewCache(cfg.CacheBytes)
 	opts := &pebble.Options{
-		FS: at, Cache: cache, DisableWAL: true, Logger: pebbleLogger{cfg.Logf},
+		FS: blobs, Cache: cache, DisableWAL: true, Logger: pebbleLogger{cfg.Logf},
 		FormatMajorVersion:          pebble.FormatNewest,
 		MemTableSize:                pebbleMemTable,
 		MemTableStopWritesThreshold: memTablesStop,
@@ -110,6 +111,7 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		MaxOpenFiles:                1000,
 		DisableAutomaticCompactions: cfg.Deterministic,
 	}
+	opts.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy { return separateValues(cfg.Deterministic) }
 	opts.CompactionConcurrencyRange = func() (int, int) { return 1, 2 }
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
@@ -117,11 +119,11 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	// Tables of level 0 are merged into others soon; to compress them would be work for nothing.
 	opts.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	opts.Levels[1].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
-	s := &Store{cfg: cfg, fs: at, dir: dir, opts: opts, cache: cache, active: &memTable{}, end: make(chan struct{})}
+	s := &Store{cfg: cfg, fs: blobs, dir: dir, opts: opts, cache: cache, active: &memTable{}, end: make(chan struct{})}
 	s.changed = sync.NewCond(&s.mu)
+	blobs.damaged = s.damaged
 	opts.EventListener = &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
-		err := errs.Wrap(errs.Corrupt, i.Details, "state store file %s", i.Path)
-		s.damage.CompareAndSwap(nil, &err)
+		_ = s.damaged(errs.Wrap(errs.Corrupt, i.Details, "state store file %s", i.Path))
 	}}
 	if cfg.Deterministic {
 		s.step = &stepwise{}
@@ -170,6 +172,12 @@ func (s *Store) checkOrder() error {
 		}
 	}
 	return nil
+}
+
+// damaged remembers a corruption, and returns it.
+func (s *Store) damaged(err error) error {
+	s.damage.CompareAndSwap(nil, &err)
+	return err
 }
 
 // Err returns the first damage that was found in the store's files by whatever read them. The node must stop then.

@@ -269,13 +269,19 @@ func TestStore_Stats(t *testing.T) {
 // tables lists the tables of a store.
 func tables(t *testing.T, fs FS) []string {
 	t.Helper()
+	return stateFiles(t, fs, ".sst")
+}
+
+// stateFiles lists the files of a store with a suffix.
+func stateFiles(t *testing.T, fs FS, suffix string) []string {
+	t.Helper()
 	names, err := fs.List("state")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out []string
 	for _, n := range names {
-		if strings.HasSuffix(n, ".sst") {
+		if strings.HasSuffix(n, suffix) {
 			out = append(out, "state/"+n)
 		}
 	}
@@ -303,7 +309,7 @@ func rot(t *testing.T, fs FS, name string, at int64) {
 	}
 }
 
-// TestStore_VerifyFindsDamageAnywhere flips each tenth byte of a table in turn: either the store does not open, or Verify
+// TestStore_VerifyFindsDamageAnywhere flips each tenth byte of a table, and of a blob file, in turn: either the store does not open, or Verify
 // finds it, or the byte means nothing, and then all rows are right.
 func TestStore_VerifyFindsDamageAnywhere(t *testing.T) {
 	fs := MemFS()
@@ -312,7 +318,7 @@ func TestStore_VerifyFindsDamageAnywhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 300 {
-		put(t, s, fmt.Sprintf("key%03d", i), strings.Repeat("v", i%40+1))
+		put(t, s, fmt.Sprintf("key%03d", i), strings.Repeat("v", i%90+1))
 	}
 	if err := s.Flush(); err != nil {
 		t.Fatal(err)
@@ -325,7 +331,13 @@ func TestStore_VerifyFindsDamageAnywhere(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	name := tables(t, clean)[0]
+	for _, name := range []string{tables(t, clean)[0], stateFiles(t, clean, blobSuffix)[0]} {
+		verifyFindsDamage(t, clean, name, want)
+	}
+}
+
+func verifyFindsDamage(t *testing.T, clean *vfs.MemFS, name, want string) {
+	t.Helper()
 	st, err := clean.Stat(name)
 	if err != nil {
 		t.Fatal(err)
@@ -342,17 +354,26 @@ func TestStore_VerifyFindsDamageAnywhere(t *testing.T) {
 		if err := s.Verify(); err != nil {
 			found++
 			if !errs.Is(err, errs.Corrupt) {
-				t.Errorf("byte %d: got %v", at, err)
+				t.Errorf("%s, byte %d: got %v", name, at, err)
+			}
+			var scanErr error
+			for k, v := range s.Scan(nil, nil, &scanErr) {
+				if i, _ := strconv.Atoi(string(k[3:])); string(v) != strings.Repeat("v", i%90+1) {
+					t.Errorf("%s, byte %d: %s holds %q", name, at, k, v)
+				}
+			}
+			if scanErr != nil && (!errs.Is(scanErr, errs.Corrupt) || s.Err() == nil) {
+				t.Errorf("%s, byte %d: a scan ends with %v, and the store says %v", name, at, scanErr, s.Err())
 			}
 		} else if got := rows(t, s, "", ""); got != want {
-			t.Errorf("byte %d: damage passed Verify and changed the rows", at)
-		} else if v, ok, err := s.Get([]byte("key007")); err != nil || !ok || string(v) != "vvvvvvvv" {
-			t.Errorf("byte %d: damage passed Verify, and a key holds %q %v %v", at, v, ok, err)
+			t.Errorf("%s, byte %d: damage passed Verify and changed the rows", name, at)
+		} else if v, ok, err := s.Get([]byte("key079")); err != nil || !ok || string(v) != strings.Repeat("v", 80) {
+			t.Errorf("%s, byte %d: damage passed Verify, and a key holds %q %v %v", name, at, v, ok, err)
 		}
 		_ = s.Close()
 	}
 	if int64(found) < st.Size()/10*9/10 {
-		t.Errorf("damage was found at %d of %d places", found, st.Size()/10)
+		t.Errorf("%s: damage was found at %d of %d places", name, found, st.Size()/10)
 	}
 }
 
@@ -423,8 +444,15 @@ func TestStore_DamagedManifestHidesNoLaterWrites(t *testing.T) {
 	}
 }
 
-// TestStore_ScanEndsAtDamage: rows behind damage are not yielded, whether they are in a table or in memory (seed 211277).
+// TestStore_ScanEndsAtDamage: rows behind damage are not yielded, whether they are in a table or in memory (seed 211277), nor is one whose value in a
+// blob file is damaged.
 func TestStore_ScanEndsAtDamage(t *testing.T) {
+	scanEndsAtDamage(t, ".sst", 50)
+	scanEndsAtDamage(t, blobSuffix, 100)
+}
+
+func scanEndsAtDamage(t *testing.T, suffix string, size int) {
+	t.Helper()
 	fs := MemFS()
 	s, err := OpenStore(fs, "state", StoreConfig{Deterministic: true})
 	if err != nil {
@@ -432,7 +460,7 @@ func TestStore_ScanEndsAtDamage(t *testing.T) {
 	}
 	const n = 400
 	for i := range n {
-		put(t, s, fmt.Sprintf("key%03d", i), strings.Repeat("v", 50))
+		put(t, s, fmt.Sprintf("key%03d", i), strings.Repeat("v", size))
 	}
 	if err := s.Flush(); err != nil {
 		t.Fatal(err)
@@ -441,7 +469,7 @@ func TestStore_ScanEndsAtDamage(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	name := tables(t, clean)[0]
+	name := stateFiles(t, clean, suffix)[0]
 	ended := map[int]bool{}
 	for at := int64(10); at < 20_000; at += 1000 {
 		fs := clean.CrashClone(vfs.CrashCloneCfg{})
@@ -455,7 +483,10 @@ func TestStore_ScanEndsAtDamage(t *testing.T) {
 		for _, r := range []Reader{s, snap} {
 			var scanErr error
 			seen := 0
-			for k := range r.Scan(nil, nil, &scanErr) {
+			for k, v := range r.Scan(nil, nil, &scanErr) {
+				if string(v) != "new" && string(v) != strings.Repeat("v", size) {
+					t.Errorf("byte %d: %s holds %q", at, k, v)
+				}
 				if want := fmt.Sprintf("key%03d", seen); string(k) != want && string(k) != "key350x" && string(k) != "zoo" {
 					t.Errorf("byte %d: %s comes where %s should", at, k, want)
 					break
@@ -482,12 +513,18 @@ func TestStore_ScanEndsAtDamage(t *testing.T) {
 }
 
 func TestStore_DamageIsStickyOnceRead(t *testing.T) {
+	damageIsSticky(t, ".sst", 10)
+	damageIsSticky(t, blobSuffix, 100)
+}
+
+func damageIsSticky(t *testing.T, suffix string, size int) {
+	t.Helper()
 	fs := MemFS()
 	s, err := OpenStore(fs, "state", StoreConfig{Deterministic: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	put(t, s, "k", strings.Repeat("v", 100))
+	put(t, s, "k", strings.Repeat("v", size))
 	if err := s.Flush(); err != nil {
 		t.Fatal(err)
 	}
@@ -495,7 +532,7 @@ func TestStore_DamageIsStickyOnceRead(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	rot(t, fs, tables(t, fs)[0], 10)
+	rot(t, fs, stateFiles(t, fs, suffix)[0], 10)
 	s = openTestStore(t, fs, StoreConfig{Deterministic: true})
 	if s.Err() != nil {
 		t.Errorf("damaged before anything was read: %v", s.Err())
@@ -505,7 +542,7 @@ func TestStore_DamageIsStickyOnceRead(t *testing.T) {
 	}
 	var scanErr error
 	for range s.Scan(nil, nil, &scanErr) {
-		t.Errorf("a damaged block has rows")
+		t.Errorf("a damaged block of a %s file has rows", suffix)
 	}
 	if !errs.Is(scanErr, errs.Corrupt) {
 		t.Errorf("scan: %v", scanErr)

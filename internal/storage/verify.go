@@ -5,12 +5,13 @@ import (
 	"errors"
 	"io/fs"
 
+	"github.com/cockroachdb/pebble/v2/objstorage"
 	"github.com/cockroachdb/pebble/v2/sstable"
 
 	"github.com/quorate/quorate/internal/errs"
 )
 
-// Verify reads every table from the disk, past the cache, and checks each block's checksum, then the order of all keys. It
+// Verify reads every file of rows from the disk, past the cache, and checks each block's checksum, then the order of all keys. It
 // returns the first damage found. It may run beside everything else.
 func (s *Store) Verify() error {
 	if err := s.VerifyTables(func(int) error { return nil }); err != nil {
@@ -19,7 +20,7 @@ func (s *Store) Verify() error {
 	return errs.Wrap(errs.Corrupt, s.db.CheckLevels(nil), "check state store")
 }
 
-// VerifyTables reads every table from the disk, past the cache, and checks each block's checksum. It returns the first
+// VerifyTables reads every table and blob file from the disk, past the cache, and checks each block's checksum. It returns the first
 // damage found, as errs.Corrupt. It may run beside everything else; pace is called with the number of bytes just read, and
 // may wait. An error of pace ends the check and is returned as it is.
 func (s *Store) VerifyTables(pace func(n int) error) error {
@@ -29,17 +30,27 @@ func (s *Store) VerifyTables(pace func(n int) error) error {
 	}
 	for _, tables := range levels {
 		for _, t := range tables {
-			if err := s.verifyTable(s.fs.PathJoin(s.dir, t.BackingSSTNum.String()+".sst"), pace); err != nil {
+			if err := s.verifyFile(s.fs.PathJoin(s.dir, t.BackingSSTNum.String()+".sst"), pace, s.verifyTable); err != nil {
 				return err
 			}
+		}
+	}
+	blobs, err := s.fs.finished(s.dir)
+	if err != nil {
+		return errs.Wrap(errs.Unavailable, err, "list the blob files of the state store")
+	}
+	for _, name := range blobs {
+		if err := s.verifyFile(name, pace, s.verifyBlob); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// verifyTable checks all blocks of a table, also those that a scan passes by, such as its filter.
-func (s *Store) verifyTable(name string, pace func(n int) error) error {
-	file, err := s.fs.Open(name)
+// verifyFile checks a file that may be gone; check closes it.
+func (s *Store) verifyFile(name string, pace func(n int) error, check func(*pacedFile) error) error {
+	// Past blobFS, which would keep damage from being told apart from a file that cannot be opened.
+	file, err := s.fs.FS.Open(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		// It was merged into others meanwhile.
@@ -49,7 +60,7 @@ func (s *Store) verifyTable(name string, pace func(n int) error) error {
 		return errs.Wrap(errs.Unavailable, err, "open state store file %s to check it", name)
 	}
 	f := &pacedFile{File: file, pace: pace}
-	err = s.verifyBlocks(f)
+	err = check(f)
 	switch {
 	case f.ended != nil:
 		return f.ended
@@ -63,10 +74,11 @@ func (s *Store) verifyTable(name string, pace func(n int) error) error {
 	return errs.Wrap(errs.Corrupt, err, "check state store file %s", name)
 }
 
-func (s *Store) verifyBlocks(f *pacedFile) error {
-	readable, err := sstable.NewSimpleReadable(f)
+// verifyTable checks all blocks of a table, also those that a scan passes by, such as its filter.
+func (s *Store) verifyTable(f *pacedFile) error {
+	readable, err := newReadable(f)
 	if err != nil {
-		return errors.Join(err, f.Close())
+		return err
 	}
 	// The reader closes the file, also when it cannot be made.
 	r, err := sstable.NewReader(context.Background(), readable, s.opts.MakeReaderOptions())
@@ -74,6 +86,15 @@ func (s *Store) verifyBlocks(f *pacedFile) error {
 		return err
 	}
 	return errors.Join(r.ValidateBlockChecksums(), r.Close())
+}
+
+// newReadable takes a file over, and closes it on failure.
+func newReadable(f *pacedFile) (objstorage.Readable, error) {
+	r, err := sstable.NewSimpleReadable(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return r, nil
 }
 
 // pacedFile waits after each read. It remembers why it was told to stop, since Pebble would take that for damage.
