@@ -46,9 +46,12 @@ func (c *call) failIf(err error) {
 }
 
 const (
-	// removeMax is how many events one step of a compaction lets go of, save that it leaves no revision half done. Whatever else is applied
-	// waits for a step, about a millisecond of processor time.
-	removeMax = 250
+	// removeMin and removeMax bound how many events one step of a compaction lets go of, save that it leaves no revision half done. Whatever else is
+	// applied waits for a step, up to some milliseconds of processor time.
+	removeMin, removeMax = 100, 1000
+	// removeSteps is in how many steps a large compaction is done, a quarter of an hour's: deleting a version costs the disk about as much as writing one
+	// did, so a compaction that hurries is felt by all others. One that cannot keep up with what is written gets faster as it falls behind.
+	removeSteps = 90_000
 	// removePause is the time between two steps: other requests come between.
 	removePause = 10 * time.Millisecond
 )
@@ -76,8 +79,8 @@ func (c *call) removeHistory() {
 		}
 		steps = append(steps, s)
 		// A revision's events go together, so that where to go on is a revision.
-		if len(steps) > removeMax && steps[len(steps)-2].rev != rev {
-			steps = steps[:len(steps)-1]
+		if n := len(steps) - 1; n > 0 && steps[n-1].rev != rev && stepEnds(n, from, rev, c.st.compact) {
+			steps = steps[:n]
 			c.st.removed = rev
 			break
 		}
@@ -95,6 +98,13 @@ func (c *call) removeHistory() {
 	if c.st.removed < c.st.compact {
 		c.tx.SetTimer([]byte{timerCompact}, c.tx.Now().Add(removePause))
 	}
+}
+
+// stepEnds reports whether a step that has n events of revisions from to rev-1, of a compaction that goes to compact, is long enough.
+func stepEnds(n int, from, rev, compact int64) bool {
+	// So many there are, if the others are like these.
+	all := int64(n) * (compact - from) / (rev - from)
+	return n >= removeMax || n >= removeMin && int64(n) >= all/removeSteps
 }
 
 // Status is what is known of the key space.

@@ -496,6 +496,34 @@ func TestCompact_RemovesAllInSteps(t *testing.T) {
 	}
 }
 
+func TestCompact_StepsGrowWithWhatIsLeft(t *testing.T) {
+	// size is how many events a step has in which each revision has so many.
+	size := func(events int, compact int64) int {
+		for rev := int64(1); ; rev++ {
+			if n := int(rev) * events; stepEnds(n, 0, rev, compact) {
+				return n
+			}
+		}
+	}
+	for _, c := range []struct {
+		events  int
+		compact int64
+		want    int
+	}{
+		{1, 1_000, removeMin},
+		{1, 9_000_000, 100},
+		{1, 45_000_000, 500},
+		{1, 10_000_000_000, removeMax},
+		{100, 90_000, 100},
+		{100, 450_000, 500},
+		{3 * removeMax, 2, 3 * removeMax},
+	} {
+		if got := size(c.events, c.compact); got != c.want {
+			t.Errorf("%d events a revision, compaction to %d: steps of %d, want %d", c.events, c.compact, got, c.want)
+		}
+	}
+}
+
 func (x *tester) hash(rev int64) Hash {
 	x.t.Helper()
 	b, err := x.query(EncodeHash(rev))
