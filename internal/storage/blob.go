@@ -185,6 +185,7 @@ func (f *checkedBlob) ReadAt(p []byte, off int64) (int, error) {
 	case len(p) < block.TrailerLen:
 		err = fmt.Errorf("%d bytes at %d are no block", len(p), off)
 	default:
+		// Pebble reads each block in one piece.
 		h := block.Handle{Offset: uint64(off), Length: uint64(len(p)) - block.TrailerLen}
 		err = block.ValidateChecksum(block.ChecksumTypeCRC32c, p, h)
 	}

@@ -23,7 +23,6 @@ type Reader interface {
 type layers struct {
 	mem   []memView
 	below pebble.Reader
-	store *Store
 }
 
 // layers returns what the goroutine that commits reads. They are good until it commits again.
@@ -31,7 +30,7 @@ func (s *Store) layers() layers {
 	s.mu.Lock()
 	filled := s.filled
 	s.mu.Unlock()
-	l := layers{mem: make([]memView, 0, 1+len(filled)), below: s.db, store: s}
+	l := layers{mem: make([]memView, 0, 1+len(filled)), below: s.db}
 	return l.with(s.active.own(), filled)
 }
 
@@ -56,12 +55,12 @@ func (l layers) get(key []byte) ([]byte, bool, error) {
 		return nil, false, nil
 	}
 	if err != nil {
-		return nil, false, l.store.damaged(errs.Wrap(errs.Corrupt, err, "read state store"))
+		return nil, false, errs.Wrap(errs.Corrupt, err, "read state store")
 	}
 	v = append(make([]byte, 0, len(v)), v...)
 	// A value in a blob file that could not be read is empty here, and Close says so.
 	if err := c.Close(); err != nil {
-		return nil, false, l.store.damaged(errs.Wrap(errs.Corrupt, err, "read state store"))
+		return nil, false, errs.Wrap(errs.Corrupt, err, "read state store")
 	}
 	return v, true, nil
 }
@@ -79,7 +78,7 @@ func (l layers) scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
 		}
 		merge(mem, to, it, yield)
 		if err := errors.Join(it.Error(), it.Close()); err != nil {
-			*errp = l.store.damaged(errs.Wrap(errs.Corrupt, err, "scan state store"))
+			*errp = errs.Wrap(errs.Corrupt, err, "scan state store")
 		}
 	}
 }
@@ -137,7 +136,8 @@ func (s *Store) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
 // Snapshot is a consistent view of a Store at one moment. It must be closed, once.
 type Snapshot struct {
 	layers
-	base *pebbleView
+	store *Store
+	base  *pebbleView
 	// users counts those who have not closed it; guarded by Store.mu.
 	users int
 }
@@ -158,7 +158,7 @@ func (s *Store) Snapshot() *Snapshot {
 			s.below = &pebbleView{s: s.db.NewSnapshot(), users: 1}
 		}
 		s.below.users++
-		v := &Snapshot{layers: layers{below: s.below.s, store: s}, base: s.below, users: 1}
+		v := &Snapshot{layers: layers{below: s.below.s}, store: s, base: s.below, users: 1}
 		v.layers = v.with(s.active.view(), s.filled)
 		s.view = v
 	}

@@ -45,7 +45,7 @@ type Store struct {
 	opts  *pebble.Options
 	db    *pebble.DB
 	cache *pebble.Cache
-	// damage is the first corruption that anybody came upon.
+	// damage is the first corruption that Pebble or blobs came upon.
 	damage atomic.Pointer[error]
 	// spare is a batch that may be used again; it belongs to the goroutine that commits.
 	spare *Batch
