@@ -58,6 +58,9 @@ func TestInstall_GivesTheSameState(t *testing.T) {
 		fill(a, 30)
 		fill(b, 3)
 		b.run(set("leftover", "x"))
+		// Later than any in what is received.
+		b.run(func(tx *Tx) ([]byte, error) { tx.SetTimer([]byte("t0"), a.now.Add(10*time.Hour)); return nil, nil })
+		b.pass(8 * 3600)
 		send(t, a.m, b.m, size)
 		if b.m.Applied() != a.m.Applied() || b.m.Digest() != a.m.Digest() || b.m.Revision() != a.m.Revision() || string(b.m.Conf()) != "conf" {
 			t.Errorf("chunks of %d: got %+v, want %+v", size, b.m.st, a.m.st)

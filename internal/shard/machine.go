@@ -193,6 +193,8 @@ func (m *Machine) load() error {
 	if err := m.loadSessions(); err != nil {
 		return err
 	}
+	// What was known is of the state before.
+	m.nextTimer = 0
 	m.nextTimer = m.findNextTimer()
 	return m.err
 }

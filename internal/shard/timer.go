@@ -66,7 +66,7 @@ func (m *Machine) fireTimers(out *Applied) {
 	}
 	var due []timer
 	end := binary.BigEndian.AppendUint64([]byte{rowTimer}, uint64(m.st.Stamp)+1)
-	for k := range m.scan(ModuleShard, []byte{rowTimer}, end) {
+	for k := range m.scan(ModuleShard, m.firstTimer(), end) {
 		due = append(due, timer{
 			due: int64(binary.BigEndian.Uint64(k[1:])), id: ModuleID(k[9]), key: slices.Clone(k[10:]),
 		})
@@ -101,8 +101,14 @@ func (m *Machine) fireTimers(out *Applied) {
 
 // findNextTimer reads the moment of the earliest timer, 0 if there is none.
 func (m *Machine) findNextTimer() int64 {
-	for k := range m.scan(ModuleShard, []byte{rowTimer}, []byte{rowTimer + 1}) {
+	for k := range m.scan(ModuleShard, m.firstTimer(), []byte{rowTimer + 1}) {
 		return int64(binary.BigEndian.Uint64(k[1:]))
 	}
 	return 0
+}
+
+// firstTimer is a row before which there is no timer. Where there were some, the store holds for a while that they are deleted, and a scan from the
+// first row on would look at each of those, every time.
+func (m *Machine) firstTimer() []byte {
+	return binary.BigEndian.AppendUint64([]byte{rowTimer}, uint64(m.nextTimer))
 }

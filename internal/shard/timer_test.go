@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"encoding/binary"
 	"fmt"
 	"strings"
 	"testing"
@@ -112,6 +113,35 @@ func TestTimer_IsReplacedAndCancelled(t *testing.T) {
 	wantFired(t, fired, "c@6")
 	b.pass(20)
 	wantFired(t, fired, "c@6 a@20")
+}
+
+// Deleted rows are in the store for a while: what comes next is not looked for where timers were.
+func TestTimer_IsNotLookedForInThePast(t *testing.T) {
+	b, _ := alarm(t)
+	first := func(want int) {
+		t.Helper()
+		if got := int64(binary.BigEndian.Uint64(b.m.firstTimer()[1:])); got != time.Unix(1000+int64(want), 0).UnixNano() {
+			t.Errorf("looked for from %v on, want second %d", time.Unix(0, got).UTC(), want)
+		}
+	}
+	b.at("a", 3)
+	b.at("b", 8)
+	first(3)
+	b.pass(4)
+	first(8)
+	b.at("c", 6)
+	first(6)
+	b.at("c", 0)
+	b.at("b", 0)
+	b.at("d", 9)
+	b.pass(7)
+	first(9)
+	b.pass(9)
+	if got := b.m.firstTimer(); binary.BigEndian.Uint64(got[1:]) != 0 {
+		t.Errorf("none is left: looked for from %x on", got)
+	}
+	b.at("e", 5)
+	first(5)
 }
 
 func TestTimer_BeforeTheEpochIsDueAtOnce(t *testing.T) {
