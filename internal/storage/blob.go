@@ -26,22 +26,17 @@ const (
 	// blobValueBytes is the size from which a value is large.
 	blobValueBytes = 1 << 10
 	// blobDepth bounds the blob files that a stretch of keys has its values in. Where merging would make it more, the values are written again, in the
-	// order of their keys. A scan has a block of each file, 32 KiB, in the cache at once.
+	// order of their keys. A scan has a block of each file, 4 KiB or one larger value, in use at once.
 	blobDepth = 256
 	// blobGarbage is the share of values no longer in use at which blob files older than blobAge are written again without them.
 	blobGarbage = 0.3
 	blobAge     = 5 * time.Minute
 )
 
-func separateValues(deterministic bool) pebble.ValueSeparationPolicy {
-	p := pebble.ValueSeparationPolicy{
+func separateValues() pebble.ValueSeparationPolicy {
+	return pebble.ValueSeparationPolicy{
 		Enabled: true, MinimumSize: blobValueBytes, MaxBlobReferenceDepth: blobDepth, TargetGarbageRatio: blobGarbage, RewriteMinimumAge: blobAge,
 	}
-	if deterministic {
-		// The simulation's values are small, and which files are old is a matter of time.
-		p.MinimumSize, p.MaxBlobReferenceDepth, p.TargetGarbageRatio = 64, 4, 1
-	}
-	return p
 }
 
 // blobSuffix is how names of blob files end.

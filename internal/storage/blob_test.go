@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -123,6 +124,19 @@ func (f *heldFile) SyncData() error {
 	return f.File.SyncData()
 }
 
+// leave makes a file that was begun and never synced.
+func leave(t *testing.T, fs FS, name string) {
+	t.Helper()
+	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_, err = io.WriteString(f, "begun")
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A blob file that is still being written is not taken for a damaged one, and neither is one that was given up; one that ends early is.
 func TestBlob_UnfinishedIsNotDamage(t *testing.T) {
 	fs := &heldFS{FS: MemFS(), waiting: make(chan struct{}, 1)}
@@ -150,16 +164,7 @@ func TestBlob_UnfinishedIsNotDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As if it were given up by a merge that failed: closed, never synced.
-	given, err := s.fs.Create("state/999998.blob", vfs.WriteCategoryUnspecified)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(given, "begun"); err != nil {
-		t.Fatal(err)
-	}
-	if err := given.Close(); err != nil {
-		t.Fatal(err)
-	}
+	leave(t, s.fs, "state/999998.blob")
 	if err := s.Verify(); err != nil {
 		t.Errorf("a file that was given up: %v", err)
 	}
@@ -169,16 +174,7 @@ func TestBlob_UnfinishedIsNotDamage(t *testing.T) {
 	if len(s.fs.unfinished) != 0 {
 		t.Errorf("unfinished: %v", s.fs.unfinished)
 	}
-	short, err := fs.FS.Create("state/999999.blob", vfs.WriteCategoryUnspecified)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(short, "cut short"); err != nil {
-		t.Fatal(err)
-	}
-	if err := short.Close(); err != nil {
-		t.Fatal(err)
-	}
+	leave(t, fs.FS, "state/999999.blob")
 	if err := s.Verify(); err == nil {
 		t.Error("a file that ends early passed")
 	}

@@ -33,6 +33,12 @@ func (st *stepwise) adjust(o *pebble.Options) {
 	for i := range o.Levels {
 		o.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	}
+	// The simulation's values are small, and which blob files are old is a matter of time.
+	o.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy {
+		p := separateValues()
+		p.MinimumSize, p.MaxBlobReferenceDepth, p.TargetGarbageRatio = 64, 4, 1
+		return p
+	}
 	o.MaxOpenFiles = 64
 	o.L0StopWritesThreshold = 1 << 20
 }

@@ -111,7 +111,7 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		MaxOpenFiles:                1000,
 		DisableAutomaticCompactions: cfg.Deterministic,
 	}
-	opts.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy { return separateValues(cfg.Deterministic) }
+	opts.Experimental.ValueSeparationPolicy = separateValues
 	opts.CompactionConcurrencyRange = func() (int, int) { return 1, 2 }
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
