@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"iter"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -140,7 +141,20 @@ type Snapshot struct {
 	base  *pebbleView
 	// users counts those who have not closed it; guarded by Store.mu.
 	users int
+
+	// often guards kept, what GetOften has found.
+	often sync.Mutex
+	kept  []keptRow
 }
+
+type keptRow struct {
+	key   string
+	value []byte
+	there bool
+}
+
+// keptMax bounds the rows that a Snapshot keeps at hand, which are looked through one by one, and keptBytesMax the value of each.
+const keptMax, keptBytesMax = 16, 1 << 10
 
 // pebbleView is a snapshot of Pebble's that several Snapshots share. users is guarded by Store.mu.
 type pebbleView struct {
@@ -197,6 +211,29 @@ func (b *pebbleView) closeLocked() error {
 
 // Get implements Reader.
 func (s *Snapshot) Get(key []byte) ([]byte, bool, error) { return s.get(key) }
+
+// GetOften is Get for a small row that nearly every reader of the view asks for, of which there are few: it is looked for once. The value must
+// not be changed.
+func (s *Snapshot) GetOften(key []byte) ([]byte, bool, error) {
+	s.often.Lock()
+	for i := range s.kept {
+		if r := &s.kept[i]; r.key == string(key) {
+			s.often.Unlock()
+			return r.value, r.there, nil
+		}
+	}
+	s.often.Unlock()
+	v, ok, err := s.get(key)
+	if err == nil && len(v) <= keptBytesMax {
+		s.often.Lock()
+		// Somebody else may have found it meanwhile; to have it twice does no harm.
+		if len(s.kept) < keptMax {
+			s.kept = append(s.kept, keptRow{string(key), v, ok})
+		}
+		s.often.Unlock()
+	}
+	return v, ok, err
+}
 
 // Scan implements Reader.
 func (s *Snapshot) Scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {

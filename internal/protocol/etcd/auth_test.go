@@ -28,13 +28,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/protocol/rpc"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -732,11 +732,7 @@ func TestAuth_CertificateNamesTheUser(t *testing.T) {
 		if verified {
 			st.VerifiedChains = [][]*x509.Certificate{{cert}}
 		}
-		_, info, err := handshake{}.ServerHandshake(&conn{Conn: certified{state: st}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r.s.identified(peer.NewContext(r.ctx(), &peer.Peer{AuthInfo: info}))
+		return r.s.identified(rpc.WithAttached(r.ctx(), attach(&conn{Conn: certified{state: st}})))
 	}
 	for _, c := range []struct {
 		ctx  context.Context

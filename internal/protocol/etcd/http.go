@@ -152,9 +152,7 @@ func (s *Server) gateway() http.Handler {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
 			near, far := net.Pipe()
-			if !s.toGRPC.put(far) {
-				return nil, errs.New(errs.Unavailable, "the etcd server is closed")
-			}
+			go s.grpc.Serve(far)
 			return near, nil
 		}),
 	)

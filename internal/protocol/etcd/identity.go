@@ -10,11 +10,9 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 
 	"github.com/quorate/quorate/internal/auth"
+	"github.com/quorate/quorate/internal/protocol/rpc"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -148,16 +146,15 @@ func (s *Server) identify(ctx context.Context, fresh bool) (auth.Caller, error) 
 // tokenOf returns the token of a request: gRPC clients send it by a name of its own, those of the gateway as Authorization.
 func tokenOf(ctx context.Context) (string, bool) {
 	for _, name := range [...]string{rpctypes.TokenFieldNameGRPC, rpctypes.TokenFieldNameSwagger} {
-		if v := metadata.ValueFromIncomingContext(ctx, name); len(v) > 0 {
-			return strings.TrimPrefix(v[0], "Bearer "), true
+		if v, ok := rpc.Header(ctx, name); ok {
+			return strings.TrimPrefix(v, "Bearer "), true
 		}
 	}
 	return "", false
 }
 
-// connected is what is known of a connection. It travels with each request, as its credentials.
+// connected is what is known of a connection. It is attached to the context of each request.
 type connected struct {
-	credentials.CommonAuthInfo
 	// name is the common name in the client's certificate, if there is one and the transport has verified it.
 	name string
 	// room bounds used.
@@ -173,9 +170,6 @@ const (
 	tokensMax        = 16
 	tokensMaxGateway = 4096
 )
-
-// AuthType implements credentials.AuthInfo.
-func (*connected) AuthType() string { return "quorate" }
 
 // fresh says whether a token still counts: until it expires, and after that as long as the connection uses it. etcd's tokens are like that, on
 // every connection, and there are clients which log in once.
@@ -208,28 +202,18 @@ func (c *connected) fresh(token string, expires, now time.Time, ttl time.Duratio
 var nowhere = &connected{}
 
 func peerOf(ctx context.Context) *connected {
-	if p, ok := peer.FromContext(ctx); ok {
-		if c, ok := p.AuthInfo.(*connected); ok {
-			return c
-		}
+	if c, ok := rpc.Attached(ctx).(*connected); ok {
+		return c
 	}
 	return nowhere
 }
 
-// handshake gives each connection of the gRPC server its credentials. Encryption is a matter of the listener.
-type handshake struct {
-	credentials.TransportCredentials
-}
-
-// ServerHandshake implements credentials.TransportCredentials.
-func (handshake) ServerHandshake(nc net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	c := &connected{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}, room: tokensMax}
+// attach notes what is known of a connection. Encryption is a matter of the listener.
+func attach(nc net.Conn) any {
 	if from, ok := nc.(*conn); ok {
-		c.name = commonName(from.Conn)
-	} else {
-		c.room = tokensMaxGateway
+		return &connected{name: commonName(from.Conn), room: tokensMax}
 	}
-	return nc, c, nil
+	return &connected{room: tokensMaxGateway}
 }
 
 // commonName returns the name in the certificate of a connection's client, empty if there is none that was verified.

@@ -11,14 +11,15 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/quorate/quorate/internal/protocol/rpc"
 )
 
 // wantsLeader says whether a client would rather have an error than wait for a leader.
 func wantsLeader(ctx context.Context) bool {
-	v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataRequireLeaderKey)
-	return len(v) > 0 && v[0] == rpctypes.MetadataHasLeader
+	v, _ := rpc.Header(ctx, rpctypes.MetadataRequireLeaderKey)
+	return v == rpctypes.MetadataHasLeader
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {

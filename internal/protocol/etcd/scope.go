@@ -28,11 +28,12 @@ const (
 const notHTTP = "HTTP/1.1 421 Misdirected Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n" +
 	"this address serves gRPC only; the JSON form and the pages are on another one\n"
 
-// pass passes a connection on to what speaks its protocol.
+// pass passes a connection on to what speaks its protocol. It reports false if nothing here does. gRPC is served until the connection ends.
 func (s *Server) pass(c *conn, isGRPC bool, scope Scope) bool {
 	switch {
 	case isGRPC && (scope == All || scope == OnlyGRPC):
-		return s.toGRPC.put(c)
+		s.grpc.Serve(c)
+		return true
 	case !isGRPC && (scope == All || scope == OnlyHTTP):
 		return s.toHTTP.put(c)
 	case !isGRPC && scope == OnlyMetrics:

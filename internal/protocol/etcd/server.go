@@ -11,7 +11,6 @@ import (
 	"errors"
 	"hash/fnv"
 	"log/slog"
-	"math"
 	"net"
 	"net/http"
 	"os"
@@ -23,16 +22,15 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 
 	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/protocol/conns"
+	"github.com/quorate/quorate/internal/protocol/rpc"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/telemetry"
 )
@@ -142,9 +140,12 @@ const (
 	requestOverhead = 512 << 10
 )
 
-// streamWorkers is how many goroutines wait for requests: a new one for each grows its stack anew, which took 7 % of the processor time of a
-// leader with 64 clients. With more requests at a time, or streams that stay, the rest get goroutines of their own.
-const streamWorkers = 256
+// rpcWorkers is how many goroutines wait for requests. With more requests at a time, or streams that stay, the rest get goroutines of their
+// own.
+const rpcWorkers = 256
+
+// streamsMax bounds the open calls of a connection, most of which are watches: one of them costs some kilobytes.
+const streamsMax = 100_000
 
 // Server serves the etcd API. Make it with New, give it listeners with Serve, and end it with Close.
 type Server struct {
@@ -152,7 +153,7 @@ type Server struct {
 	client shard.Client
 	log    *slog.Logger
 	m      *metrics
-	grpc   *grpc.Server
+	grpc   *rpc.Server
 	// http serves the JSON form and pages, looks the pages alone.
 	http, looks *http.Server
 	// impls are the implementations of the gRPC services, by the service's name. They do not change after New.
@@ -169,8 +170,8 @@ type Server struct {
 	passwords *passwords
 	// coord serves the Lock and Election services.
 	coord *coord.Client
-	// toGRPC, toHTTP and toPages take the connections, once it is known what they speak.
-	toGRPC, toHTTP, toPages *queue
+	// toHTTP and toPages take the connections that speak HTTP/1.
+	toHTTP, toPages *queue
 
 	// rejections and slow bound what is logged of connections and requests.
 	rejections, slow telemetry.Seldom
@@ -194,19 +195,16 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	cfg.fill()
 	s := &Server{
 		cfg: cfg, client: client, log: log.With("protocol", "etcd"), m: newMetrics(reg),
-		toGRPC: newQueue(), toHTTP: newQueue(), toPages: newQueue(), impls: map[string]any{},
+		toHTTP: newQueue(), toPages: newQueue(), impls: map[string]any{},
 		conns: conns.New[*conn]("etcd", cfg.ConnectionsMax, log), strict: map[*strictStream]struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.feed = newFeed(s)
 	s.rights, s.passwords = &rights{s: s}, newPasswords(cfg.BcryptCost)
-	s.grpc = grpc.NewServer(
-		grpc.MaxRecvMsgSize(cfg.RequestBytesMax+requestOverhead), grpc.MaxSendMsgSize(math.MaxInt32),
-		grpc.MaxConcurrentStreams(math.MaxUint32), grpc.WaitForHandlers(true), grpc.NumStreamWorkers(streamWorkers),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAliveMin}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepAliveInterval, Timeout: keepAliveTimeout}),
-		grpc.Creds(handshake{insecure.NewCredentials()}),
-	)
+	s.grpc = rpc.New(rpc.Config{
+		MessageBytesMax: cfg.RequestBytesMax + requestOverhead, StreamsMax: streamsMax, HelloTimeout: cfg.HelloTimeout,
+		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, Workers: rpcWorkers, Attach: attach,
+	})
 	to := registrar{s}
 	pb.RegisterKVServer(to, kvServer{s: s})
 	pb.RegisterWatchServer(to, watchServer{s: s})
@@ -223,7 +221,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout}
 	s.looks = &http.Server{Handler: s.pages(), ReadHeaderTimeout: cfg.HelloTimeout}
 	for _, f := range []func(){
-		func() { _ = s.grpc.Serve(s.toGRPC) }, func() { _ = s.http.Serve(s.toHTTP) }, func() { _ = s.looks.Serve(s.toPages) }, s.feed.run, s.rights.run, s.watchLeader,
+		func() { _ = s.http.Serve(s.toHTTP) }, func() { _ = s.looks.Serve(s.toPages) }, s.feed.run, s.rights.run, s.watchLeader,
 	} {
 		s.wg.Go(f)
 	}
@@ -311,7 +309,7 @@ func (s *Server) Close() {
 		_ = c.Close()
 	}
 	_ = s.self.Close()
-	s.grpc.Stop()
+	s.grpc.Close()
 	_ = s.http.Close()
 	_ = s.looks.Close()
 	s.conns.Wait()

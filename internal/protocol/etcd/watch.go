@@ -178,6 +178,13 @@ func (st *watchStream) send(ctx context.Context, stream grpc.BidiStreamingServer
 			}
 		}
 		if late != nil {
+			// Nobody lets it catch up any more when the server has ended.
+			if st.s.ctx.Err() != nil {
+				return rpctypes.ErrGRPCStopped
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			r, err := late.read(ctx)
 			if r != nil {
 				err = st.sendOne(stream, r)

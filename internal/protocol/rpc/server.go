@@ -1,0 +1,165 @@
+// Package rpc serves gRPC (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) over HTTP/2 (RFC 9113, RFC 7541) on connections
+// that it is given. Services are registered as with grpc.Server, from the same generated code.
+//
+// It is there because of what a request costs: with 256 clients half of the processor time of a leader went to grpc.Server (ADR 20). Here
+// the goroutine that reads a connection takes requests apart as they come, a handler is started when its request is complete, and all answers
+// that are ready are written at once.
+//
+// Memory is bounded: messages by Config.MessageBytesMax, streams by StreamsMax, what is read and not yet taken by heldMax for each
+// connection, and what waits to be written by outMax and the clients' own windows. Whoever is slow waits, or is refused, alone.
+package rpc
+
+import (
+	"context"
+	"maps"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+)
+
+// Config describes a server. All fields but Attach must be set.
+type Config struct {
+	// MessageBytesMax bounds a message of a client's, in bytes. Longer ones are refused with codes.ResourceExhausted.
+	MessageBytesMax int
+	// StreamsMax bounds the open calls of a connection; more are refused, and clients wait.
+	StreamsMax uint32
+	// HelloTimeout is how long a client may take to begin.
+	HelloTimeout time.Duration
+	// PingMin is how often a client may ping while it has a call open; without, once in two hours. Who does so more often is cut off.
+	PingMin time.Duration
+	// PingEvery is after how long without a word a client is pinged, and PingTimeout how long it may take to answer.
+	PingEvery, PingTimeout time.Duration
+	// Workers is how many goroutines wait for calls: a new one for each would grow its stack anew. More calls at a time get more.
+	Workers int
+	// Attach returns what Attached returns for all calls of a connection.
+	Attach func(net.Conn) any
+}
+
+// Server serves gRPC. Make it with New, register services, and give it connections.
+type Server struct {
+	cfg      Config
+	methods  map[string]*method
+	services map[string]grpc.ServiceInfo
+	work     chan *stream
+	// held bounds what of a connection's messages was read and is not taken by a handler, in bytes.
+	held int64
+	// connected counts calls of Serve, handling the workers and handlers.
+	connected, handling sync.WaitGroup
+
+	// mu guards what follows.
+	mu     sync.Mutex
+	closed bool
+	conns  map[*conn]struct{}
+}
+
+// method is a method of a service: unary, or a stream.
+type method struct {
+	impl   any
+	unary  func(srv any, ctx context.Context, dec func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error)
+	stream grpc.StreamHandler
+}
+
+// New returns a server without services.
+func New(cfg Config) *Server {
+	s := &Server{
+		cfg: cfg, held: heldMax, methods: map[string]*method{}, services: map[string]grpc.ServiceInfo{}, work: make(chan *stream), conns: map[*conn]struct{}{},
+	}
+	for range cfg.Workers {
+		s.handling.Go(func() {
+			for st := range s.work {
+				st.handle()
+			}
+		})
+	}
+	return s
+}
+
+// RegisterService implements grpc.ServiceRegistrar. It must not be called after the first Serve.
+func (s *Server) RegisterService(d *grpc.ServiceDesc, impl any) {
+	info := grpc.ServiceInfo{Metadata: d.Metadata}
+	for _, m := range d.Methods {
+		s.methods["/"+d.ServiceName+"/"+m.MethodName] = &method{impl: impl, unary: m.Handler}
+		info.Methods = append(info.Methods, grpc.MethodInfo{Name: m.MethodName})
+	}
+	for _, m := range d.Streams {
+		s.methods["/"+d.ServiceName+"/"+m.StreamName] = &method{impl: impl, stream: m.Handler}
+		info.Methods = append(info.Methods, grpc.MethodInfo{Name: m.StreamName, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams})
+	}
+	s.services[d.ServiceName] = info
+}
+
+// GetServiceInfo returns what is registered, by the services' names, as that of grpc.Server does.
+func (s *Server) GetServiceInfo() map[string]grpc.ServiceInfo { return maps.Clone(s.services) }
+
+// Serve serves a connection until it ends or the server is closed, and closes it.
+func (s *Server) Serve(nc net.Conn) {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		_ = nc.Close()
+		return
+	}
+	c := newConn(s, nc)
+	s.conns[c] = struct{}{}
+	s.connected.Add(1)
+	s.mu.Unlock()
+	defer s.connected.Done()
+	c.run()
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+}
+
+// Close ends all connections and waits for all handlers.
+func (s *Server) Close() {
+	s.mu.Lock()
+	was := s.closed
+	s.closed = true
+	for c := range s.conns {
+		_ = c.nc.Close()
+	}
+	s.mu.Unlock()
+	s.connected.Wait()
+	if !was {
+		close(s.work)
+	}
+	s.handling.Wait()
+}
+
+// start runs a call's handler.
+func (s *Server) start(st *stream) {
+	select {
+	case s.work <- st:
+	default:
+		s.handling.Go(st.handle)
+	}
+}
+
+// Header returns the first value of a header field of the call that a context belongs to, by its name in lower case.
+func Header(ctx context.Context, name string) (string, bool) {
+	if st, ok := ctx.Value(streamKey{}).(*stream); ok {
+		for _, f := range st.header {
+			if f.Name == name {
+				return f.Value, true
+			}
+		}
+	}
+	return "", false
+}
+
+type attachedKey struct{}
+
+// WithAttached returns a context as of a call of a connection that has something attached, for those who call a handler themselves.
+func WithAttached(ctx context.Context, attached any) context.Context {
+	return context.WithValue(ctx, attachedKey{}, attached)
+}
+
+// Attached returns what Config.Attach has returned for the connection of the call that a context belongs to, nil if it belongs to none.
+func Attached(ctx context.Context) any {
+	if st, ok := ctx.Value(streamKey{}).(*stream); ok {
+		return st.c.attached
+	}
+	return ctx.Value(attachedKey{})
+}
