@@ -1,7 +1,6 @@
 package kv
 
 import (
-	"bytes"
 	"encoding/binary"
 	"hash/crc32"
 	"time"
@@ -52,6 +51,9 @@ const (
 	// removeSteps is in how many steps a large compaction is done, a quarter of an hour's: deleting a version costs the disk about as much as writing one
 	// did, so a compaction that hurries is felt by all others. One that cannot keep up with what is written gets faster as it falls behind.
 	removeSteps = 90_000
+	// removeEvents is how many revisions' events go at once, as one range: to delete each by itself would cost as much as the versions do. It is a power
+	// of two.
+	removeEvents = 1 << 14
 	// removePause is the time between two steps: other requests come between.
 	removePause = 10 * time.Millisecond
 )
@@ -60,7 +62,6 @@ const (
 func (c *call) removeHistory() {
 	type done struct {
 		rev  int64
-		row  []byte
 		prev []byte
 	}
 	var steps []done
@@ -73,7 +74,7 @@ func (c *call) removeHistory() {
 			c.damaged("event")
 			return
 		}
-		s := done{rev: rev, row: bytes.Clone(row)}
+		s := done{rev: rev}
 		if prev > 0 {
 			s.prev = oldKey(key, prev)
 		}
@@ -89,9 +90,10 @@ func (c *call) removeHistory() {
 		if s.prev != nil {
 			c.tx.DeleteBulk(s.prev)
 		}
-		if s.rev < c.st.compact {
-			c.tx.DeleteBulk(s.row)
-		}
+	}
+	if before := from &^ (removeEvents - 1); c.st.removed == c.st.compact || c.st.removed&^(removeEvents-1) > before {
+		// Nobody reads those before the compacted revision, so that it does not matter when they go.
+		c.tx.DeleteRange(eventKey(before, 0), eventKey(c.st.removed, 0))
 	}
 	c.save()
 	c.tx.Wake(removed)

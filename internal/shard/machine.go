@@ -387,6 +387,9 @@ func (m *Machine) Commit(out *Applied) error {
 			return err
 		}
 	}
+	for _, g := range m.ov.gone {
+		b.DeleteRange(slices.Concat(p, g.lo), slices.Concat(p, g.hi))
+	}
 	for i := range m.ov.rows {
 		r := &m.ov.rows[i]
 		m.keyBuf = append(m.keyBuf[:0], r.key...)

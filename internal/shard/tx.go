@@ -36,6 +36,9 @@ func (m *Machine) get(id ModuleID, key []byte) ([]byte, bool) {
 	if e != nil && e.Known {
 		return e.Value, e.There
 	}
+	if m.ov.covered(m.keyBuf[placeSize:]) {
+		return nil, false
+	}
 	v, ok, err := m.store.Get(m.keyBuf)
 	m.fail(err)
 	if e != nil && err == nil {
@@ -141,6 +144,28 @@ func (m *Machine) delete(id ModuleID, key []byte, from origin) {
 	m.put(id, key, []byte{}, true, from)
 }
 
+// DeleteRange removes all keys with from <= key < to, without a note for each of them in the store: it is for many rows that lie together. It
+// costs a look at everything that is kept at hand for commands, whatever the range.
+func (tx *Tx) DeleteRange(from, to []byte) {
+	lo, hi := bounds(tx.module, from, to)
+	if bytes.Compare(lo, hi) >= 0 {
+		return
+	}
+	m := tx.m
+	for _, i := range m.ov.between(lo, hi) {
+		if r := &m.ov.rows[i]; !r.deleted {
+			m.ov.journal = append(m.ov.journal, undo{at: i, was: *r, implied: true})
+			r.value, r.deleted, r.from = []byte{}, true, bulk
+		}
+	}
+	if m.cfg.Cache != nil {
+		p := string(*m.place.Load())
+		m.cfg.Cache.ForgetRange(p+string(lo), p+string(hi))
+	}
+	m.ov.journal = append(m.ov.journal, undo{at: rangeUndo})
+	m.ov.gone = append(m.ov.gone, goneRange{lo, hi})
+}
+
 // Scan implements View.
 func (tx *Tx) Scan(from, to []byte) iter.Seq2[[]byte, []byte] { return tx.m.scan(tx.module, from, to) }
 
@@ -154,6 +179,9 @@ func (m *Machine) scan(id ModuleID, from, to []byte) iter.Seq2[[]byte, []byte] {
 		var err error
 		for k, v := range m.store.Scan(slices.Concat(p, lo), slices.Concat(p, hi), &err) {
 			k = k[placeSize:]
+			if m.ov.covered(k) {
+				continue
+			}
 			for next < len(pending) && m.ov.key(pending[next]) < string(k) {
 				if !m.yieldRow(pending[next], yield) {
 					return
@@ -356,6 +384,8 @@ func (m *Machine) wrote(since mark) bool {
 type overlay struct {
 	index map[string]int
 	rows  []row
+	// gone are the ranges that were deleted since, without the shard's place. They hide what is stored: rows come after them.
+	gone []goneRange
 	// journal lists what the running transaction overwrote, for rollback and for the digest.
 	journal []undo
 	// sorted holds the places of rows[:len(sorted)] in the order of their keys; between extends it.
@@ -371,11 +401,18 @@ type row struct {
 	from    origin
 }
 
+type goneRange struct{ lo, hi []byte }
+
+// rangeUndo is the place of an entry of the journal that stands for the last range.
+const rangeUndo = -1
+
 type undo struct {
 	at  int
 	was row
 	// fresh says that the row did not exist before.
 	fresh bool
+	// implied says that the row is in a range that was deleted. Which rows are here depends on when the last commit was.
+	implied bool
 }
 
 func (o *overlay) reset() {
@@ -392,6 +429,8 @@ func (o *overlay) reset() {
 		clear(o.rows)
 	}
 	o.rows = o.rows[:0]
+	clear(o.gone)
+	o.gone = o.gone[:0]
 	clear(o.journal)
 	o.journal = o.journal[:0]
 	o.sorted = o.sorted[:0]
@@ -417,6 +456,10 @@ func (o *overlay) add(key []byte, e *storage.CachedRow, value []byte, deleted bo
 func (o *overlay) rollback(to int) {
 	for i := len(o.journal) - 1; i >= to; i-- {
 		u := o.journal[i]
+		if u.at == rangeUndo {
+			o.gone = o.gone[:len(o.gone)-1]
+			continue
+		}
 		if !u.fresh {
 			o.rows[u.at] = u.was
 			continue
@@ -436,8 +479,24 @@ func (o *overlay) rollback(to int) {
 
 // digest chains the transaction's writes, in order, into d.
 func (o *overlay) digest(d uint64) uint64 {
+	ranges := 0
+	for i := range o.journal {
+		if o.journal[i].at == rangeUndo {
+			ranges++
+		}
+	}
+	ranges = len(o.gone) - ranges
 	for i := range o.journal {
 		at := o.journal[i].at
+		if at == rangeUndo {
+			g := o.gone[ranges]
+			ranges++
+			d = ^((d^xxhash.Sum64(g.lo))*0x9e3779b97f4a7c15 + xxhash.Sum64(g.hi))
+			continue
+		}
+		if o.journal[i].implied {
+			continue
+		}
 		r := &o.rows[at]
 		d = (d^xxhash.Sum64String(o.key(at)))*0x9e3779b97f4a7c15 + xxhash.Sum64(r.value)
 		d ^= d >> 29
@@ -446,6 +505,16 @@ func (o *overlay) digest(d uint64) uint64 {
 		}
 	}
 	return d
+}
+
+// covered says whether a key, without the shard's place, is in a range that was deleted.
+func (o *overlay) covered(key []byte) bool {
+	for i := range o.gone {
+		if bytes.Compare(key, o.gone[i].lo) >= 0 && bytes.Compare(key, o.gone[i].hi) < 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // between returns the places of uncommitted rows in a range, in the order of their keys.

@@ -60,8 +60,7 @@ func (b *Batch) Set(key, value []byte) { b.add(opSet, key, value) }
 // Delete removes a key.
 func (b *Batch) Delete(key []byte) { b.add(opDelete, key, nil) }
 
-// DeleteRange removes all keys with from <= key < to. If there are any, Commit waits until all that was committed before is
-// on disk.
+// DeleteRange removes all keys with from <= key < to that were there before, in the batch or the store.
 func (b *Batch) DeleteRange(from, to []byte) {
 	b.add(opDeleteRange, from, to)
 	b.ranges++
@@ -87,15 +86,19 @@ func (b *Batch) each(f func(kind opKind, x, y []byte) error) error {
 // memTables wait for the disk, it waits until there are fewer.
 func (b *Batch) Commit() error {
 	s := b.s
-	if b.ranges > 0 {
-		defer b.Discard()
-		return b.commitRanges()
+	if empty, err := b.empty(); empty || err != nil {
+		b.Discard()
+		return err
 	}
 	s.mu.Lock()
 	err := errors.Join(s.failed, s.viewLocked())
 	if err == nil {
 		err = b.each(func(kind opKind, key, value []byte) error {
-			s.active.put(key, value, kind == opDelete)
+			if kind == opDeleteRange {
+				s.active.deleteRange(key, value)
+			} else {
+				s.active.put(key, value, kind == opDelete)
+			}
 			return nil
 		})
 	}
@@ -123,43 +126,21 @@ func (b *Batch) Discard() {
 	}
 }
 
-// commitRanges commits a batch that removes ranges. Pebble can remove them at once; what is in memTables has to be there
-// first.
-func (b *Batch) commitRanges() error {
-	s := b.s
-	if b.ranges == len(b.ops) {
-		empty := true
-		err := b.each(func(_ opKind, from, to []byte) error {
-			var err error
-			for range s.Scan(from, to, &err) {
-				empty = false
-				break
-			}
-			return err
-		})
-		if err != nil || empty {
-			return err
-		}
+// empty reports whether the batch does nothing but remove ranges in which there is nothing.
+func (b *Batch) empty() (bool, error) {
+	if b.ranges == 0 || b.ranges < len(b.ops) {
+		return false, nil
 	}
-	if err := s.drain(); err != nil {
+	empty := true
+	err := b.each(func(_ opKind, from, to []byte) error {
+		var err error
+		for range b.s.Scan(from, to, &err) {
+			empty = false
+			break
+		}
 		return err
-	}
-	p := s.db.NewBatch()
-	err := b.each(func(kind opKind, x, y []byte) error {
-		switch kind {
-		case opSet:
-			return p.Set(x, y, nil)
-		case opDelete:
-			return p.Delete(x, nil)
-		}
-		return p.DeleteRange(x, y, nil)
 	})
-	if err == nil {
-		err = p.Commit(pebble.NoSync)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return errors.Join(err, p.Close(), s.belowLocked())
+	return empty, err
 }
 
 // filledTable is a memTable that takes no more rows.
@@ -230,19 +211,27 @@ var errClosedEarly = errs.New(errs.Unavailable, "the state store was closed whil
 
 // write makes a table of a memTable's rows, and waits until all that Pebble has is durable.
 func (s *Store) write(t *memTable) error {
-	if t.rows > 0 {
+	if t.rows > 0 || len(t.gone) > 0 {
 		size := 0
+		for _, r := range t.gone {
+			size += len(r.from) + len(r.to) + pebbleRowOverhead
+		}
 		for it := t.own().iter(nil); it.row != nil; it.next() {
 			size += len(it.key()) + len(it.value()) + pebbleRowOverhead
 		}
 		// One batch, so that a crash leaves all of it or nothing.
 		p := s.db.NewBatchWithSize(size)
 		var err error
+		// The rows come after the ranges that they may be in.
+		for _, r := range t.gone {
+			err = errors.Join(err, p.DeleteRange(r.from, r.to, nil))
+		}
 		for it := t.own().iter(nil); it.row != nil && err == nil; it.next() {
-			if it.row.deleted() {
-				err = p.Delete(it.key(), nil)
-			} else {
+			switch {
+			case !it.row.deleted():
 				err = p.Set(it.key(), it.value(), nil)
+			case t.gone.covering(it.key()) == nil:
+				err = p.Delete(it.key(), nil)
 			}
 		}
 		if err == nil {
@@ -296,17 +285,6 @@ func (s *Store) Rest() {
 	if s.step != nil {
 		s.db.TestOnlyWaitForCleaning()
 	}
-}
-
-// drain is Flush, unless there is nothing in the memTables.
-func (s *Store) drain() error {
-	s.mu.Lock()
-	none := s.active.rows == 0 && len(s.filled) == 0
-	s.mu.Unlock()
-	if none {
-		return nil
-	}
-	return s.Flush()
 }
 
 // await waits for a flush, or for what keeps it from ending.

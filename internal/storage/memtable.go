@@ -21,12 +21,15 @@ type memTable struct {
 	// chunks are never written where a view may look: used is where the last one is free.
 	chunks [][]byte
 	used   int
+	// gone are ranges that were deleted. They hide what older tables have; a row of this one in such a range was written after it was deleted.
+	gone spans
 }
 
 // memView is the content of a memTable at one moment.
 type memView struct {
 	root   *memNode
 	chunks [][]byte
+	gone   spans
 }
 
 // memRow says where a row is: its key at an offset of a chunk, its value behind it.
@@ -140,6 +143,21 @@ func (t *memTable) put(key, value []byte, deleted bool) {
 	}
 	t.rows++
 	n.place(t.chunks, i, r, nil)
+}
+
+// deleteRange notes that all rows with from <= key < to are deleted.
+func (t *memTable) deleteRange(from, to []byte) {
+	var here [][]byte
+	for it := t.own().iter(from); it.row != nil && bytes.Compare(it.key(), to) < 0; it.next() {
+		if !it.row.deleted() {
+			here = append(here, it.key())
+		}
+	}
+	for _, key := range here {
+		t.put(key, nil, true)
+	}
+	t.gone = t.gone.with(from, to)
+	t.bytes += len(from) + len(to)
 }
 
 // mutable returns the node, or its copy if a view may look at it.
@@ -300,7 +318,7 @@ func (t *memTable) view() memView {
 }
 
 // own is view for the goroutine that writes, good until it writes again.
-func (t *memTable) own() memView { return memView{t.root, t.chunks} }
+func (t *memTable) own() memView { return memView{t.root, t.chunks, t.gone} }
 
 // find returns a row, or nil. The value is valid as long as the view.
 func (v memView) find(key []byte) *memRow {
@@ -347,6 +365,9 @@ func (v memView) iter(from []byte) *memIter {
 	it.settle()
 	return it
 }
+
+// seek moves to the first row whose key is not below from.
+func (it *memIter) seek(from []byte) { *it = *it.v.iter(from) }
 
 // next moves on by one row.
 func (it *memIter) next() {

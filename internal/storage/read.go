@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"iter"
+	"slices"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -36,7 +37,7 @@ func (s *Store) layers() layers {
 }
 
 func (l layers) with(active memView, filled []*filledTable) layers {
-	if active.root != nil {
+	if active.root != nil || len(active.gone) > 0 {
 		l.mem = append(l.mem, active)
 	}
 	for i := len(filled) - 1; i >= 0; i-- {
@@ -49,6 +50,9 @@ func (l layers) get(key []byte) ([]byte, bool, error) {
 	for _, m := range l.mem {
 		if r := m.find(key); r != nil {
 			return bytes.Clone(rowValue(m.chunks, r)), !r.deleted(), nil
+		}
+		if m.gone.covering(key) != nil {
+			return nil, false, nil
 		}
 	}
 	v, c, err := l.below.Get(key)
@@ -77,17 +81,53 @@ func (l layers) scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
 		for _, m := range l.mem {
 			mem = append(mem, m.iter(from))
 		}
-		merge(mem, to, it, yield)
+		l.merge(mem, to, it, yield)
 		if err := errors.Join(it.Error(), it.Close()); err != nil {
 			*errp = errs.Wrap(errs.Corrupt, err, "scan state store")
 		}
 	}
 }
 
+// hidden returns where the deleted range ends that a key of layer n is in, nil if it is in none of a newer layer.
+func (l layers) hidden(n int, key []byte) []byte {
+	for _, m := range l.mem[:n] {
+		if s := m.gone.covering(key); s != nil {
+			return s.to
+		}
+	}
+	return nil
+}
+
 // merge yields the rows of all layers in order; of rows with the same key it takes the first layer's. It ends where a table
 // cannot be read: what comes behind must not look as if nothing were missing.
-func merge(mem []*memIter, to []byte, it *pebble.Iterator, yield func([]byte, []byte) bool) {
+func (l layers) merge(mem []*memIter, to []byte, it *pebble.Iterator, yield func([]byte, []byte) bool) {
 	more := it.First()
+	// below and above move on from rows that are hidden, in Pebble and in the memTables.
+	below, above := func() {}, func(int) {}
+	if slices.ContainsFunc(l.mem, func(m memView) bool { return len(m.gone) > 0 }) {
+		below = func() {
+			for more {
+				end := l.hidden(len(l.mem), it.Key())
+				if end == nil {
+					return
+				}
+				more = it.SeekGE(end)
+			}
+		}
+		above = func(i int) {
+			for mem[i].row != nil {
+				end := l.hidden(i, mem[i].key())
+				if end == nil {
+					return
+				}
+				mem[i].seek(end)
+			}
+		}
+		below()
+		for i := range mem {
+			above(i)
+		}
+	}
 	for more || it.Error() == nil {
 		// The lowest key, and the newest layer that has it.
 		var key []byte
@@ -110,6 +150,7 @@ func merge(mem []*memIter, to []byte, it *pebble.Iterator, yield func([]byte, []
 				return
 			}
 			more = it.Next()
+			below()
 			continue
 		}
 		if m := mem[at]; !m.row.deleted() && !yield(key, m.value()) {
@@ -117,10 +158,12 @@ func merge(mem []*memIter, to []byte, it *pebble.Iterator, yield func([]byte, []
 		}
 		if more && bytes.Equal(it.Key(), key) {
 			more = it.Next()
+			below()
 		}
-		for _, m := range mem {
+		for i, m := range mem {
 			if m.row != nil && bytes.Equal(m.key(), key) {
 				m.next()
+				above(i)
 			}
 		}
 	}

@@ -78,6 +78,20 @@ func (c *RowCache) Forget(r *CachedRow) {
 	r.Value, r.There, r.Known = nil, false, false
 }
 
+// ForgetRange is Forget for all rows with from <= key < to. It looks at every row of the cache.
+func (c *RowCache) ForgetRange(from, to string) {
+	for k, r := range c.young {
+		if k >= from && k < to {
+			c.Forget(r)
+		}
+	}
+	for k := range c.old {
+		if k >= from && k < to {
+			delete(c.old, k)
+		}
+	}
+}
+
 // Turn drops the rows that were not used for longest, if there are too many. Rows found before must be looked up again.
 func (c *RowCache) Turn() {
 	if c.bytes > c.half {

@@ -3,6 +3,7 @@ package storage
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"testing"
 )
@@ -24,6 +25,9 @@ func TestRowCache_NeverWrong(t *testing.T) {
 			if rng.IntN(10) == 0 {
 				c.Keep(c.Row(k), nil, false)
 				delete(model, string(k))
+			} else if to := fmt.Sprintf("k%d", rng.IntN(300)); rng.IntN(300) == 0 {
+				c.ForgetRange(string(k), to)
+				maps.DeleteFunc(model, func(x string, _ []byte) bool { return x >= string(k) && x < to })
 			}
 		default:
 			r := c.Find(k)

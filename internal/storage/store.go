@@ -98,7 +98,7 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	if cfg.MemTableRows == 0 {
 		cfg.MemTableRows = 200_000
 	}
-	blobs := newBlobFS(at)
+	blobs := newBlobFS(politeFS{at})
 	cache := pebble.NewCache(cfg.CacheBytes)
 	opts := &pebble.Options{
 		FS: blobs, Cache: cache, DisableWAL: true, Logger: pebbleLogger{cfg.Logf},

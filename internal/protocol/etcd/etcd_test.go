@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -506,6 +507,32 @@ func TestGateway(t *testing.T) {
 	defer r.shard.Refuse(nil)
 	if code, b := get("/health"); code != 503 || !strings.Contains(b, `"health":"false"`) {
 		t.Errorf("sick: %d %s", code, b)
+	}
+}
+
+// A node that has lost its leader says so as etcd does.
+func TestReadyz_LeaderLost(t *testing.T) {
+	r := newRig(t, Config{})
+	get := func() string {
+		rec := httptest.NewRecorder()
+		r.s.http.Handler.ServeHTTP(rec, httptest.NewRequestWithContext(r.ctx(), http.MethodGet, "/readyz?verbose", nil))
+		return rec.Body.String()
+	}
+	for ctx := r.ctx(); !r.s.led.Load(); {
+		if ctx.Err() != nil {
+			t.Fatal("the leader was not noticed")
+		}
+		time.Sleep(leaderCheck / 10)
+	}
+	if got := get(); !strings.Contains(got, "[+]linearizable_read ok") {
+		t.Errorf("with a leader: %s", got)
+	}
+	r.shard.SetTopology(func(t *shard.Topology) {
+		t.Shards = []shard.ShardInfo{t.Shards[0]}
+		t.Shards[0].Leader = 0
+	})
+	if got := get(); !strings.Contains(got, "[-]linearizable_read failed: etcdserver: leader changed\n") {
+		t.Errorf("without: %s", got)
 	}
 }
 

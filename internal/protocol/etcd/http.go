@@ -12,6 +12,7 @@ import (
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"go.etcd.io/etcd/api/v3/etcdserverpb/gw"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/api/v3/version"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -73,7 +74,7 @@ func (s *Server) serveHealth(m *http.ServeMux, prefix string) {
 	}}})
 	// A replica that was damaged, or does not vote yet, refuses to read.
 	serveChecks(m, prefix+"/readyz", []check{
-		{"data_corruption", local}, {"serializable_read", local}, {"linearizable_read", s.readable}, {"non_learner", local},
+		{"data_corruption", local}, {"serializable_read", local}, {"linearizable_read", s.settled}, {"non_learner", local},
 	})
 }
 
@@ -131,6 +132,15 @@ func (s *Server) readable(ctx context.Context) error {
 		return errNoLeader
 	}
 	_, err := s.readOp(ctx, probeRange, false)
+	return err
+}
+
+// settled is readable with the error that etcd has for a node that had a leader and lost it.
+func (s *Server) settled(ctx context.Context) error {
+	err := s.readable(ctx)
+	if err != nil && !s.hasLeader() && s.led.Load() {
+		return rpctypes.ErrLeaderChanged
+	}
 	return err
 }
 

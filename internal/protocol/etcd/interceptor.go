@@ -94,6 +94,7 @@ func (s *Server) watchLeader() {
 		missed++
 		if at, _, err := s.where(); err == nil && at.Leader != 0 {
 			missed = 0
+			s.led.Store(true)
 			if at.Term != term && term != 0 {
 				s.leaderChanges.Add(1)
 			}

@@ -163,8 +163,9 @@ type Server struct {
 	gate http.Handler
 	feed *feed
 	ids  atomic.Pointer[ids]
-	// leaderChanges counts the leaders that watchLeader has seen after the first.
+	// leaderChanges counts the leaders that watchLeader has seen after the first; led says that there was one.
 	leaderChanges atomic.Int64
+	led           atomic.Bool
 	// rights is what is known of authentication; passwords makes hashes.
 	rights    *rights
 	passwords *passwords
