@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"iter"
 	"net"
 	"net/http"
 	"os"
@@ -292,61 +293,48 @@ func ratios(a, b []sample, f func(sample) float64) string {
 	return fmt.Sprintf("%.2f (%.2f-%.2f)", (v[(len(v)-1)/2]+v[len(v)/2])/2, v[0], v[len(v)-1])
 }
 
-// cpu adds up the user and system time of the nodes, in seconds, from /proc.
-func (c *cluster) cpu() float64 {
-	sum := 0.0
-	for _, p := range c.procs {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Process.Pid))
-		if err != nil {
-			continue
+// proc yields a file of /proc for each of the nodes.
+func (c *cluster) proc(file string) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for _, p := range c.procs {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.Process.Pid, file))
+			if err == nil && !yield(b) {
+				return
+			}
 		}
+	}
+}
+
+// sum adds up the numbers behind a name in a file of /proc, over the nodes.
+func (c *cluster) sum(file, name string) (n int64) {
+	for b := range c.proc(file) {
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == name {
+				v, _ := strconv.ParseInt(f[1], 10, 64)
+				n += v
+			}
+		}
+	}
+	return n
+}
+
+// cpu adds up the user and system time of the nodes, in seconds.
+func (c *cluster) cpu() (seconds float64) {
+	for b := range c.proc("stat") {
 		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 		u, _ := strconv.ParseFloat(f[11], 64)
 		k, _ := strconv.ParseFloat(f[12], 64)
-		sum += (u + k) / 100
+		seconds += (u + k) / 100
 	}
-	return sum
+	return seconds
 }
 
-// written adds up what the nodes wrote to disk since they were started.
-func (c *cluster) written() (bytes int64) {
-	for _, p := range c.procs {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", p.Process.Pid))
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(b)) {
-			if n, ok := strings.CutPrefix(line, "write_bytes: "); ok {
-				n, _ := strconv.ParseInt(strings.TrimSpace(n), 10, 64)
-				bytes += n
-			}
-		}
-	}
-	return bytes
-}
+// written adds up what the nodes wrote to disk since they were started, in bytes.
+func (c *cluster) written() int64 { return c.sum("io", "write_bytes:") }
 
-// resident adds up what the nodes have in memory: all of it, and without pages of files.
+// resident adds up what the nodes have in memory, in bytes: all of it, and without pages of files.
 func (c *cluster) resident() (all, anonymous int64) {
-	for _, p := range c.procs {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(b)) {
-			f := strings.Fields(line)
-			if len(f) < 2 {
-				continue
-			}
-			kb, _ := strconv.ParseInt(f[1], 10, 64)
-			switch f[0] {
-			case "VmRSS:":
-				all += kb << 10
-			case "RssAnon:":
-				anonymous += kb << 10
-			}
-		}
-	}
-	return all, anonymous
+	return c.sum("status", "VmRSS:") << 10, c.sum("status", "RssAnon:") << 10
 }
 
 func ports(n int) ([]int, error) {

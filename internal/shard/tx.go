@@ -144,8 +144,7 @@ func (m *Machine) delete(id ModuleID, key []byte, from origin) {
 	m.put(id, key, []byte{}, true, from)
 }
 
-// DeleteRange removes all keys with from <= key < to, without a note for each of them in the store: it is for many rows that lie together. It
-// costs a look at everything that is kept at hand for commands, whatever the range.
+// DeleteRange removes all keys with from <= key < to, without a note for each of them in the store: it is for many rows that lie together.
 func (tx *Tx) DeleteRange(from, to []byte) {
 	lo, hi := bounds(tx.module, from, to)
 	if bytes.Compare(lo, hi) >= 0 {
@@ -159,8 +158,8 @@ func (tx *Tx) DeleteRange(from, to []byte) {
 		}
 	}
 	if m.cfg.Cache != nil {
-		p := string(*m.place.Load())
-		m.cfg.Cache.ForgetRange(p+string(lo), p+string(hi))
+		p := *m.place.Load()
+		m.cfg.Cache.ForgetRange(slices.Concat(p, lo), slices.Concat(p, hi))
 	}
 	m.ov.journal = append(m.ov.journal, undo{at: rangeUndo})
 	m.ov.gone = append(m.ov.gone, goneRange{lo, hi})

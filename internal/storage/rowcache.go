@@ -9,7 +9,14 @@ type RowCache struct {
 	bytes      int
 	// half is the bound of one generation.
 	half int
+	// gone are ranges that were deleted, up to the time now: what a row from before that is in one of them was known for is true no more. It is
+	// forgotten when somebody asks for it.
+	gone spans
+	now  uint64
 }
+
+// goneMax bounds the ranges that a RowCache remembers.
+const goneMax = 16
 
 // CachedRow is what a RowCache knows of a row.
 type CachedRow struct {
@@ -21,6 +28,8 @@ type CachedRow struct {
 	There, Known bool
 	// Slot is the user's: it says where there is a newer value that is not committed yet. It must be 0 when Turn is called.
 	Slot int
+	// at is when it was known that no range which was deleted matters to it.
+	at uint64
 }
 
 // cachedOverhead is about what a row costs besides its bytes.
@@ -33,15 +42,20 @@ func NewRowCache(bytesMax int) *RowCache {
 
 // Find returns what there is of a row, or nil.
 func (c *RowCache) Find(key []byte) *CachedRow {
-	if r, ok := c.young[string(key)]; ok {
-		return r
-	}
-	r, ok := c.old[string(key)]
+	r, ok := c.young[string(key)]
 	if !ok {
-		return nil
+		if r, ok = c.old[string(key)]; !ok {
+			return nil
+		}
+		delete(c.old, r.Key)
+		c.add(r)
 	}
-	delete(c.old, r.Key)
-	c.add(r)
+	if r.at < c.now {
+		if c.gone.covering(key) != nil {
+			c.Forget(r)
+		}
+		r.at = c.now
+	}
 	return r
 }
 
@@ -50,7 +64,7 @@ func (c *RowCache) Row(key []byte) *CachedRow {
 	if r := c.Find(key); r != nil {
 		return r
 	}
-	r := &CachedRow{Key: string(key)}
+	r := &CachedRow{Key: string(key), at: c.now}
 	c.add(r)
 	return r
 }
@@ -64,6 +78,7 @@ func (c *RowCache) add(r *CachedRow) {
 // must not be changed afterwards, and should not be a part of something much larger.
 func (c *RowCache) Keep(r *CachedRow, value []byte, there bool) {
 	c.Forget(r)
+	r.at = c.now
 	// Large rows would push out too many others, and until the next Turn nothing is dropped.
 	if len(value) > c.half/64 || c.bytes+len(value) > 2*c.half {
 		return
@@ -78,18 +93,23 @@ func (c *RowCache) Forget(r *CachedRow) {
 	r.Value, r.There, r.Known = nil, false, false
 }
 
-// ForgetRange is Forget for all rows with from <= key < to. It looks at every row of the cache.
-func (c *RowCache) ForgetRange(from, to string) {
+// ForgetRange is Forget for all rows with from <= key < to.
+func (c *RowCache) ForgetRange(from, to []byte) {
+	c.now++
+	if c.gone = c.gone.with(from, to); len(c.gone) <= goneMax {
+		return
+	}
 	for k, r := range c.young {
-		if k >= from && k < to {
+		if r.at < c.now && c.gone.covering([]byte(k)) != nil {
 			c.Forget(r)
 		}
 	}
-	for k := range c.old {
-		if k >= from && k < to {
+	for k, r := range c.old {
+		if r.at < c.now && c.gone.covering([]byte(k)) != nil {
 			delete(c.old, k)
 		}
 	}
+	c.gone = nil
 }
 
 // Turn drops the rows that were not used for longest, if there are too many. Rows found before must be looked up again.

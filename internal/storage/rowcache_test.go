@@ -26,7 +26,7 @@ func TestRowCache_NeverWrong(t *testing.T) {
 				c.Keep(c.Row(k), nil, false)
 				delete(model, string(k))
 			} else if to := fmt.Sprintf("k%d", rng.IntN(300)); rng.IntN(300) == 0 {
-				c.ForgetRange(string(k), to)
+				c.ForgetRange(k, []byte(to))
 				maps.DeleteFunc(model, func(x string, _ []byte) bool { return x >= string(k) && x < to })
 			}
 		default:

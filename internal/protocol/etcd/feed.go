@@ -19,6 +19,8 @@ import (
 // sleeps: every look at the key space makes the next write copy what was looked at.
 type feed struct {
 	s *Server
+	// history is for the watches that lag.
+	history *history
 	// awake says that somebody came to read for, or that the last one left.
 	awake chan struct{}
 
@@ -44,7 +46,7 @@ const feedRetry = 100 * time.Millisecond
 
 func newFeed(s *Server) *feed {
 	return &feed{
-		s: s, awake: make(chan struct{}, 1), keys: map[string]map[*watcher]struct{}{}, ranges: map[*watcher]struct{}{}, asking: map[*watchStream]struct{}{},
+		s: s, history: &history{s: s}, awake: make(chan struct{}, 1), keys: map[string]map[*watcher]struct{}{}, ranges: map[*watcher]struct{}{}, asking: map[*watchStream]struct{}{},
 	}
 }
 
@@ -97,6 +99,7 @@ func (f *feed) sleeps() bool {
 	}
 	f.told = f.revLocked()
 	f.next = 0
+	f.history.drop()
 	return true
 }
 

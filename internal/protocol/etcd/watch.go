@@ -245,7 +245,7 @@ func (w *watcher) read(ctx context.Context) (*pb.WatchResponse, error) {
 	if ok {
 		return nil, nil
 	}
-	b, err := w.st.s.ask(ctx, kv.EncodeEvents(from, catchUpBytes, w.prev), true)
+	p, err := f.history.read(ctx, from, w.prev)
 	if errors.Is(err, kv.ErrCompacted) {
 		now, err := w.st.s.status(ctx, true)
 		if err != nil {
@@ -261,21 +261,17 @@ func (w *watcher) read(ctx context.Context) (*pb.WatchResponse, error) {
 	if err != nil {
 		return nil, toGRPC(ctx, err)
 	}
-	e, err := kv.DecodeEvents(b)
-	if err != nil {
-		return nil, toGRPC(ctx, err)
-	}
 	var events []*mvccpb.Event
-	for i := range e.Events {
-		if ev := &e.Events[i]; w.wants(ev) {
-			events = append(events, toEvent(ev, w.prev))
+	for i := range p.Events.Events {
+		if w.wants(&p.Events.Events[i]) {
+			events = append(events, p.event(i))
 		}
 	}
-	if !f.advance(w, e.Next, len(events) > 0) || len(events) == 0 {
+	if !f.advance(w, p.Next, len(events) > 0) || len(events) == 0 {
 		return nil, nil
 	}
 	w.st.s.m.events.Add(float64(len(events)))
-	return &pb.WatchResponse{Header: w.st.s.header(e.Next - 1), WatchId: w.id, Events: events, Fragment: w.fragment}, nil
+	return &pb.WatchResponse{Header: w.st.s.header(p.Next - 1), WatchId: w.id, Events: events, Fragment: w.fragment}, nil
 }
 
 func toEvent(e *kv.Event, prev bool) *mvccpb.Event {
