@@ -277,9 +277,6 @@ func (st *stream) decode(b []byte, m any) error {
 	return nil
 }
 
-// Method implements grpc.ServerTransportStream.
-func (st *stream) Method() string { return st.path }
-
 // SetHeader implements grpc.ServerStream.
 func (st *stream) SetHeader(md metadata.MD) error {
 	st.c.mu.Lock()
