@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log" //nolint:depguard // these lines are Go's own, in the form that Go gives them
 	"math"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -295,6 +297,22 @@ func TestContext_HeaderDeadlineAndConnection(t *testing.T) {
 	}
 	if Attached(WithAttached(ctx, 7)) != 7 || Attached(ctx) != nil {
 		t.Error("WithAttached does not attach")
+	}
+}
+
+// Who sets GODEBUG=http2debug=2 sees all fields, as with Go's own servers.
+func TestHeader_IsLoggedOnRequest(t *testing.T) {
+	var out bytes.Buffer
+	log.SetOutput(&out)
+	sayFields = true
+	defer func() { log.SetOutput(os.Stderr); sayFields = false }()
+	s, addr := start(t, config(), service(map[string]unary{"Echo": echo}, nil))
+	if _, err := call(t.Context(), dial(t, addr, grpc.WithAuthority("some.where")), "Echo", nil); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if want := `http2: decoded hpack field header field ":authority" = "some.where"` + "\n"; !strings.Contains(out.String(), want) {
+		t.Errorf("got %s, want %s in it", out.String(), want)
 	}
 }
 
