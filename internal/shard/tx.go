@@ -161,7 +161,7 @@ func (tx *Tx) DeleteRange(from, to []byte) {
 		p := *m.place.Load()
 		m.cfg.Cache.ForgetRange(slices.Concat(p, lo), slices.Concat(p, hi))
 	}
-	m.ov.journal = append(m.ov.journal, undo{at: rangeUndo})
+	m.ov.journal = append(m.ov.journal, undo{at: ^len(m.ov.gone)})
 	m.ov.gone = append(m.ov.gone, goneRange{lo, hi})
 }
 
@@ -402,10 +402,8 @@ type row struct {
 
 type goneRange struct{ lo, hi []byte }
 
-// rangeUndo is the place of an entry of the journal that stands for the last range.
-const rangeUndo = -1
-
 type undo struct {
+	// at is a place in rows; ^at is one in gone if it is negative.
 	at  int
 	was row
 	// fresh says that the row did not exist before.
@@ -455,8 +453,8 @@ func (o *overlay) add(key []byte, e *storage.CachedRow, value []byte, deleted bo
 func (o *overlay) rollback(to int) {
 	for i := len(o.journal) - 1; i >= to; i-- {
 		u := o.journal[i]
-		if u.at == rangeUndo {
-			o.gone = o.gone[:len(o.gone)-1]
+		if u.at < 0 {
+			o.gone = o.gone[:^u.at]
 			continue
 		}
 		if !u.fresh {
@@ -478,18 +476,10 @@ func (o *overlay) rollback(to int) {
 
 // digest chains the transaction's writes, in order, into d.
 func (o *overlay) digest(d uint64) uint64 {
-	ranges := 0
-	for i := range o.journal {
-		if o.journal[i].at == rangeUndo {
-			ranges++
-		}
-	}
-	ranges = len(o.gone) - ranges
 	for i := range o.journal {
 		at := o.journal[i].at
-		if at == rangeUndo {
-			g := o.gone[ranges]
-			ranges++
+		if at < 0 {
+			g := o.gone[^at]
 			d = ^((d^xxhash.Sum64(g.lo))*0x9e3779b97f4a7c15 + xxhash.Sum64(g.hi))
 			continue
 		}

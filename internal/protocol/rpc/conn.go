@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -369,11 +370,6 @@ func (c *conn) open() error {
 	st := b.st
 	b.st = nil
 	timeout, err := parseTimeout(b.timeout)
-	if timeout > 0 {
-		st.parent, st.cancel = context.WithTimeout(c.ctx, timeout)
-	} else {
-		st.parent, st.cancel = context.WithCancel(c.ctx)
-	}
 	st.method = c.s.methods[st.path]
 	c.mu.Lock()
 	refused := true
@@ -391,12 +387,17 @@ func (c *conn) open() error {
 	}
 	if refused {
 		c.mu.Unlock()
-		st.cancel()
 		return c.drain()
 	}
 	st.send = int64(c.initial)
 	c.streams[st.id] = st
 	c.mu.Unlock()
+	// Only this goroutine and the handler, which it starts below, use the context.
+	if timeout > 0 {
+		st.parent, st.cancel = context.WithTimeout(c.ctx, timeout)
+	} else {
+		st.parent, st.cancel = context.WithCancel(c.ctx)
+	}
 	if st.refusal = err; err == nil {
 		st.refusal = st.unserved()
 	}
@@ -597,36 +598,21 @@ func (k *keeper) stop() {
 	k.timer.Stop()
 }
 
+var timeoutUnits = map[byte]time.Duration{
+	'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
+}
+
 // parseTimeout reads the field grpc-timeout; "" is none.
 func parseTimeout(s string) (time.Duration, error) {
 	if s == "" {
 		return 0, nil
 	}
-	unit, n := time.Duration(0), int64(0)
-	switch s[len(s)-1] {
-	case 'H':
-		unit = time.Hour
-	case 'M':
-		unit = time.Minute
-	case 'S':
-		unit = time.Second
-	case 'm':
-		unit = time.Millisecond
-	case 'u':
-		unit = time.Microsecond
-	case 'n':
-		unit = time.Nanosecond
-	}
-	if len(s) < 2 || len(s) > 9 || unit == 0 {
+	unit := timeoutUnits[s[len(s)-1]]
+	n, err := strconv.ParseUint(s[:len(s)-1], 10, 64)
+	if err != nil || len(s) > 9 || unit == 0 {
 		return 0, malformedTimeout(s)
 	}
-	for _, d := range []byte(s[:len(s)-1]) {
-		if d < '0' || d > '9' {
-			return 0, malformedTimeout(s)
-		}
-		n = n*10 + int64(d-'0')
-	}
-	if n > int64(math.MaxInt64/unit) {
+	if n > uint64(math.MaxInt64/unit) {
 		return math.MaxInt64, nil
 	}
 	// A call that may take no time at all is over when it begins.
