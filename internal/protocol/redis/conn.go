@@ -59,6 +59,11 @@ type conn struct {
 
 	multi, spareMulti *multi
 
+	// lone counts the requests in a row that came alone and that a gatherer would serve.
+	lone int
+	// gathering is the gatherer's, while it serves the connection.
+	gathering gathering
+
 	// fence is what the connection writes under, once what the command being run does.
 	fence connFence
 	once  []datatypes.Fence
@@ -138,8 +143,18 @@ func newConn(s *Server, nc net.Conn) *conn {
 // wake makes the connection's read return at once.
 func (c *conn) wake(reason int32) {
 	c.wakeReason.Or(reason)
-	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+	_ = c.nc.SetReadDeadline(wakeNow)
+	c.gathering.end()
 }
+
+// kill ends the connection, whatever it waits for at its client. It does not wait for that.
+func (c *conn) kill() {
+	_ = c.nc.SetWriteDeadline(wakeNow)
+	c.wake(wakeKilled)
+}
+
+// wakeNow is a deadline that has passed.
+var wakeNow = time.Unix(1, 0)
 
 // giveUp ends the wait for an answer. It is called by the janitor.
 func (c *conn) giveUp() {
@@ -163,18 +178,27 @@ func (c *conn) serve() {
 		_ = c.nc.Close()
 		c.giveUp()
 	}()
-	for {
-		if !c.fill() {
-			return
-		}
-		c.req = nil
-		c.refresh()
-		c.parse()
-		c.settle()
-		if !c.flush() || c.closing {
-			return
+	for c.fill() && c.turn() {
+		for c.lone >= c.s.cfg.loneMin && c.gather() {
+			if !c.turn() {
+				return
+			}
 		}
 	}
+}
+
+// turn does what the input asks for, and says whether the connection goes on.
+func (c *conn) turn() bool {
+	c.req = nil
+	c.refresh()
+	n := c.parse()
+	if r := c.reads.cmds; n == 1 && len(r) == 1 && r[0].gathers() && !c.p.partial() && !c.readonly {
+		c.lone++
+	} else {
+		c.lone = min(c.lone, 0)
+	}
+	c.settle()
+	return c.flush() && !c.closing
 }
 
 // fill reads more input, and says whether the connection goes on.
@@ -192,9 +216,7 @@ func (c *conn) fill() bool {
 		}
 		n, err := c.nc.Read(c.p.room())
 		if n > 0 {
-			c.p.filled(n)
-			c.lastRead.Store(c.s.tick.Load())
-			c.s.metric.readBytes.Add(float64(n))
+			c.filled(n)
 			return true
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -222,9 +244,15 @@ func (c *conn) fill() bool {
 	}
 }
 
-// parse runs every complete request of the input.
-func (c *conn) parse() {
-	n := int64(0)
+// filled takes in n bytes of input.
+func (c *conn) filled(n int) {
+	c.p.filled(n)
+	c.lastRead.Store(c.s.tick.Load())
+	c.s.metric.readBytes.Add(float64(n))
+}
+
+// parse runs every complete request of the input, and returns their number.
+func (c *conn) parse() (n int64) {
 	for !c.closing {
 		args, tooLong, err := c.p.next()
 		if err != nil {
@@ -251,6 +279,7 @@ func (c *conn) parse() {
 		}
 	}
 	c.s.processed.Add(n)
+	return n
 }
 
 // flush writes the answers out.

@@ -180,42 +180,23 @@ func (c *conn) query(at shard.ID, op datatypes.Op, args [][]byte) ([]byte, error
 	return c.ask(at, datatypes.AppendQuery(nil, op, c.s.client.Now().UnixMilli(), c.seed, args))
 }
 
-// settleReads runs the collected reads, as one query unless their answers are long.
+// settleReads runs the collected reads.
 func (c *conn) settleReads() {
 	r := &c.reads
-	body := r.body
-	for done := 0; done < len(r.cmds); {
-		rest := r.cmds[done:]
+	if len(r.cmds) == 0 {
+		return
+	}
+	r.query = readAll(r.query, len(r.cmds), r.body, func(buf []byte, n int, body []byte) ([]byte, []byte, error) {
 		c.seed++
-		r.query = datatypes.AppendBatch(r.query[:0], c.s.client.Now().UnixMilli(), c.seed, len(rest), body)
-		answers, err := c.ask(r.shard, r.query)
-		n := 0
-		for err == nil && n < len(rest) && (len(answers) > 0 || n == 0) {
-			one := answers
-			if len(rest) == 1 {
-				answers = nil
-			} else if one, answers, err = datatypes.NextAnswer(answers); err != nil {
-				break
-			}
-			if body, err = datatypes.SkipSub(body); err != nil {
-				break
-			}
-			c.addRead(rest[n], one, nil)
-			n++
-		}
-		done += n
-		if err != nil {
-			// A query that was given up may still be on its way, with this buffer.
-			r.query = nil
-			for _, rc := range r.cmds[done:] {
-				c.addRead(rc, nil, err)
-			}
-			break
-		}
+		q := datatypes.AppendBatch(buf, c.s.client.Now().UnixMilli(), c.seed, n, body)
+		answers, err := c.ask(r.shard, q)
+		return q, answers, err
+	}, func(i int, reply []byte, err error) {
+		c.addRead(r.cmds[i], reply, err)
 		if len(c.out) > outFlushBytes && !c.flush() {
 			c.closing = true
 		}
-	}
+	})
 	if cap(r.body) > outFlushBytes {
 		r.body, r.query = nil, nil
 	}
@@ -224,6 +205,42 @@ func (c *conn) settleReads() {
 	}
 	r.body, r.cmds = r.body[:0], r.cmds[:0]
 }
+
+// readAll runs n reads, made with datatypes.AppendSub, as one query unless their answers are long, and gives each its answer in their order.
+// ask makes the query in buf, runs it and returns both. What readAll returns is for the next call's buf.
+func readAll(
+	buf []byte, n int, body []byte, ask func(buf []byte, n int, body []byte) (query, answers []byte, err error), each func(i int, reply []byte, err error),
+) []byte {
+	for done := 0; done < n; {
+		first := done
+		query, answers, err := ask(buf[:0], n-first, body)
+		buf = query
+		for err == nil && done < n && (len(answers) > 0 || done == first) {
+			one := answers
+			if n-first == 1 {
+				answers = nil
+			} else if one, answers, err = datatypes.NextAnswer(answers); err != nil {
+				break
+			}
+			if body, err = datatypes.SkipSub(body); err != nil {
+				break
+			}
+			each(done, one, nil)
+			done++
+		}
+		if err != nil {
+			for ; done < n; done++ {
+				each(done, nil, err)
+			}
+			// A query that was given up may still be on its way, with this buffer.
+			return nil
+		}
+	}
+	return buf
+}
+
+// gathers says whether a gatherer serves the command when it comes alone.
+func (r readCommand) gathers() bool { return !r.mute && r.cmd.gathers() }
 
 func (c *conn) addRead(rc readCommand, reply []byte, err error) {
 	failed := err != nil || len(reply) > 0 && reply[0] == '-'

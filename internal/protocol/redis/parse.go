@@ -73,6 +73,9 @@ func (p *parser) filled(n int) { p.w += n }
 // partial reports whether a request has begun but not ended.
 func (p *parser) partial() bool { return p.open || p.r < p.w }
 
+// unread takes back the complete request that next returned last, which began where r was then.
+func (p *parser) unread(r int) { p.r = r }
+
 // next returns the next complete request; no arguments and no error if more input is needed. tooLong says that the
 // request was complete but over the limit, and was dropped.
 func (p *parser) next() (args [][]byte, tooLong bool, err error) {

@@ -90,6 +90,10 @@ func newRig(t testing.TB, o shardtest.Options, cfg Config) *rig {
 func serveOn(t testing.TB, c *shardtest.Client, as shard.Client, cfg Config) *rig {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	if cfg.loneMin == 0 {
+		// The second of two lone reads is a gatherer's, so that all tests try those, too.
+		cfg.loneMin = 1
+	}
 	s := New(cfg, as, fakeTopics{c}, log, prometheus.NewRegistry())
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

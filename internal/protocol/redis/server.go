@@ -4,6 +4,7 @@
 // waiting for answers, then awaits the answers in order and writes them at once: one read and one write for a request,
 // or for a pipeline of them. Consecutive reads of one shard become one query. A request that depends on earlier ones of its
 // connection, such as a read behind a write, waits for them first, so that a client sees its own writes in order.
+// Connections whose clients send one short read after the other, and wait for each answer, are served together meanwhile: see gatherer.
 //
 // Nothing is queued without a bound: a connection has at most inFlightMax requests and inFlightBytes bytes handed in, and
 // one that does not read its answers is not read from either.
@@ -70,6 +71,9 @@ type Config struct {
 	WriteTimeout time.Duration
 	// CloseTimeout is how long Close waits for answers under way; default 5 s.
 	CloseTimeout time.Duration
+
+	// loneMin is after how many lone reads in a row a connection is served by a gatherer; default 64.
+	loneMin int
 }
 
 func (c Config) withDefaults() Config {
@@ -92,6 +96,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.ConnectionsMax == 0 {
 		c.ConnectionsMax = 10_000
+	}
+	if c.loneMin == 0 {
+		c.loneMin = 64
 	}
 	return c
 }
@@ -130,7 +137,8 @@ type Server struct {
 	accepted  atomic.Int64
 	rejected  atomic.Int64
 	conns     *conns.Set[*conn]
-	// wg counts the janitor.
+	gatherers gatherers
+	// wg counts the janitor and what gatherers run.
 	wg sync.WaitGroup
 }
 
@@ -212,12 +220,14 @@ func (s *Server) Close() {
 	select {
 	case <-ended:
 	case <-time.After(s.cfg.CloseTimeout):
+		s.cancel()
 		for _, c := range s.conns.Open() {
-			_ = c.nc.Close()
+			c.kill()
 		}
 	}
 	s.cancel()
 	<-ended
+	s.gatherers.close()
 	s.wg.Wait()
 }
 
@@ -243,7 +253,7 @@ func (s *Server) janitor() {
 			}
 			if since := c.writingSince.Load(); since != 0 && now-since > write {
 				s.log.Warn("closed a Redis connection that does not read its answers", "addr", c.addr, "client_id", c.id)
-				_ = c.nc.Close()
+				c.kill()
 			}
 			began, last := c.partialSince.Load(), c.lastRead.Load()
 			if began != 0 && (now-last > idle || now-began > total) {
@@ -280,6 +290,11 @@ type command struct {
 
 func (c *command) arityError() string {
 	return "ERR wrong number of arguments for '" + c.Name + "' command"
+}
+
+// gathers says whether a gatherer serves the command: it does with reads of a key that take little time.
+func (c *command) gathers() bool {
+	return c.Flags&(datatypes.ReadOnly|datatypes.Fast|datatypes.EveryShard) == datatypes.ReadOnly|datatypes.Fast && c.local == nil && c.First > 0
 }
 
 type commandMetrics struct{ ok, failed prometheus.Counter }
