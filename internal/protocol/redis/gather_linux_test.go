@@ -310,3 +310,89 @@ func TestGather_StuckReadsEnd(t *testing.T) {
 		t.Error("the connection is open")
 	}
 }
+
+// FuzzGather sends the same to a server that gathers from the second lone read on and to one that never does. The answers must be the same. A
+// byte of the program chooses a request, and whether to wait for all answers before the next.
+func FuzzGather(f *testing.F) {
+	var rigs []*rig
+	for _, lone := range []int{1, 1 << 30} {
+		rigs = append(rigs, newRig(f, shardtest.Options{}, Config{loneMin: lone}))
+	}
+	get := string(encode("get", "k"))
+	requests := []struct {
+		send    string
+		answers int
+	}{
+		{get, 1},
+		{string(encode("get", "none")), 1},
+		{string(encode("set", "k", "v")), 1},
+		{string(encode("strlen", "k")), 1},
+		{string(encode("mget", "k", "none")), 1},
+		{string(encode("incr", "n")), 1},
+		{string(encode("get", "n")), 1},
+		{string(encode("hget", "k", "f")), 1},
+		{string(encode("get")), 1},
+		{string(encode("nosuch")), 1},
+		{get[:len(get)/2] + "|" + get[len(get)/2:], 1},
+		{"*0\r\n", 0},
+		{"\r\n", 0},
+		{"GET k\r\n", 1},
+		{string(encode("multi")), 1},
+		{string(encode("exec")), 1},
+		{string(encode("readonly")), 1},
+		{string(encode("client", "reply", "skip")), 0},
+		{"*x\r\n", 1},
+	}
+	const wait = 0x80
+	f.Add([]byte{2 | wait, wait, wait, wait, 1 | wait, 0, 0 | wait, 0 | wait, 2, wait})
+	f.Add([]byte{wait, wait, 3 | wait, 4 | wait, 10 | wait, wait, wait, 11, wait, wait, 12 | wait, 13 | wait, wait, wait, 18 | wait})
+	f.Add([]byte{5 | wait, 6 | wait, 6 | wait, 5, 6 | wait, 14 | wait, wait, wait, 15 | wait, wait, 16 | wait, wait, wait, 17, wait | 0, 0})
+	f.Add([]byte{7 | wait, 7 | wait, 8 | wait, 7 | wait, 9 | wait, 7 | wait, wait, wait, wait, 10, 10 | wait})
+	f.Fuzz(func(t *testing.T, program []byte) {
+		if len(program) > 100 {
+			return
+		}
+		var got [2]strings.Builder
+		for i, r := range rigs {
+			c := dial(t, r.addr)
+			c.want("flushall", "+OK")
+			c.want("get none", "nil")
+			answers, open := 0, true
+			take := func() {
+				for ; answers > 0 && open; answers-- {
+					s, err := c.try()
+					if open = err == nil; open {
+						fmt.Fprintln(&got[i], s)
+					}
+				}
+			}
+			skip := 0
+			for _, b := range program {
+				rq := requests[int(b&^wait)%len(requests)]
+				for _, part := range strings.SplitAfter(rq.send, "|") {
+					// The connection may be closed by now.
+					_, _ = io.WriteString(c.nc, strings.TrimSuffix(part, "|"))
+				}
+				switch {
+				case strings.Contains(rq.send, "skip"):
+					skip = 1
+				case rq.answers > 0 && skip > 0:
+					skip = 0
+				default:
+					answers += rq.answers
+				}
+				if b&wait != 0 {
+					take()
+				}
+			}
+			take()
+			_ = c.nc.(*net.TCPConn).CloseWrite()
+			rest, _ := io.ReadAll(c.r)
+			fmt.Fprintf(&got[i], "then %q\n", rest)
+			_ = c.nc.Close()
+		}
+		if a, b := got[0].String(), got[1].String(); a != b {
+			t.Errorf("program %v: gathered\n%s\napart\n%s", program, a, b)
+		}
+	})
+}
