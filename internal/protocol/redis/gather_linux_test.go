@@ -346,7 +346,7 @@ func FuzzGather(f *testing.F) {
 	const wait = 0x80
 	f.Add([]byte{2 | wait, wait, wait, wait, 1 | wait, 0, 0 | wait, 0 | wait, 2, wait})
 	f.Add([]byte{wait, wait, 3 | wait, 4 | wait, 10 | wait, wait, wait, 11, wait, wait, 12 | wait, 13 | wait, wait, wait, 18 | wait})
-	f.Add([]byte{5 | wait, 6 | wait, 6 | wait, 5, 6 | wait, 14 | wait, wait, wait, 15 | wait, wait, 16 | wait, wait, wait, 17, wait | 0, 0})
+	f.Add([]byte{5 | wait, 6 | wait, 6 | wait, 5, 6 | wait, 14 | wait, wait, wait, 15 | wait, wait, 16 | wait, wait, wait, 17, wait, 0})
 	f.Add([]byte{7 | wait, 7 | wait, 8 | wait, 7 | wait, 9 | wait, 7 | wait, wait, wait, wait, 10, 10 | wait})
 	f.Fuzz(func(t *testing.T, program []byte) {
 		if len(program) > 100 {
