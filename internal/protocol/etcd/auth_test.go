@@ -594,21 +594,23 @@ func TestAuth_TokensEnd(t *testing.T) {
 		t.Errorf("expired: %v", err)
 	}
 	// It lives on where it is used, and nowhere else.
-	var expires time.Time
-	var used context.Context
-	for first := true; first || time.Now().Before(expires.Add(50*time.Millisecond)); {
-		if first {
-			expires = time.Now().Truncate(time.Second).Add(2 * time.Second)
-			used = sign(expires)
+	expires := func() time.Time {
+		for {
+			expires := time.Now().Truncate(time.Second).Add(2 * time.Second)
+			switch err := pt(sign(expires)); {
+			case err == nil:
+				return expires
+			case time.Now().Before(expires):
+				t.Fatalf("first use: %v", err)
+			}
+			// It had expired before it was used, on a machine that is busy.
 		}
-		err := pt(used)
-		switch {
-		case err == nil:
-			first = false
-		case !first || time.Now().Before(expires):
+	}()
+	used := sign(expires)
+	for time.Now().Before(expires.Add(50 * time.Millisecond)) {
+		if err := pt(used); err != nil {
 			t.Fatalf("in use: %v", err)
 		}
-		// Otherwise it had expired before it was used, on a machine that is busy.
 	}
 	other, err := grpc.NewClient(r.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

@@ -143,18 +143,15 @@ func newConn(s *Server, nc net.Conn) *conn {
 // wake makes the connection's read return at once.
 func (c *conn) wake(reason int32) {
 	c.wakeReason.Or(reason)
-	_ = c.nc.SetReadDeadline(wakeNow)
+	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
 	c.gathering.end()
 }
 
-// kill ends the connection, whatever it waits for at its client. It does not wait for that.
+// kill closes the connection, once a read that a gatherer has asked for it is answered, which has a time limit of its own.
 func (c *conn) kill() {
-	_ = c.nc.SetWriteDeadline(wakeNow)
 	c.wake(wakeKilled)
+	_ = c.nc.Close()
 }
-
-// wakeNow is a deadline that has passed.
-var wakeNow = time.Unix(1, 0)
 
 // giveUp ends the wait for an answer. It is called by the janitor.
 func (c *conn) giveUp() {
@@ -290,12 +287,17 @@ func (c *conn) flush() bool {
 	c.writingSince.Store(c.s.tick.Load())
 	_, err := c.nc.Write(c.out)
 	c.writingSince.Store(0)
-	c.s.metric.writtenBytes.Add(float64(len(c.out)))
-	if cap(c.out) > 4*outFlushBytes {
+	c.written(len(c.out))
+	return err == nil
+}
+
+// written takes the first n bytes off the answers.
+func (c *conn) written(n int) {
+	c.s.metric.writtenBytes.Add(float64(n))
+	c.out = c.out[:copy(c.out, c.out[n:])]
+	if len(c.out) == 0 && cap(c.out) > 4*outFlushBytes {
 		c.out = nil
 	}
-	c.out = c.out[:0]
-	return err == nil
 }
 
 // handle runs one request: it hands it in, or answers it.

@@ -19,7 +19,7 @@ import (
 // one query for each shard, and answered.
 //
 // A connection gets there after it has sent Config.loneMin such reads in a row. Its goroutine sleeps from then on, and gets it back with
-// whatever the gatherer does not serve: another command, more than one request, half of one, the end of the input, an answer for which the
+// whatever the gatherer does not serve: another command, several requests at once, half of one, the end of the input, an answer for which the
 // client's socket has no room, or a reason to wake. So gatherers need no part of what else a connection does.
 type gatherer struct {
 	s    *Server
@@ -68,7 +68,6 @@ type gathering struct {
 	state atomic.Int32
 	// The rest is set before the connection is gathered first, and stays.
 	g    *gatherer
-	c    *conn
 	fd   int
 	back chan struct{}
 }
@@ -174,9 +173,9 @@ func (gt *gathering) serve(c *conn, fd int) bool {
 			c.s.log.Warn("cannot poll Redis connections; each is served by itself", "error", err)
 			return false
 		}
-		gt.g, gt.c, gt.fd, gt.back = g, c, fd, make(chan struct{}, 1)
+		gt.g, gt.fd, gt.back = g, fd, make(chan struct{}, 1)
 	}
-	if !gt.g.take(gt) {
+	if !gt.g.take(c) {
 		return false
 	}
 	if c.wakeReason.Load() != 0 {
@@ -187,7 +186,8 @@ func (gt *gathering) serve(c *conn, fd int) bool {
 	return true
 }
 
-func (g *gatherer) take(gt *gathering) bool {
+func (g *gatherer) take(c *conn) bool {
+	gt := &c.gathering
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
@@ -196,7 +196,7 @@ func (g *gatherer) take(gt *gathering) bool {
 	if err := gt.poll(syscall.EPOLL_CTL_ADD); err != nil {
 		return false
 	}
-	g.conns[int32(gt.fd)] = gt.c
+	g.conns[int32(gt.fd)] = c
 	gt.state.Store(gatherWaiting)
 	return true
 }
@@ -426,15 +426,14 @@ func (g *gatherer) answer(b *gathered, now batch) {
 
 // writeNow writes the answers out, and says whether there was room for all of them. What is left stays in out.
 func (c *conn) writeNow() bool {
-	out := c.out
-	for len(out) > 0 {
-		n, err := syscall.Write(c.gathering.fd, out)
-		if err != nil && !errors.Is(err, syscall.EINTR) {
-			break
+	for len(c.out) > 0 {
+		n, err := syscall.Write(c.gathering.fd, c.out)
+		switch {
+		case err == nil:
+			c.written(n)
+		case !errors.Is(err, syscall.EINTR):
+			return false
 		}
-		c.s.metric.writtenBytes.Add(float64(max(n, 0)))
-		out = out[max(n, 0):]
 	}
-	c.out = c.out[:copy(c.out, out)]
-	return len(out) == 0
+	return true
 }

@@ -230,14 +230,14 @@ func (g *gate) Query(ctx context.Context, r shard.Route, at shard.Consistency, q
 	return g.Client.Query(ctx, r, at, q)
 }
 
-func gatedRig(t *testing.T, cfg Config) (*rig, *gate) {
+func gatedRig(t *testing.T) (*rig, *gate) {
 	inner := shardtest.New(t, shardtest.Options{}, datatypes.New(datatypes.Config{}))
 	g := &gate{Client: inner}
-	return serveOn(t, inner, g, cfg), g
+	return serveOn(t, inner, g, Config{}), g
 }
 
 func TestGather_MoreInputBehindARead(t *testing.T) {
-	r, g := gatedRig(t, Config{})
+	r, g := gatedRig(t)
 	c := r.dial()
 	c.want("set k v", "+OK")
 	c.gather(r)
@@ -265,7 +265,7 @@ func TestGather_MoreInputBehindARead(t *testing.T) {
 }
 
 func TestGather_ErrorsAreEachOnes(t *testing.T) {
-	r, g := gatedRig(t, Config{})
+	r, g := gatedRig(t)
 	var cs []*client
 	for range 5 {
 		c := r.dial()
@@ -366,7 +366,7 @@ func FuzzGather(f *testing.F) {
 					}
 				}
 			}
-			skip := 0
+			skip := false
 			for _, b := range program {
 				rq := requests[int(b&^wait)%len(requests)]
 				for _, part := range strings.SplitAfter(rq.send, "|") {
@@ -375,9 +375,9 @@ func FuzzGather(f *testing.F) {
 				}
 				switch {
 				case strings.Contains(rq.send, "skip"):
-					skip = 1
-				case rq.answers > 0 && skip > 0:
-					skip = 0
+					skip = true
+				case rq.answers > 0 && skip:
+					skip = false
 				default:
 					answers += rq.answers
 				}

@@ -220,6 +220,7 @@ func (s *Server) Close() {
 	select {
 	case <-ended:
 	case <-time.After(s.cfg.CloseTimeout):
+		// Reads that gatherers have asked end by this, too, and kill waits for them.
 		s.cancel()
 		for _, c := range s.conns.Open() {
 			c.kill()
