@@ -18,7 +18,7 @@ import (
 // goroutines, a call of the system in vain, and a query. Together, what has arrived on all connections meanwhile is read in one go, asked as
 // one query for each shard, and answered.
 //
-// A connection gets there after it has sent Config.loneMin such reads in a row. Its goroutine sleeps from then on, and gets it back with
+// A connection gets there after it has sent Config.loneMin such reads in a row, if Config.gatherMin are open. Its goroutine sleeps from then on, and gets it back with
 // whatever the gatherer does not serve: another command, several requests at once, half of one, the end of the input, an answer for which the
 // client's socket has no room, or a reason to wake. So gatherers need no part of what else a connection does.
 type gatherer struct {
@@ -151,6 +151,9 @@ func newGatherer(s *Server) (*gatherer, error) {
 // gather lets a gatherer serve the connection until it gives it back. It returns false if none can.
 func (c *conn) gather() bool {
 	c.lone = 0
+	if c.s.conns.Len() < c.s.cfg.gatherMin {
+		return false
+	}
 	c.partialSince.Store(0)
 	served := false
 	if sc, ok := c.nc.(syscall.Conn); ok {

@@ -82,6 +82,24 @@ func TestGather_OnlyThoseWhoKeepToReading(t *testing.T) {
 	c.gather(r)
 }
 
+func TestGather_OnlyWhereThereAreMany(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{gatherMin: 3, PartialTimeout: 40 * time.Millisecond})
+	c, other := r.dial(), r.dial()
+	for range 10 {
+		c.want("get nothing", "nil")
+		other.want("get nothing", "nil")
+	}
+	if n := r.s.gathered(); n != 0 {
+		t.Fatalf("%d of two connections are gathered", n)
+	}
+	third := r.dial()
+	third.want("ping", "+PONG")
+	c.gather(r)
+	_ = third.nc.Close()
+	eventually(t, "the connection is given back", func() bool { return r.s.gathered() == 0 })
+	c.want("get nothing", "nil")
+}
+
 func TestGather_GivesBackWhatItDoesNotServe(t *testing.T) {
 	get := string(encode("get", "k"))
 	long := strings.Repeat("x", 5000)

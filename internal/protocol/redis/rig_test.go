@@ -94,6 +94,9 @@ func serveOn(t testing.TB, c *shardtest.Client, as shard.Client, cfg Config) *ri
 		// The second of two lone reads is a gatherer's, so that all tests try those, too.
 		cfg.loneMin = 1
 	}
+	if cfg.gatherMin == 0 {
+		cfg.gatherMin = 1
+	}
 	s := New(cfg, as, fakeTopics{c}, log, prometheus.NewRegistry())
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -74,6 +74,8 @@ type Config struct {
 
 	// loneMin is after how many lone reads in a row a connection is served by a gatherer; default 64.
 	loneMin int
+	// gatherMin is from how many open connections on any are gathered; default 64. With few there is nothing to gather.
+	gatherMin int
 }
 
 func (c Config) withDefaults() Config {
@@ -99,6 +101,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.loneMin == 0 {
 		c.loneMin = 64
+	}
+	if c.gatherMin == 0 {
+		c.gatherMin = 64
 	}
 	return c
 }
@@ -248,7 +253,11 @@ func (s *Server) janitor() {
 		case <-t.C:
 		}
 		now := s.tick.Add(1)
-		for _, c := range s.conns.Open() {
+		open := s.conns.Open()
+		for _, c := range open {
+			if len(open) < s.cfg.gatherMin {
+				c.gathering.end()
+			}
 			if since := c.waitingSince.Load(); since != 0 && now-since > request {
 				c.giveUp()
 			}
