@@ -15,8 +15,8 @@ import "github.com/cockroachdb/pebble/v2/vfs"
 // FS is the file system that storage works on: the operating system's, or one in memory.
 type FS = vfs.FS
 
-// OSFS returns the operating system's file system.
-func OSFS() FS { return vfs.Default }
+// OSFS returns the operating system's file system. On Linux, segments of a raft log are written past its page cache.
+func OSFS() FS { return direct(vfs.Default) }
 
 // MemFS returns an empty in-memory file system whose CrashClone forgets what was not synced.
 func MemFS() *vfs.MemFS { return vfs.NewCrashableMem() }

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package storage
+
+func direct(fs FS) FS { return fs }
