@@ -367,6 +367,9 @@ const restartsMax = 3
 // finds its data damaged it is started again, and rebuilds itself from its peers.
 func Run(ctx context.Context, cfg Config, version string, e *env.Env, log *slog.Logger, ready func(*Server)) error {
 	defer paceGC()()
+	if err := calmMonitor(); err != nil {
+		log.Debug("the runtime's monitor wakes as often as it likes; CAP_SYS_NICE would change that", "error", err)
+	}
 	restarts := 0
 	for {
 		began := e.Now()
