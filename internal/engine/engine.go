@@ -1,5 +1,5 @@
-// Package engine makes shard.Client true on a cluster: it runs a replica.Host, one goroutine at a time, writes its log on
-// another, and moves frames between it and the transport.
+// Package engine makes shard.Client true on a cluster: it runs a replica.Host, one goroutine at a time, writes its log
+// meanwhile, and moves frames between it and the transport.
 //
 // All decisions are the host's. The engine only waits, writes, sends and answers, so that what the simulation has tested
 // is what runs.
@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -67,10 +68,13 @@ type Engine struct {
 	metrics   *metrics
 	scrubbed  scrubStats
 
-	// turns is held by whoever runs a turn: the loop, or the goroutine that brings a frame or the end of a log write, if
-	// the loop is not at it. That saves waking another goroutine, which costs more than most turns.
+	// turns is held by whoever runs a turn: a worker, or the goroutine that brings a frame or the end of a log write, if no
+	// worker is at it. That saves waking another goroutine, which costs more than most turns.
 	turns sync.Mutex
+	// timer brings the turn that is due without input. It calls a function, since one with a channel is put into the runtime's
+	// heap, and taken out, each time a worker waits; that wakes whatever thread waits for the network. fired says that it did.
 	timer *time.Timer
+	fired atomic.Bool
 	// armed is when the timer fires. It is moved to an earlier time only: a turn too many is cheaper than to set it in each.
 	armed time.Time
 	// failed is set when the disk failed, ended when there are no more turns. spare is the inbox's other buffer.
@@ -88,11 +92,17 @@ type Engine struct {
 	hold    replica.Hold
 	wake    chan struct{}
 
-	// The writer's queue.
+	// writes are what waits to be written, up to number wseq; wwake has room for one signal.
 	wmu    sync.Mutex
 	writes []storage.Write
 	wseq   uint64
 	wwake  chan struct{}
+	// quiet says that idle has fired: nothing was written for a while.
+	quiet bool
+	// writing is held by whoever writes to the log; after a failure for good. repaired says that repair has run.
+	writing  sync.Mutex
+	idle     *time.Timer
+	repaired bool
 
 	// peers is what other nodes advertise.
 	pmu   sync.Mutex
@@ -142,8 +152,18 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 	g := &Engine{
 		cfg: cfg, env: e, log: log, dir: dir, host: host, hub: shard.NewHub(), machines: map[shard.ID]*shard.Machine{},
 		wake: make(chan struct{}, 1), wwake: make(chan struct{}, 1), peers: map[shard.NodeID]map[string]string{},
-		ctx: ctx, stop: stop, done: make(chan struct{}), timer: time.NewTimer(0), armed: e.Now(),
+		ctx: ctx, stop: stop, done: make(chan struct{}), armed: e.Now(),
 	}
+	g.timer = time.AfterFunc(0, func() {
+		g.fired.Store(true)
+		g.signal()
+	})
+	g.idle = time.AfterFunc(time.Hour, func() {
+		g.wmu.Lock()
+		g.quiet = true
+		g.wmu.Unlock()
+		g.signalWriter()
+	})
 	for _, id := range rc.Shards {
 		g.machines[id] = host.Machine(id)
 	}
@@ -169,9 +189,10 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 		},
 		OnHello: g.heard,
 	}, e, log)
-	g.wg.Add(3)
-	go g.loop()
-	go g.writer()
+	g.wg.Add(workers + 1)
+	for range workers {
+		go g.work()
+	}
 	go g.scrub()
 	if ln != nil {
 		g.transport.Serve(ln)
@@ -212,7 +233,7 @@ func (g *Engine) Err() error {
 
 // give hands the host an input. It may run the turn that takes it in.
 func (g *Engine) give(in replica.Input) {
-	quiet, inline := false, false
+	quiet, inline, frame := false, false, false
 	g.mu.Lock()
 	closed := g.closed
 	if !closed {
@@ -225,7 +246,7 @@ func (g *Engine) give(in replica.Input) {
 		case replica.LogDone:
 			inline = true
 		case replica.Frame:
-			inline = true
+			inline, frame = true, true
 		}
 	}
 	g.mu.Unlock()
@@ -234,10 +255,11 @@ func (g *Engine) give(in replica.Input) {
 		g.refuse(in)
 	case quiet:
 	case inline && g.turns.TryLock():
-		g.turn()
+		// Who brings a frame goes on to read the next.
+		g.turn(frame)
 		g.turns.Unlock()
 	default:
-		// If the turns are taken, this is the loop's.
+		// If the turns are taken, this is a worker's.
 		g.signal()
 	}
 }
@@ -295,6 +317,13 @@ func (g *Engine) signal() {
 	}
 }
 
+func (g *Engine) signalWriter() {
+	select {
+	case g.wwake <- struct{}{}:
+	default:
+	}
+}
+
 // inLoop runs f between two turns and waits for it. It returns false if the engine has stopped.
 func (g *Engine) inLoop(f func()) bool {
 	ran := make(chan struct{})
@@ -310,39 +339,69 @@ func (g *Engine) inLoop(f func()) bool {
 	}
 }
 
-// loop runs the turns that no other goroutine has run.
-func (g *Engine) loop() {
+// workers is how many goroutines work: one may wait for the disk while another runs turns.
+const workers = 2
+
+// work runs the turns that no other goroutine has run, and writes what they want written. Whoever made a turn goes on to
+// write, since waking another goroutine for it would cost about as much as the turn.
+func (g *Engine) work() {
 	defer g.wg.Done()
-	defer close(g.done)
-	defer g.timer.Stop()
 	for {
-		fired := false
 		select {
 		case <-g.wake:
-		case <-g.timer.C:
-			fired = true
+			g.turns.Lock()
+			if g.fired.Swap(false) {
+				g.armed = time.Time{}
+			}
+			g.turn(false)
+			g.turns.Unlock()
+		case <-g.wwake:
 		case <-g.ctx.Done():
 			g.turns.Lock()
 			defer g.turns.Unlock()
+			g.timer.Stop()
+			g.idle.Stop()
 			if !g.ended {
 				g.end(g.ctx.Err())
 			}
+			select {
+			case <-g.done:
+			default:
+				close(g.done)
+			}
 			return
 		}
-		g.turns.Lock()
-		if fired {
-			g.armed = time.Time{}
-		}
-		g.turn()
-		g.turns.Unlock()
+		g.write()
 	}
 }
 
-// turn takes in what waits, and does what comes of it. The caller holds turns.
-func (g *Engine) turn() {
-	if g.ended {
-		return
+// turn runs turns until none is due at once. reader says that the caller does not write afterwards what they want written. The
+// caller holds turns.
+func (g *Engine) turn(reader bool) {
+	for !g.ended {
+		again := g.turnOnce()
+		write := g.wants()
+		if write && reader {
+			g.signalWriter()
+		}
+		switch {
+		case !again:
+			return
+		case write && reader:
+			// The worker that was woken begins to write at once, on this processor, and what is left to do here goes on beside it.
+			g.turns.Unlock()
+			runtime.Gosched()
+			g.turns.Lock()
+		case write:
+			// The other worker runs the next turn while this one writes.
+			g.signal()
+			return
+		}
 	}
+}
+
+// turnOnce takes in what waits, and does what comes of it. It reports whether another turn is due at once.
+func (g *Engine) turnOnce() bool {
 	g.mu.Lock()
 	in := g.inbox
 	g.inbox = g.spare[:0]
@@ -357,22 +416,26 @@ func (g *Engine) turn() {
 			g.refuse(i)
 		}
 		g.end(g.failed)
-		return
+		return false
 	}
 	now := g.env.Now()
 	out := g.host.Turn(now, in)
 	g.metrics.turn(now, g.env.Now(), len(in))
 	if !g.handle(&out) {
-		return
+		return false
 	}
 	clear(in)
 	if g.spare = in; cap(in) > 1<<16 {
 		g.spare = nil
 	}
+	if !out.Wake.After(now) {
+		return true
+	}
 	if g.armed.IsZero() || out.Wake.Before(g.armed) {
 		g.armed = out.Wake
 		g.timer.Reset(max(0, out.Wake.Sub(g.env.Now())))
 	}
+	return false
 }
 
 // handle does what a turn asks. It returns false if the engine has to stop.
@@ -385,10 +448,6 @@ func (g *Engine) handle(out *replica.Output) bool {
 		g.writes = append(g.writes, out.Writes...)
 		g.wseq = out.Seq
 		g.wmu.Unlock()
-		select {
-		case g.wwake <- struct{}{}:
-		default:
-		}
 	}
 	g.setHold(out)
 	for i := range out.Answers {
@@ -454,7 +513,7 @@ func (g *Engine) end(err error) {
 	}
 }
 
-// flush makes the store durable beside the loop.
+// flush makes the store durable beside the turns.
 func (g *Engine) flush() {
 	done, err := g.dir.Store.FlushStart()
 	if err != nil {
@@ -472,7 +531,7 @@ func (g *Engine) flush() {
 	}()
 }
 
-// fail stops the engine from outside of the loop.
+// fail stops the engine from outside of a turn.
 func (g *Engine) fail(err error) {
 	g.mu.Lock()
 	g.control = append(g.control, func() {
@@ -487,58 +546,67 @@ func (g *Engine) fail(err error) {
 // sealAfter is how long the log must be idle before it is sealed.
 const sealAfter = 5 * time.Millisecond
 
-// writer appends and syncs what turns want written: everything that came while it was busy, with one sync.
-func (g *Engine) writer() {
-	defer g.wg.Done()
-	idle := time.NewTimer(time.Hour)
-	defer idle.Stop()
-	first := true
-	for {
-		select {
-		case <-g.wwake:
-		case <-idle.C:
-			if err := g.dir.Log.Seal(); err != nil {
+// write appends and syncs what turns want written, unless another goroutine is at it: everything that came meanwhile, with one
+// sync.
+func (g *Engine) write() {
+	for g.wants() && g.writing.TryLock() {
+		for g.wants() && g.ctx.Err() == nil {
+			if err := g.writeOnce(); err != nil {
+				// Nobody may write any more: the lock is kept.
 				g.fail(err)
 				return
 			}
-			continue
-		case <-g.ctx.Done():
+		}
+		g.writing.Unlock()
+		if g.ctx.Err() != nil {
 			return
 		}
-		g.wmu.Lock()
-		ws, seq := g.writes, g.wseq
-		g.writes = nil
-		g.wmu.Unlock()
-		if len(ws) == 0 {
-			continue
-		}
-		began := time.Now()
-		if err := g.dir.Log.AppendAll(ws); err != nil {
-			g.fail(err)
-			return
-		}
-		if !g.cfg.DropUnsynced {
-			if err := g.dir.Log.Sync(); err != nil {
-				g.fail(err)
-				return
-			}
-		}
-		g.metrics.synced(time.Since(began))
-		if first {
-			first = false
-			if err := g.repaired(); err != nil {
-				g.fail(err)
-				return
-			}
-		}
-		g.give(replica.LogDone{Seq: seq})
-		idle.Reset(sealAfter)
 	}
 }
 
-// repaired withdraws what was said of damage as a whole, when the first writes are durable: they say of each shard that its
+// wants says whether anything waits to be written.
+func (g *Engine) wants() bool {
+	g.wmu.Lock()
+	defer g.wmu.Unlock()
+	return len(g.writes) > 0 || g.quiet
+}
+
+// writeOnce writes what waits. If nothing does, the log has been quiet, and is sealed.
+func (g *Engine) writeOnce() error {
+	g.wmu.Lock()
+	ws, seq, quiet := g.writes, g.wseq, g.quiet
+	g.writes, g.quiet = nil, false
+	g.wmu.Unlock()
+	if len(ws) == 0 {
+		if !quiet {
+			return nil
+		}
+		return g.dir.Log.Seal()
+	}
+	began := time.Now()
+	if err := g.dir.Log.AppendAll(ws); err != nil {
+		return err
+	}
+	if !g.cfg.DropUnsynced {
+		if err := g.dir.Log.Sync(); err != nil {
+			return err
+		}
+	}
+	g.metrics.synced(time.Since(began))
+	if !g.repaired {
+		g.repaired = true
+		if err := g.repair(); err != nil {
+			return err
+		}
+	}
+	g.give(replica.LogDone{Seq: seq})
+	g.idle.Reset(sealAfter)
+	return nil
+}
+
+// repair withdraws what was said of damage as a whole, when the first writes are durable: they say of each shard that its
 // replica waits for a new id. Before that a node that stops would come back without either.
-func (g *Engine) repaired() error {
+func (g *Engine) repair() error {
 	if g.dir.Recovery.AllSuspect {
 		if err := g.dir.Log.Settle(0); err != nil {
 			return err
@@ -563,7 +631,7 @@ func (g *Engine) heard(from transport.NodeID, b []byte) {
 	g.inLoop(g.publish)
 }
 
-// publish makes a new topology. It runs in the loop, or before it starts.
+// publish makes a new topology. It runs between turns, or before the first.
 func (g *Engine) publish() {
 	t := &shard.Topology{Cluster: g.cfg.Cluster, Self: g.cfg.Node, Spaces: g.cfg.Spaces}
 	g.pmu.Lock()

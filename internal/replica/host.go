@@ -219,7 +219,7 @@ type Output struct {
 	Flush bool
 	// Changed says that Shards would now return something else.
 	Changed bool
-	// Wake is when the next turn is due even without input.
+	// Wake is when the next turn is due even without input. It may be at once.
 	Wake time.Time
 	// Fatal says that the node must stop and why. Corrupt means that its data are damaged and must be fetched anew.
 	Fatal error
@@ -247,6 +247,7 @@ type Host struct {
 	dirty []*replica
 	// working is dirty's other buffer.
 	working []*replica
+	applying
 	// awake are the replicas that tick, and some that fell asleep since the last tick.
 	awake []*replica
 
@@ -437,7 +438,10 @@ func (h *Host) Turn(now time.Time, in []Input) Output {
 		for _, r := range h.dirty {
 			r.cut()
 		}
-		if !h.work() {
+		if h.work() {
+			continue
+		}
+		if h.deferApply() || !h.apply() {
 			break
 		}
 	}
@@ -499,6 +503,9 @@ func (h *Host) finish() {
 	h.out.Wake = h.nextPing
 	if len(h.peers) == 0 {
 		h.out.Wake = h.now.Add(time.Hour)
+	}
+	if len(h.committed) > 0 {
+		h.wakeBy(h.now)
 	}
 	if len(h.awake) > 0 {
 		h.wakeBy(h.nextTick)

@@ -317,7 +317,7 @@ func (h *Host) strange(p *peer) {
 
 // stop ends the raft member.
 func (r *replica) stop() {
-	r.rn = nil
+	r.rn, r.applies = nil, nil
 	r.reads.retry(r)
 	r.lead, r.term = raft.None, 0
 	r.dropSnapshotsOut()

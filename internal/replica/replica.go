@@ -35,6 +35,8 @@ type replica struct {
 	unborn bool
 
 	dirty bool
+	// applies are raft's requests to apply that are yet to be done, oldest first.
+	applies []*raftpb.Message
 	// awake says that raft's timers run; listed that the replica is in Host.awake.
 	awake, listed bool
 	idleTicks     int
@@ -310,7 +312,7 @@ func (r *replica) ready() bool {
 			case raft.LocalAppendThread:
 				r.handleAppend(m)
 			case raft.LocalApplyThread:
-				r.handleApply(m)
+				r.applyLater(m)
 			default:
 				r.send(m)
 			}
@@ -422,41 +424,6 @@ func (r *replica) appended(w *appendWait) {
 			r.send(m)
 		}
 	}
-}
-
-// handleApply runs committed entries and answers those that came from this node.
-func (r *replica) handleApply(m *raftpb.Message) {
-	h := r.host
-	out := shard.Applied{Own: h.cfg.Session}
-	for _, e := range m.Entries {
-		if err := r.applyEntry(e, &out); err != nil {
-			h.fatal(err)
-			return
-		}
-	}
-	if err := r.machine.Commit(&out); err != nil {
-		h.fatal(err)
-		return
-	}
-	if r.confChanged {
-		r.confChanged = false
-		r.saveCommit()
-	}
-	r.noteRebuilding()
-	h.out.Counts.Commands += out.Commands
-	h.out.Counts.Duplicates += out.Duplicates
-	r.answerApplied(&out)
-	if len(out.Wakes) > 0 && !(env.Mutant(env.MutantWakeLost) && len(out.Answers) == 0) {
-		h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, Wakes: out.Wakes})
-	}
-	r.idleTicks = 0
-	for _, resp := range m.Responses {
-		_ = r.rn.Step(resp)
-	}
-	// The first entry of a leader's term may be what its reads wait for.
-	r.reads.ask(r)
-	h.armTimer(r)
-	h.markDirty(r)
 }
 
 // saveCommit writes the commit index by itself. A configuration takes effect when it is applied. Nodes that crash and do not

@@ -328,6 +328,8 @@ func (r *replica) outTo(n shard.NodeID) []*snapshotOut {
 // installSnapshot switches to the received state, when raft has accepted it.
 func (r *replica) installSnapshot(s *raftpb.Snapshot) bool {
 	h := r.host
+	// What was committed before goes first: those who wait for it get their answers.
+	r.apply()
 	in := r.arrived
 	r.arrived = nil
 	if in == nil || in.index != s.GetMetadata().GetIndex() {

@@ -579,7 +579,7 @@ func (n *node) wakeUp(at time.Time) {
 	})
 }
 
-// writeLog appends what waits and starts a sync, unless one is under way: as the engine's writer does.
+// writeLog appends what waits and starts a sync, unless one is under way: as the engine does.
 func (n *node) writeLog() {
 	w := n.w
 	if n.busy || len(n.pending) == 0 {

@@ -1,0 +1,99 @@
+package replica
+
+import (
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// What is committed is applied when nothing else is to be done first: what a turn has for the disk and for other nodes has a way
+// before it, so it goes out, and the next turn, which is due at once, applies.
+
+// deferMax is how many turns in a row may leave to the next what is committed.
+const deferMax = 3
+
+// applying is the host's part of this.
+type applying struct {
+	// committed are the replicas with entries to apply, deferred how many turns have put that off.
+	committed []*replica
+	deferred  int
+}
+
+// applyLater queues committed entries.
+func (r *replica) applyLater(m *raftpb.Message) {
+	if len(r.applies) == 0 {
+		r.host.committed = append(r.host.committed, r)
+	}
+	r.applies = append(r.applies, m)
+}
+
+// apply runs what is committed, and answers what of it came from this node.
+func (r *replica) apply() {
+	h, ms := r.host, r.applies
+	r.applies = nil
+	if len(ms) == 0 || h.err != nil {
+		return
+	}
+	out := shard.Applied{Own: h.cfg.Session}
+	for _, m := range ms {
+		for _, e := range m.Entries {
+			if err := r.applyEntry(e, &out); err != nil {
+				h.fatal(err)
+				return
+			}
+		}
+	}
+	if err := r.machine.Commit(&out); err != nil {
+		h.fatal(err)
+		return
+	}
+	if r.confChanged {
+		r.confChanged = false
+		r.saveCommit()
+	}
+	r.noteRebuilding()
+	h.out.Counts.Commands += out.Commands
+	h.out.Counts.Duplicates += out.Duplicates
+	r.answerApplied(&out)
+	if len(out.Wakes) > 0 && !(env.Mutant(env.MutantWakeLost) && len(out.Answers) == 0) {
+		h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, Wakes: out.Wakes})
+	}
+	r.idleTicks = 0
+	for _, m := range ms {
+		for _, resp := range m.Responses {
+			_ = r.rn.Step(resp)
+		}
+	}
+	// The first entry of a leader's term may be what its reads wait for.
+	r.reads.ask(r)
+	h.armTimer(r)
+	h.markDirty(r)
+}
+
+// deferApply says whether the next turn applies what is committed.
+func (h *Host) deferApply() bool {
+	if len(h.committed) == 0 || h.deferred == deferMax {
+		return false
+	}
+	busy := len(h.out.Writes) > 0
+	for _, id := range h.peerIDs {
+		busy = busy || h.peers[id].frame != nil
+	}
+	if busy {
+		h.deferred++
+	}
+	return busy
+}
+
+// apply runs what is committed, and reports whether anything was.
+func (h *Host) apply() bool {
+	did := false
+	for i, r := range h.committed {
+		did = did || len(r.applies) > 0
+		r.apply()
+		h.committed[i] = nil
+	}
+	h.committed, h.deferred = h.committed[:0], 0
+	return did && h.err == nil
+}
