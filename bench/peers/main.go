@@ -89,14 +89,12 @@ func run(quorate, etcd, redis string, d time.Duration, rounds int, loads []strin
 		}
 	}
 	var md strings.Builder
-	disk, trip := diskFloor(dir), loopback()
+	var below []string
 	line := func(format string, args ...any) {
 		s := fmt.Sprintf(format, args...)
 		fmt.Println(s)
 		md.WriteString(s + "\n")
 	}
-	line("Floor of a replicated write here: three parallel fdatasyncs (p50 %v) and two loopback round trips (p50 %v each), together %v.", disk, trip, disk+2*trip)
-	line("")
 	line("| load | system | per second, median (min-max) | p50 | p99 | CPU-s per 100k | rate / %s | CPU / %s |", baseline(all), baseline(all))
 	line("|---|---|---|---|---|---|---|---|")
 	for _, l := range loads {
@@ -110,7 +108,11 @@ func run(quorate, etcd, redis string, d time.Duration, rounds int, loads []strin
 			return err
 		}
 		got := make([][]sample, len(all))
+		var floors []floor
 		for range rounds {
+			if f[0] == "set" && clients == 1 {
+				floors = append(floors, measureFloor(dir))
+			}
 			for i, s := range all {
 				if f[0] == "set-event" && s.name != "quorate" {
 					continue
@@ -139,6 +141,13 @@ func run(quorate, etcd, redis string, d time.Duration, rounds int, loads []strin
 			c, _, _ := spread(got[i], func(m sample) float64 { return m.cpu })
 			line("| %s | %s | %s | %.0f µs | %.0f µs | %.1f | %s | %s |", l, s.name, rate, p50, p99, c, ratio, cpu)
 		}
+		if len(floors) > 0 {
+			below = append(below, floorLine(l, all[0].name, floors, got[0]))
+		}
+	}
+	for _, b := range below {
+		line("")
+		line("%s", b)
 	}
 	if out != "" {
 		head := "# Benchmarks\n\nMade by `make bench-peers`: three nodes each on one machine, every write on stable storage of a majority before its answer,\nmeasured in turn. Only the ratios mean anything; they are medians of ratios within a round, with the range.\n\n"
@@ -248,6 +257,33 @@ func cpuSeconds(pids []int) float64 {
 		sum += (u + k) / 100
 	}
 	return sum
+}
+
+// floor is what a replicated write takes here at least.
+type floor struct{ disk, trip time.Duration }
+
+func (f floor) sum() time.Duration { return f.disk + 2*f.trip }
+
+func measureFloor(dir string) floor { return floor{diskFloor(dir), loopback()} }
+
+// floorLine compares the latencies of a load with the floors measured in turn with it.
+func floorLine(load, name string, floors []floor, got []sample) string {
+	us := func(d time.Duration) float64 { return float64(d.Microseconds()) }
+	var over []float64
+	for i := range min(len(floors), len(got)) {
+		over = append(over, us(got[i].p50)/us(floors[i].sum()))
+	}
+	slices.Sort(over)
+	mid := func(v []float64) float64 { return (v[(len(v)-1)/2] + v[len(v)/2]) / 2 }
+	var disk, trip, sum []float64
+	for _, f := range floors {
+		disk, trip, sum = append(disk, us(f.disk)), append(trip, us(f.trip)), append(sum, us(f.sum()))
+	}
+	slices.Sort(disk)
+	slices.Sort(trip)
+	slices.Sort(sum)
+	return fmt.Sprintf("Floor of a replicated write here, measured in turn with %s: three parallel fdatasyncs (p50 %.0f µs) and two loopback round trips (p50 %.0f µs each), together %.0f µs (%.0f-%.0f). The p50 of %s is %.2f (%.2f-%.2f) times that.",
+		load, mid(disk), mid(trip), mid(sum), sum[0], sum[len(sum)-1], name, mid(over), over[0], over[len(over)-1])
 }
 
 // diskFloor measures three parallel fdatasyncs of 4 KiB into zeroed files.
