@@ -27,12 +27,11 @@ func (d directFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.O
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	raw, err := os.OpenFile(name, os.O_RDWR|syscall.O_DIRECT, 0)
-	if err != nil {
-		// Not every file system can do it. It only saves time.
-		return f, nil
+	if raw, err := os.OpenFile(name, os.O_RDWR|syscall.O_DIRECT, 0); err == nil {
+		return &directFile{File: f, raw: raw, size: st.Size(), block: make([]byte, 0, directBlock), blockAt: -1}, nil
 	}
-	return &directFile{File: f, raw: raw, size: st.Size(), block: make([]byte, 0, directBlock), blockAt: -1}, nil
+	// Not every file system can do it. It only saves time.
+	return f, nil
 }
 
 const (
