@@ -158,7 +158,7 @@ func run(quorate, etcd, redis string, d time.Duration, rounds int, loads []strin
 
 func baseline(all []*system) string { return all[min(1, len(all)-1)].name }
 
-func spread(ms []sample, f func(sample) float64) (median, lo, hi float64) {
+func spread[T any](ms []T, f func(T) float64) (median, lo, hi float64) {
 	var v []float64
 	for _, m := range ms {
 		v = append(v, f(m))
@@ -172,8 +172,8 @@ func ratios(a, b []sample, f func(sample) float64) string {
 	for i := range min(len(a), len(b)) {
 		v = append(v, f(a[i])/f(b[i]))
 	}
-	slices.Sort(v)
-	return fmt.Sprintf("%.2f (%.2f-%.2f)", (v[(len(v)-1)/2]+v[len(v)/2])/2, v[0], v[len(v)-1])
+	mid, lo, hi := spread(v, func(r float64) float64 { return r })
+	return fmt.Sprintf("%.2f (%.2f-%.2f)", mid, lo, hi)
 }
 
 // measure runs a closed loop of clients against the leader.
@@ -269,21 +269,16 @@ func measureFloor(dir string) floor { return floor{diskFloor(dir), loopback()} }
 // floorLine compares the latencies of a load with the floors measured in turn with it.
 func floorLine(load, name string, floors []floor, got []sample) string {
 	us := func(d time.Duration) float64 { return float64(d.Microseconds()) }
-	var over []float64
-	for i := range min(len(floors), len(got)) {
-		over = append(over, us(got[i].p50)/us(floors[i].sum()))
+	disk, _, _ := spread(floors, func(f floor) float64 { return us(f.disk) })
+	trip, _, _ := spread(floors, func(f floor) float64 { return us(f.trip) })
+	sum, sumLo, sumHi := spread(floors, func(f floor) float64 { return us(f.sum()) })
+	var rs []float64
+	for i := range floors {
+		rs = append(rs, us(got[i].p50)/us(floors[i].sum()))
 	}
-	slices.Sort(over)
-	mid := func(v []float64) float64 { return (v[(len(v)-1)/2] + v[len(v)/2]) / 2 }
-	var disk, trip, sum []float64
-	for _, f := range floors {
-		disk, trip, sum = append(disk, us(f.disk)), append(trip, us(f.trip)), append(sum, us(f.sum()))
-	}
-	slices.Sort(disk)
-	slices.Sort(trip)
-	slices.Sort(sum)
+	over, overLo, overHi := spread(rs, func(r float64) float64 { return r })
 	return fmt.Sprintf("Floor of a replicated write here, measured in turn with %s: three parallel fdatasyncs (p50 %.0f µs) and two loopback round trips (p50 %.0f µs each), together %.0f µs (%.0f-%.0f). The p50 of %s is %.2f (%.2f-%.2f) times that.",
-		load, mid(disk), mid(trip), mid(sum), sum[0], sum[len(sum)-1], name, mid(over), over[0], over[len(over)-1])
+		load, disk, trip, sum, sumLo, sumHi, name, over, overLo, overHi)
 }
 
 // diskFloor measures three parallel fdatasyncs of 4 KiB into zeroed files.
