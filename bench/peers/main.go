@@ -109,13 +109,22 @@ func run(quorate, etcd, redis string, d time.Duration, rounds int, loads []strin
 		}
 		got := make([][]sample, len(all))
 		var floors []floor
+		// plain are the same writes without their events, in turn with those.
+		var plain []sample
 		for range rounds {
 			if f[0] == "set" && clients == 1 {
 				floors = append(floors, measureFloor(dir))
 			}
 			for i, s := range all {
-				if f[0] == "set-event" && s.name != "quorate" {
-					continue
+				if f[0] == "set-event" {
+					if s.name != "quorate" {
+						continue
+					}
+					m, err := measure(s, "set", clients, size, d)
+					if err != nil {
+						return fmt.Errorf("%s without events on %s: %w", l, s.name, err)
+					}
+					plain = append(plain, m)
 				}
 				m, err := measure(s, f[0], clients, size, d)
 				if err != nil {
@@ -143,6 +152,10 @@ func run(quorate, etcd, redis string, d time.Duration, rounds int, loads []strin
 		}
 		if len(floors) > 0 {
 			below = append(below, floorLine(l, all[0].name, floors, got[0]))
+		}
+		if len(plain) > 0 {
+			below = append(below, fmt.Sprintf("A write with its event (%s), measured in turn with the same write without one, takes %s times as long and %s times the CPU.",
+				l, ratios(plain, got[0], func(m sample) float64 { return m.rate }), ratios(got[0], plain, func(m sample) float64 { return m.cpu })))
 		}
 	}
 	for _, b := range below {
