@@ -263,7 +263,9 @@ type Host struct {
 	// logSeq numbers the writes handed out, logDone those known to be durable.
 	logSeq, logDone uint64
 	waits           []appendWait
-	held            []heldCommit
+	held            []heldMessage
+	// asked are the peers in the order in which they are asked to confirm a leader; first is scratch space.
+	asked, first []shard.NodeID
 	rounds
 	flushing bool
 	// flushFrom is when the next flush may be asked for.
@@ -285,8 +287,10 @@ type Host struct {
 type peer struct {
 	id shard.NodeID
 	// full are the frames of this turn that take no more; frame is the one being built.
-	full      [][]byte
-	frame     []byte
+	full  [][]byte
+	frame []byte
+	// size is that of recent frames, about.
+	size      int
 	session   uint64
 	logID     uint64
 	heard     time.Time
@@ -357,6 +361,7 @@ func Open(cfg Config, log *storage.Log, rec *storage.Recovery, storeLost bool, s
 		}
 	}
 	slices.Sort(h.peerIDs)
+	h.asked = slices.Clone(h.peerIDs)
 	if h.startedOver() {
 		h.cfg.LogID |= awareBit
 	}
@@ -489,6 +494,7 @@ func (h *Host) finish() {
 		p.full = p.full[:0]
 		if p.frame != nil {
 			h.out.Frames = append(h.out.Frames, Outgoing{To: id, Data: p.frame})
+			p.size = (3*p.size + len(p.frame)) / 4
 			p.frame, p.sent = nil, h.now
 		}
 	}
@@ -559,7 +565,7 @@ func (h *Host) frameFor(p *peer) *[]byte {
 		p.frame = nil
 	}
 	if p.frame == nil {
-		p.frame = appendFrameHeader(make([]byte, 0, 256), frameHeader{
+		p.frame = appendFrameHeader(make([]byte, 0, max(256, p.size+p.size/4)), frameHeader{
 			from: h.cfg.Node, session: h.cfg.Session, logID: h.cfg.LogID, yourLog: p.logID,
 		})
 	}

@@ -66,7 +66,7 @@ func (h *Host) receive(f Frame) {
 
 func (h *Host) handle(p *peer, arrived time.Time, kind byte, body []byte) error {
 	if kind == msgRaft {
-		id, m, err := readRaft(body)
+		id, m, flags, err := readRaft(body)
 		if err != nil {
 			return err
 		}
@@ -74,7 +74,7 @@ func (h *Host) handle(p *peer, arrived time.Time, kind byte, body []byte) error 
 			return err
 		}
 		if r := h.reps[id]; r != nil && replicaNode(m.GetFrom()) == p.id {
-			r.receiveRaft(m)
+			r.receiveRaft(m, flags)
 		}
 		return nil
 	}
@@ -135,7 +135,7 @@ func travels(m *raftpb.Message) error {
 }
 
 // receiveRaft steps a raft message that is meant for this replica.
-func (r *replica) receiveRaft(m *raftpb.Message) {
+func (r *replica) receiveRaft(m *raftpb.Message, flags byte) {
 	if r.rn == nil || r.unborn {
 		return
 	}
@@ -160,6 +160,7 @@ func (r *replica) receiveRaft(m *raftpb.Message) {
 	if p := r.host.peers[replicaNode(m.GetFrom())]; m.GetType() == raftpb.MsgReadIndex && p != nil {
 		p.hurryUntil = r.host.now.Add(hurryFor)
 	}
+	r.noteKnown(m, flags)
 	r.step(m)
 }
 

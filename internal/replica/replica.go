@@ -59,6 +59,7 @@ type replica struct {
 	timerPendingUntil  time.Time
 
 	proposals
+	known
 	reads readQueue
 	snapshots
 
@@ -297,9 +298,9 @@ func (r *replica) ready() bool {
 	if r.rn == nil {
 		return false
 	}
-	did := false
-	for r.rn.HasReady() && r.host.err == nil {
-		did = true
+	// There is not more at once: what raft did not hand out it does when it hears of what it did, and then r is dirty.
+	did := r.rn.HasReady()
+	if did {
 		rd := r.rn.Ready()
 		if rd.SoftState != nil || rd.HardState != nil {
 			r.observe()
@@ -473,11 +474,11 @@ func (r *replica) send(m *raftpb.Message) {
 		r.startSnapshot(p, m)
 		return
 	}
-	if r.host.holdBack(r, p, m) {
+	if r.host.holdBack(r, p, m) || r.saysNothing(m) {
 		return
 	}
 	f := r.host.frameFor(p)
-	*f = appendRaft(*f, r.id, m)
+	*f = appendRaft(*f, r.id, m, r.knownFlag(m))
 }
 
 // wake lets raft's timers run.

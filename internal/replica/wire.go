@@ -108,13 +108,15 @@ const (
 	flagReject = 1 << iota
 	flagContext
 	flagEntries
-	flagSnapshot
+	_
+	// flagKnown marks an append without entries: the sender knows that the receiver has all up to its index, so that an answer
+	// would say nothing.
+	flagKnown
 )
 
-// appendRaft adds a raft message to a frame.
-func appendRaft(b []byte, id shard.ID, m *raftpb.Message) []byte {
+// appendRaft adds a raft message to a frame; flags is flagKnown or 0.
+func appendRaft(b []byte, id shard.ID, m *raftpb.Message, flags byte) []byte {
 	w := beginMessage(b, msgRaft)
-	var flags byte
 	if m.GetReject() {
 		flags |= flagReject
 	}
@@ -147,19 +149,24 @@ func appendRaft(b []byte, id shard.ID, m *raftpb.Message) []byte {
 	return w.end()
 }
 
-// readRaft decodes a raft message. Entries point into body.
-func readRaft(body []byte) (shard.ID, *raftpb.Message, error) {
+// readRaft decodes a raft message and its flags. Entries point into body.
+func readRaft(body []byte) (shard.ID, *raftpb.Message, byte, error) {
 	r := codec.Read(body)
 	id := shard.ID(r.Uvarint())
 	typ, flags := r.Byte(), r.Byte()
-	var v [8]uint64
+	// All of it lives and dies together.
+	all := new(struct {
+		m   raftpb.Message
+		typ raftpb.MessageType
+		v   [8]uint64
+	})
+	m, v := &all.m, &all.v
+	all.typ = raftpb.MessageType(typ)
 	for i := range v {
 		v[i] = r.Uvarint()
 	}
-	m := &raftpb.Message{
-		Type: raftpb.MessageType(typ).Enum(), To: &v[0], From: &v[1], Term: &v[2], LogTerm: &v[3], Index: &v[4], Commit: &v[5],
-		Vote: &v[6], RejectHint: &v[7],
-	}
+	m.Type, m.To, m.From, m.Term, m.LogTerm, m.Index, m.Commit = &all.typ, &v[0], &v[1], &v[2], &v[3], &v[4], &v[5]
+	m.Vote, m.RejectHint = &v[6], &v[7]
 	if flags&flagReject != 0 {
 		m.Reject = new(true)
 	}
@@ -185,10 +192,10 @@ func readRaft(body []byte) (shard.ID, *raftpb.Message, error) {
 		}
 	}
 	if !r.Done() {
-		return 0, nil, errs.New(errs.Corrupt, "malformed raft message in a peer frame")
+		return 0, nil, 0, errs.New(errs.Corrupt, "malformed raft message in a peer frame")
 	}
 	if _, known := raftpb.MessageType_name[int32(typ)]; !known {
-		return 0, nil, errs.New(errs.Unsupported, "raft message of unknown type %d", typ)
+		return 0, nil, 0, errs.New(errs.Unsupported, "raft message of unknown type %d", typ)
 	}
-	return id, m, nil
+	return id, m, flags, nil
 }

@@ -71,12 +71,12 @@ func TestWire_RaftRoundTrip(t *testing.T) {
 	plain := raftMessage()
 	plain.Reject, plain.Context, plain.Entries = nil, nil, nil
 	for _, m := range []*raftpb.Message{full, plain} {
-		b := appendRaft(nil, 300, m)
+		b := appendRaft(nil, 300, m, 0)
 		kind, body, rest, err := nextMessage(b)
 		if kind != msgRaft || len(rest) != 0 || err != nil {
 			t.Fatalf("kind %d, rest %d, %v", kind, len(rest), err)
 		}
-		id, got, err := readRaft(body)
+		id, got, _, err := readRaft(body)
 		if err != nil || id != 300 {
 			t.Fatalf("shard %d, %v", id, err)
 		}
@@ -84,18 +84,18 @@ func TestWire_RaftRoundTrip(t *testing.T) {
 			t.Errorf("got  %v\nwant %v", got, m)
 		}
 		for n := range body {
-			if _, _, err := readRaft(body[:n]); err == nil {
+			if _, _, _, err := readRaft(body[:n]); err == nil {
 				t.Errorf("the first %d of %d bytes were taken", n, len(body))
 			}
 		}
-		if _, _, err := readRaft(append(bytes.Clone(body), 0)); !errs.Is(err, errs.Corrupt) {
+		if _, _, _, err := readRaft(append(bytes.Clone(body), 0)); !errs.Is(err, errs.Corrupt) {
 			t.Errorf("with a byte too many: %v", err)
 		}
 	}
 	m := raftMessage()
 	m.Type = raftpb.MessageType(99).Enum()
-	_, body, _, _ := nextMessage(appendRaft(nil, 1, m))
-	if _, _, err := readRaft(body); !errs.Is(err, errs.Unsupported) {
+	_, body, _, _ := nextMessage(appendRaft(nil, 1, m, 0))
+	if _, _, _, err := readRaft(body); !errs.Is(err, errs.Unsupported) {
 		t.Errorf("unknown type: %v", err)
 	}
 }
@@ -106,7 +106,7 @@ func TestWire_ClaimedCountsCostNothing(t *testing.T) {
 	b = appendUvarints(b, 1, 2, 3, 4, 5, 6, 7, 8, 1<<40)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	if _, _, err := readRaft(b); !errs.Is(err, errs.Corrupt) {
+	if _, _, _, err := readRaft(b); !errs.Is(err, errs.Corrupt) {
 		t.Errorf("got %v", err)
 	}
 	runtime.ReadMemStats(&after)
@@ -181,7 +181,7 @@ func TestReceive_MalformedFramesAreNotedAndDropped(t *testing.T) {
 // FuzzFrame gives arbitrary frames of a known peer to a host. It may note them; raft may stop at a message that can only
 // mean lost data; nothing else may happen.
 func FuzzFrame(f *testing.F) {
-	f.Add(appendRaft(nil, 1, raftMessage()))
+	f.Add(appendRaft(nil, 1, raftMessage(), 0))
 	for kind := byte(1); kind <= 8; kind++ {
 		w := beginMessage(nil, kind)
 		w.b = appendUvarints(w.b, 1, 2<<16|1, 1<<16|1, 1, 5, 1, 0, 1)
