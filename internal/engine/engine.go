@@ -68,8 +68,8 @@ type Engine struct {
 	metrics   *metrics
 	scrubbed  scrubStats
 
-	// turns is held by whoever runs a turn: a worker, or the goroutine that brings a frame or the end of a log write, if no
-	// worker is at it. That saves waking another goroutine, which costs more than most turns.
+	// turns is held by whoever runs a turn: a worker, or the goroutine that brings a frame, a read or the end of a log write, if
+	// no worker is at it. That saves waking another goroutine, which costs more than most turns.
 	turns sync.Mutex
 	// timer brings the turn that is due without input. It calls a function, since one with a channel is put into the runtime's
 	// heap, and taken out, each time a worker waits; that wakes whatever thread waits for the network. fired says that it did.
@@ -233,7 +233,7 @@ func (g *Engine) Err() error {
 
 // give hands the host an input. It may run the turn that takes it in.
 func (g *Engine) give(in replica.Input) {
-	quiet, inline, frame := false, false, false
+	quiet, inline, writes := false, false, true
 	g.mu.Lock()
 	closed := g.closed
 	if !closed {
@@ -243,10 +243,11 @@ func (g *Engine) give(in replica.Input) {
 			quiet = g.heldLocked(in.Shard)
 		case replica.Read:
 			quiet = g.reading
+			inline, writes = true, false
 		case replica.LogDone:
 			inline = true
 		case replica.Frame:
-			inline, frame = true, true
+			inline, writes = true, false
 		}
 	}
 	g.mu.Unlock()
@@ -255,8 +256,8 @@ func (g *Engine) give(in replica.Input) {
 		g.refuse(in)
 	case quiet:
 	case inline && g.turns.TryLock():
-		// Who brings a frame goes on to read the next.
-		g.turn(frame)
+		// Who brings a frame goes on to read the next, and who brings a read waits for its answer.
+		g.turn(writes)
 		g.turns.Unlock()
 	default:
 		// If the turns are taken, this is a worker's.
@@ -353,7 +354,7 @@ func (g *Engine) work() {
 			if g.fired.Swap(false) {
 				g.armed = time.Time{}
 			}
-			g.turn(false)
+			g.turn(true)
 			g.turns.Unlock()
 		case <-g.wwake:
 		case <-g.ctx.Done():
@@ -375,19 +376,19 @@ func (g *Engine) work() {
 	}
 }
 
-// turn runs turns until none is due at once. reader says that the caller does not write afterwards what they want written. The
-// caller holds turns.
-func (g *Engine) turn(reader bool) {
+// turn runs turns until none is due at once. writes says that the caller writes afterwards what they want written. The caller
+// holds turns.
+func (g *Engine) turn(writes bool) {
 	for !g.ended {
 		again := g.turnOnce()
 		write := g.wants()
-		if write && reader {
+		if write && !writes {
 			g.signalWriter()
 		}
 		switch {
 		case !again:
 			return
-		case write && reader:
+		case write && !writes:
 			// The worker that was woken begins to write at once, on this processor, and what is left to do here goes on beside it.
 			g.turns.Unlock()
 			runtime.Gosched()
