@@ -69,6 +69,7 @@ func (h *Host) sendHeld() {
 	if len(h.held) == 0 {
 		return
 	}
+	var late []shard.NodeID
 	h.held = slices.DeleteFunc(h.held, func(c heldMessage) bool {
 		if !c.r.leads() || c.r.term != c.m.GetTerm() {
 			return true
@@ -80,7 +81,11 @@ func (h *Host) sendHeld() {
 		case c.asks() && !due:
 			return false
 		case c.asks():
-			c.r.askOthersFirst(c.m.Context)
+			for _, id := range c.r.askedFirst() {
+				if !c.r.confirmedBy(id, c.m.Context) && !slices.Contains(late, id) {
+					late = append(late, id)
+				}
+			}
 		case !due && c.p.frame == nil && !h.now.Before(c.p.hurryUntil):
 			return false
 		}
@@ -88,6 +93,11 @@ func (h *Host) sendHeld() {
 		*f = appendRaft(*f, c.r.id, c.m, c.r.knownFlag(c.m))
 		return true
 	})
+	// Next time the others are asked first.
+	for _, id := range late {
+		i := slices.Index(h.asked, id)
+		h.asked = append(slices.Delete(h.asked, i, i+1), id)
+	}
 }
 
 // askedFirst returns the peers that are asked at once to confirm this leader: as many as make a majority with it, in the order in
@@ -110,16 +120,6 @@ func (r *replica) askedFirst() []shard.NodeID {
 	}
 	h.first = first
 	return first
-}
-
-// askOthersFirst puts those that have not answered in time behind the others.
-func (r *replica) askOthersFirst(ctx []byte) {
-	for _, id := range slices.Clone(r.askedFirst()) {
-		if !r.confirmedBy(id, ctx) {
-			i := slices.Index(r.host.asked, id)
-			r.host.asked = append(slices.Delete(r.host.asked, i, i+1), id)
-		}
-	}
 }
 
 // confirmed says whether as many peers as are needed have answered the question with that context, or a later one.
