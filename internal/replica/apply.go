@@ -31,7 +31,6 @@ func (r *replica) applyLater(m *raftpb.Message) {
 // apply runs what is committed, and answers what of it came from this node.
 func (r *replica) apply() {
 	h, ms := r.host, r.applies
-	r.applies = nil
 	if len(ms) == 0 || h.err != nil {
 		return
 	}
@@ -65,6 +64,8 @@ func (r *replica) apply() {
 			_ = r.rn.Step(resp)
 		}
 	}
+	clear(ms)
+	r.applies = ms[:0]
 	// The first entry of a leader's term may be what its reads wait for.
 	r.reads.ask(r)
 	h.armTimer(r)

@@ -84,7 +84,9 @@ func (m *Machine) endChunk() {
 	m.trimChanges()
 }
 
-func changeKey(pos uint64) []byte { return binary.BigEndian.AppendUint64([]byte{rowChange}, pos) }
+func changeKey(pos uint64) []byte {
+	return binary.BigEndian.AppendUint64(append(make([]byte, 0, 9), rowChange), pos)
+}
 
 // trimChanges drops the oldest chunks. It waits until an eighth too much is there, and then drops that at once. It runs when
 // a chunk is added, and so at the same entry on every replica.

@@ -48,11 +48,13 @@ type Machine struct {
 	// nextTimer is no later than the earliest due timer; zero if there is none.
 	nextTimer int64
 
-	ov      overlay
-	tx      Tx
-	keyBuf  []byte
-	changes changeBuffer
-	wakes   []Wake
+	ov     overlay
+	tx     Tx
+	keyBuf []byte
+	// stateBuf is where the state is encoded.
+	stateBuf []byte
+	changes  changeBuffer
+	wakes    []Wake
 	// deferred is what Tx.Defer was given in this entry; items is reused.
 	deferred []deferred
 	items    []any
@@ -376,10 +378,9 @@ func (m *Machine) Commit(out *Applied) error {
 	}
 	b := m.store.Batch()
 	p := *m.place.Load()
-	key := append(slices.Clone(p), byte(ModuleShard), rowState)
 	if env.Mutant(env.MutantAppliedIndexAhead) {
 		ahead := m.store.Batch()
-		ahead.Set(key, m.st.encode(nil))
+		ahead.Set(slices.Concat(p, []byte{byte(ModuleShard), rowState}), m.st.encode(nil))
 		if err := ahead.Commit(); err != nil {
 			return err
 		}
@@ -400,7 +401,8 @@ func (m *Machine) Commit(out *Applied) error {
 		}
 		m.remember(r)
 	}
-	b.Set(key, m.st.encode(nil))
+	m.stateBuf = m.st.encode(m.stateBuf[:0])
+	b.Set(append(append(m.keyBuf[:0], p...), byte(ModuleShard), rowState), m.stateBuf)
 	if err := b.Commit(); err != nil {
 		m.err = errs.Wrap(errs.Corrupt, err, "shard %d: commit to the state store", m.id)
 		return m.err

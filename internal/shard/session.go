@@ -102,7 +102,9 @@ func (m *Machine) forgetIdleSessions() {
 	}
 }
 
-func sessionKey(id uint64) []byte { return binary.BigEndian.AppendUint64([]byte{rowSession}, id) }
+func sessionKey(id uint64) []byte {
+	return binary.BigEndian.AppendUint64(append(make([]byte, 0, 9), rowSession), id)
+}
 
 // saveSessions puts the rows of used sessions into the batch. They are not journalled: no command can undo them.
 func (m *Machine) saveSessions() {
@@ -116,7 +118,7 @@ func (m *Machine) saveSessions() {
 	for _, id := range ids {
 		s := m.sessions[id]
 		s.dirty = false
-		b := binary.LittleEndian.AppendUint64(nil, s.low)
+		b := binary.LittleEndian.AppendUint64(make([]byte, 0, 16+8*len(s.bits)), s.low)
 		b = binary.LittleEndian.AppendUint64(b, uint64(s.stamp))
 		for _, w := range s.bits {
 			b = binary.LittleEndian.AppendUint64(b, w)
