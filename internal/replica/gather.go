@@ -10,17 +10,24 @@ import (
 
 // A batch costs the nodes about as much as thirty commands do: a sync on each disk, messages, wake-ups, rows of its own. Most
 // of that is shared by all shards that have one at the same moment. So a node makes the batches of all shards that it leads
-// in rounds: one is under way at a time, and what comes meanwhile makes the next. And when a large round has been answered,
-// those who were waiting for it will most likely be back in a moment: the next waits for most of them, for as long as the last
-// one took at most. Few clients never wait, nor do those that come when the moment has passed.
+// in rounds: one is under way at a time, and what comes meanwhile makes the next. And when a round of some size has been answered,
+// those who were waiting for it will most likely be back in a moment: the next waits for most of them, for twice as long as the
+// last one took at most, and for the log to have nothing else to do, since it would write the round no sooner. One or two clients
+// never wait, nor do those that come when the moment has passed.
+//
+// Clients that do not wait for their answers come when they come. A large round is worth a wait all the same, a small one is not:
+// after one whose clients were not back soon, some are not waited for, twice as many each time.
 //
 // A batch that takes longer than slowRound no longer holds up the others: a log may be slow, or one shard have no quorum.
 
 const (
-	// gatherMin is how large a round must be for the next to wait for its clients.
-	gatherMin = 8
-	// gatherMax bounds the wait, which is also no longer than the last round took.
+	// gatherMin is how large a round must be for the next to wait for its clients, gatherLarge from when on it always does.
+	gatherMin   = 3
+	gatherLarge = 8
+	// gatherMax bounds the wait.
 	gatherMax = 2 * time.Millisecond
+	// missesMax bounds how often the number of small rounds that are not waited for doubles.
+	missesMax = 6
 	// slowRound is how long a node waits for a batch before it makes the next all the same: the followers' logs may well be
 	// faster than its own.
 	slowRound = 5 * time.Millisecond
@@ -48,6 +55,11 @@ type rounds struct {
 	// want is how many commands should wait before the next round begins, and until for how long that counts.
 	want  int
 	until time.Time
+	// small says that a small round is waited for; it is worth that if its clients are back by soon. misses counts those in a row
+	// that were not, skip the small rounds that are not waited for because of it.
+	small        bool
+	soon         time.Time
+	misses, skip int
 	// open says that batches may be made now.
 	open bool
 }
@@ -93,20 +105,48 @@ func (h *Host) openRound() {
 		return
 	}
 	if before > 0 {
-		if n := h.answered; n >= gatherMin {
-			h.want, h.until = waiting+n-n/8, h.now.Add(min(h.now.Sub(h.began), gatherMax))
-		}
-		h.answered = 0
+		h.gather(waiting)
 	}
-	if waiting < h.want && h.now.Before(h.until) {
+	if h.now.Before(h.until) && (waiting < h.want || h.logDone != h.logSeq) {
 		return
 	}
+	h.gathered(waiting)
 	h.open = true
 	for _, r := range h.taking {
 		if len(r.queue) > 0 {
 			h.markDirty(r)
 		}
 	}
+}
+
+// gather is called when a round is over, and sets what the next waits for.
+func (h *Host) gather(waiting int) {
+	n, took := h.answered, h.now.Sub(h.began)
+	h.answered, h.small, h.want = 0, false, waiting+n-n/8
+	switch {
+	case n >= gatherLarge:
+		h.until = h.now.Add(min(2*took, gatherMax))
+	case n < gatherMin:
+	case h.skip > 0:
+		h.skip--
+	default:
+		h.small, h.soon = true, h.now.Add(took*3/4)
+		h.until = h.now.Add(min(took, gatherMax))
+	}
+}
+
+// gathered is called when the wait is over, and judges whether it was worth it.
+func (h *Host) gathered(waiting int) {
+	if !h.small {
+		return
+	}
+	h.small = false
+	if waiting >= h.want && !h.now.After(h.soon) {
+		h.misses = 0
+		return
+	}
+	h.misses = min(h.misses+1, missesMax)
+	h.skip = 1 << h.misses
 }
 
 // sayHold tells for which shards commands bring nothing now, and sets the wake-up that ends their wait.
@@ -127,7 +167,7 @@ func (h *Host) sayHold() {
 		h.wakeBy(h.until)
 	}
 	switch {
-	case h.under > 0:
+	case h.under > 0 || gathering && h.logDone != h.logSeq:
 		h.out.Hold.Commands = math.MaxInt
 	case gathering && waiting < h.want:
 		h.out.Hold.Commands = h.want - waiting

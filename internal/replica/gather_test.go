@@ -107,6 +107,80 @@ func TestRounds_FewClientsDoNotWait(t *testing.T) {
 	}
 }
 
+// A small round is waited for while that is worth it.
+func TestRounds_SmallOnesAreGatheredIfClientsComeBackSoon(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, _ := r.elect()
+	r.run(time.Second)
+	// lone says how long a command waits that comes alone after a small round.
+	lone := func() time.Duration {
+		round(t, r, lead, gatherMin)
+		now, f := r.now, lead.propose("a=1", 0)
+		return r.until("answer", func() bool {
+			if _, ok := lead.results[f]; !ok && r.now == now {
+				r.run(time.Millisecond)
+			}
+			_, ok := lead.results[f]
+			return ok
+		})
+	}
+	for range 5 {
+		round(t, r, lead, gatherMin)
+		before := lead.made()
+		for i := range gatherMin {
+			if lead.made() != before {
+				t.Fatalf("a batch was made when %d of %d clients were back", i, gatherMin)
+			}
+			lead.propose("a=1", 0)
+		}
+		if lead.made() != before+1 {
+			t.Fatalf("no batch was made when all clients were back")
+		}
+		// That round took no time, in which nobody can be back.
+		r.run(time.Second)
+		lead.host.misses, lead.host.skip = 0, 0
+	}
+	for miss := 1; miss <= missesMax+2; miss++ {
+		if took := lone(); took != time.Millisecond {
+			t.Fatalf("before miss %d a lone client waited for %v, want as long as the round before took", miss, took)
+		}
+		for i := range 1 << min(miss, missesMax) {
+			if took := lone(); took != 0 {
+				t.Fatalf("after miss %d the client of small round %d waited for %v", miss, i+1, took)
+			}
+		}
+	}
+}
+
+// What could not be written yet is not made a batch of yet.
+func TestRounds_GatherWhileTheLogIsBusy(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, _ := r.elect()
+	r.run(time.Second)
+	for _, comes := range []bool{true, false} {
+		round(t, r, lead, 16)
+		before := lead.made()
+		// As if the log were writing for another leader.
+		lead.host.logSeq++
+		for range 16 {
+			lead.propose("a=1", 0)
+		}
+		if lead.made() != before {
+			t.Fatalf("a batch was made while the log writes")
+		}
+		if comes {
+			lead.turn(LogDone{lead.host.logSeq})
+		} else {
+			r.run(gatherMax)
+		}
+		if lead.made() != before+1 {
+			t.Errorf("no batch was made when the log was idle, %v, or the wait over", comes)
+		}
+		lead.turn(LogDone{lead.host.logSeq})
+		r.run(time.Second)
+	}
+}
+
 // A shard whose batch does not get through holds up the others once, for slowRound, and never again.
 func TestRounds_OneStuckShardHoldsUpNobody(t *testing.T) {
 	r := newRig(t, 3, func(c *Config) { c.Shards = []shard.ID{1, 2} })

@@ -1,0 +1,191 @@
+package replica
+
+import (
+	"testing"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// traffic counts the raft messages that nodes send from now on.
+type traffic struct {
+	// asked counts heartbeats that confirm reads, by receiver; news appends without entries, acks answers to appends.
+	asked      map[shard.NodeID]int
+	news, acks int
+}
+
+func (r *rig) watch() *traffic {
+	c := &traffic{asked: map[shard.NodeID]int{}}
+	r.sent = func(_ shard.NodeID, f Outgoing) {
+		_, body, err := readFrameHeader(f.Data)
+		for len(body) > 0 && err == nil {
+			var kind byte
+			var msg []byte
+			if kind, msg, body, err = nextMessage(body); kind != msgRaft {
+				continue
+			}
+			_, m, _, bad := readRaft(msg)
+			switch {
+			case bad != nil:
+				r.Fatal(bad)
+			case m.GetType() == raftpb.MsgHeartbeat && len(m.Context) > 0:
+				c.asked[f.To]++
+			case m.GetType() == raftpb.MsgApp && len(m.Entries) == 0:
+				c.news++
+			case m.GetType() == raftpb.MsgAppResp:
+				c.acks++
+			}
+		}
+		if err != nil {
+			r.Fatal(err)
+		}
+	}
+	return c
+}
+
+// lose drops everything that goes to some nodes.
+func (r *rig) lose(to ...shard.NodeID) {
+	r.drop = func(_, id shard.NodeID, _ byte) bool {
+		for _, lost := range to {
+			if id == lost {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+func TestHeld_ReadAsksNoMoreThanAMajority(t *testing.T) {
+	for nodes, want := range map[int]int{2: 1, 3: 1, 4: 2, 5: 2} {
+		r := newRig(t, nodes, nil)
+		lead, _ := r.elect()
+		r.run(time.Second)
+		c := r.watch()
+		for range 10 {
+			f, now := lead.read(0), r.now
+			r.settle()
+			if lead.reads[f] == nil || r.now != now {
+				t.Fatalf("%d nodes: a read was not answered at once", nodes)
+			}
+		}
+		r.run(3 * holdFor)
+		if len(c.asked) != want {
+			t.Errorf("%d nodes: ten reads asked %v, want %d of them", nodes, c.asked, want)
+		}
+		for id, n := range c.asked {
+			if n != 10 {
+				t.Errorf("%d nodes: ten reads asked node %d %d times", nodes, id, n)
+			}
+		}
+		if n := len(lead.host.held); n != 0 {
+			t.Errorf("%d nodes: %d messages are held at the end", nodes, n)
+		}
+	}
+}
+
+// A node that does not answer costs one read holdFor, and the next ones nothing.
+func TestHeld_ReadAsksOthersInTime(t *testing.T) {
+	for nodes, lost := range map[int]int{3: 1, 5: 2} {
+		r := newRig(t, nodes, nil)
+		lead, _ := r.elect()
+		r.run(time.Second)
+		first := append([]shard.NodeID(nil), lead.host.reps[1].askedFirst()...)
+		if len(first) != lost {
+			t.Fatalf("%d nodes: %v are asked first", nodes, first)
+		}
+		r.lose(first...)
+		f := lead.read(0)
+		r.settle()
+		if lead.reads[f] != nil {
+			t.Fatalf("%d nodes: a read was served without a majority", nodes)
+		}
+		r.run(holdFor)
+		if lead.reads[f] == nil {
+			t.Fatalf("%d nodes: a read waits for %v, which are lost", nodes, first)
+		}
+		for range 3 {
+			f, now := lead.read(0), r.now
+			r.settle()
+			if lead.reads[f] == nil || r.now != now {
+				t.Errorf("%d nodes: a later read waited again", nodes)
+			}
+		}
+		r.lose()
+		r.run(2 * time.Second)
+		f = lead.read(0)
+		r.settle()
+		if lead.reads[f] == nil {
+			t.Errorf("%d nodes: a read waits although nothing is lost any more", nodes)
+		}
+	}
+}
+
+// Reads that come while one waits must not put off the moment at which the rest are asked for it.
+func TestHeld_LaterReadsDoNotPutOffEarlierOnes(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, _ := r.elect()
+	r.run(time.Second)
+	first := lead.host.reps[1].askedFirst()[0]
+	r.lose(first)
+	f := lead.read(0)
+	r.settle()
+	r.run(holdFor / 2)
+	for _, n := range r.nodes {
+		if n != lead && n.id != first {
+			n.read(0)
+		}
+	}
+	r.run(holdFor / 2)
+	if lead.reads[f] == nil {
+		t.Errorf("a read still waits after %v", holdFor)
+	}
+}
+
+func TestHeld_NewsOfACommitIsNotAnswered(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, _ := r.elect()
+	r.run(time.Second)
+	c := r.watch()
+	if res := lead.do("k=1"); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	r.run(3 * holdFor)
+	if c.news != 2 || c.acks != 2 {
+		t.Errorf("one write took %d messages with news and %d answers, want 2 and 2: those to its entry", c.news, c.acks)
+	}
+	for _, n := range r.nodes {
+		if got := n.get("k"); got != "1" {
+			t.Errorf("node %d has %q", n.id, got)
+		}
+	}
+}
+
+// If the leader has not heard that a follower has an entry, the news that it is committed is answered.
+func TestHeld_NewsIsAnsweredIfTheAnswerBeforeIsLost(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	r.run(time.Second)
+	last := lead.host.reps[1].view.last.Index
+	lost := 0
+	r.drop = func(from, to shard.NodeID, kind byte) bool {
+		if from == other.id && to == lead.id && kind == msgRaft && lost == 0 {
+			lost++
+			return true
+		}
+		return false
+	}
+	if res := lead.do("k=1"); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	r.run(3 * holdFor)
+	if lost != 1 {
+		t.Fatalf("%d answers were lost", lost)
+	}
+	for id, p := range lead.host.reps[1].rn.Status().Progress {
+		if p.Match != last+1 {
+			t.Errorf("the leader believes that replica %d of node %d has its log up to %d, not %d", id, replicaNode(id), p.Match, last+1)
+		}
+	}
+}
