@@ -108,7 +108,7 @@ const (
 	flagReject = 1 << iota
 	flagContext
 	flagEntries
-	_
+	flagSnapshot
 	// flagKnown marks an append without entries: the sender knows that the receiver has all up to its index, so that an answer
 	// would say nothing.
 	flagKnown
