@@ -20,7 +20,8 @@ import (
 // so it gets them at once.
 //
 // And a leader asks all its followers to confirm it for a linearizable read, although those that make a majority with it will do.
-// The others are asked when the first have not all answered within holdFor.
+// The others are asked when the first have not all answered within holdFor. But the question is also the heartbeat without which a
+// follower calls an election, so that one goes to everybody each tick.
 
 // holdFor is how long a message is held back.
 const holdFor = 2 * time.Millisecond
@@ -45,8 +46,12 @@ func (h *Host) holdBack(r *replica, p *peer, m *raftpb.Message) bool {
 	switch {
 	case m.GetType() == raftpb.MsgApp:
 		hold = len(m.Entries) == 0 && !h.now.Before(p.hurryUntil)
-	case m.GetType() == raftpb.MsgHeartbeat && len(m.Context) > 0:
-		hold = !slices.Contains(r.askedFirst(), p.id)
+	case m.GetType() == raftpb.MsgHeartbeat:
+		f := r.follower(m.GetTo())
+		hold = len(m.Context) > 0 && h.now.Sub(f.beat) < h.cfg.Tick && !slices.Contains(r.askedFirst(), p.id)
+		if !hold {
+			f.beat = h.now
+		}
 	default:
 		return false
 	}
@@ -81,6 +86,7 @@ func (h *Host) sendHeld() {
 		case c.asks() && !due:
 			return false
 		case c.asks():
+			c.r.follower(c.m.GetTo()).beat = h.now
 			for _, id := range c.r.askedFirst() {
 				if !c.r.confirmedBy(id, c.m.Context) && !slices.Contains(late, id) {
 					late = append(late, id)
@@ -134,56 +140,61 @@ func (r *replica) confirmed(ctx []byte) bool {
 }
 
 func (r *replica) confirmedBy(id shard.NodeID, ctx []byte) bool {
-	i := slices.IndexFunc(r.answered, func(a answeredRead) bool { return a.id == id })
-	return i >= 0 && r.answered[i].term == r.term && r.answered[i].ctx >= binary.LittleEndian.Uint64(ctx)
+	return slices.ContainsFunc(r.followers, func(f follower) bool {
+		return replicaNode(f.id) == id && f.read.Term == r.term && f.read.Index >= binary.LittleEndian.Uint64(ctx)
+	})
 }
 
-// known is what of the log leader and follower know each other to have. A follower answers news of a commit with how far its log
-// goes, as it does entries, and with many shards that would be a third of all messages. If it has said so in this term before,
-// and the leader has heard it, the answer is left out: raft would make nothing of it.
+// known is what leader and follower know of each other. A follower answers news of a commit with how far its log goes, as it does
+// entries, and with many shards that would be a third of all messages. If it has said so in this term before, and the leader has
+// heard it, the answer is left out: raft would make nothing of it.
 type known struct {
-	// acked is, at a leader, up to where the followers have the log, by its own term.
-	acked []ackedLog
+	followers []follower
 	// told is up to where this follower's leader has said to know that it has the log, and in which term.
 	told storage.Position
-	// answered is, at a leader, the last question of a read that each follower has answered, which are numbered in a term.
-	answered []answeredRead
 }
 
-type answeredRead struct {
-	id        shard.NodeID
-	term, ctx uint64
-}
-
-type ackedLog struct {
+// follower is what a leader knows of a follower.
+type follower struct {
 	id uint64
-	storage.Position
+	// acked is up to where it has the log, read the number of the last question of a read that it has answered, each with the
+	// term that counts for.
+	acked, read storage.Position
+	// beat is when the last heartbeat was sent.
+	beat time.Time
+}
+
+// follower returns what is known of a replica. The pointer is valid until the next call.
+func (r *replica) follower(id uint64) *follower {
+	i := slices.IndexFunc(r.followers, func(f follower) bool { return f.id == id })
+	if i < 0 {
+		// Ids of replicas that are gone would pile up.
+		voters := r.confNow().state
+		r.followers = slices.DeleteFunc(r.followers, func(f follower) bool {
+			return !slices.Contains(voters.Voters, f.id) && !slices.Contains(voters.Learners, f.id)
+		})
+		r.followers = append(r.followers, follower{id: id})
+		i = len(r.followers) - 1
+	}
+	return &r.followers[i]
 }
 
 // noteKnown learns from a message that came.
 func (r *replica) noteKnown(m *raftpb.Message, flags byte) {
 	at := storage.Position{Index: m.GetIndex(), Term: m.GetTerm()}
+	later := func(p *storage.Position) {
+		if p.Term < at.Term || p.Term == at.Term && p.Index < at.Index {
+			*p = at
+		}
+	}
 	switch {
 	case m.GetType() == raftpb.MsgApp && flags&flagKnown != 0:
 		r.told = at
 	case m.GetType() == raftpb.MsgAppResp && !m.GetReject():
-		i := slices.IndexFunc(r.acked, func(a ackedLog) bool { return a.id == m.GetFrom() })
-		if i < 0 {
-			r.acked = append(r.acked, ackedLog{id: m.GetFrom()})
-			i = len(r.acked) - 1
-		}
-		if was := r.acked[i].Position; was.Term < at.Term || was.Term == at.Term && was.Index < at.Index {
-			r.acked[i].Position = at
-		}
+		later(&r.follower(m.GetFrom()).acked)
 	case m.GetType() == raftpb.MsgHeartbeatResp && len(m.Context) > 0:
-		a := answeredRead{replicaNode(m.GetFrom()), m.GetTerm(), binary.LittleEndian.Uint64(m.Context)}
-		i := slices.IndexFunc(r.answered, func(b answeredRead) bool { return b.id == a.id })
-		switch {
-		case i < 0:
-			r.answered = append(r.answered, a)
-		case r.answered[i].term < a.term || r.answered[i].term == a.term && r.answered[i].ctx < a.ctx:
-			r.answered[i] = a
-		}
+		at.Index = binary.LittleEndian.Uint64(m.Context)
+		later(&r.follower(m.GetFrom()).read)
 	}
 }
 
@@ -192,12 +203,10 @@ func (r *replica) knownFlag(m *raftpb.Message) byte {
 	if m.GetType() != raftpb.MsgApp || len(m.Entries) > 0 {
 		return 0
 	}
-	for _, a := range r.acked {
-		if a.id == m.GetTo() && a.Term == m.GetTerm() && a.Index >= m.GetIndex() {
-			return flagKnown
-		}
+	if acked := r.follower(m.GetTo()).acked; acked.Term != m.GetTerm() || acked.Index < m.GetIndex() {
+		return 0
 	}
-	return 0
+	return flagKnown
 }
 
 // saysNothing says that a message only tells a leader what it has said to know.

@@ -11,9 +11,11 @@ import (
 
 // traffic counts the raft messages that nodes send from now on.
 type traffic struct {
-	// asked counts heartbeats that confirm reads, by receiver; news appends without entries, acks answers to appends.
+	// asked counts heartbeats that confirm reads, by receiver; news appends without entries, acks answers to appends, votes
+	// requests for votes.
 	asked      map[shard.NodeID]int
 	news, acks int
+	votes      int
 }
 
 func (r *rig) watch() *traffic {
@@ -36,6 +38,8 @@ func (r *rig) watch() *traffic {
 				c.news++
 			case m.GetType() == raftpb.MsgAppResp:
 				c.acks++
+			case m.GetType() == raftpb.MsgPreVote || m.GetType() == raftpb.MsgVote:
+				c.votes++
 			}
 		}
 		if err != nil {
@@ -140,6 +144,36 @@ func TestHeld_LaterReadsDoNotPutOffEarlierOnes(t *testing.T) {
 	r.run(holdFor / 2)
 	if lead.reads[f] == nil {
 		t.Errorf("a read still waits after %v", holdFor)
+	}
+}
+
+// A read that is under way whenever a tick comes must not keep the heartbeat from those that it does not ask.
+func TestHeld_ReadsDoNotReplaceHeartbeats(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, _ := r.elect()
+	r.run(time.Second)
+	term := lead.host.reps[1].term
+	c := r.watch()
+	for range 40 {
+		r.now = lead.host.nextTick
+		f := lead.read(0)
+		r.settle()
+		if lead.reads[f] == nil {
+			t.Fatal("a read was not answered")
+		}
+		r.run(holdFor)
+	}
+	if len(c.asked) != 2 {
+		t.Errorf("only %v were sent heartbeats", c.asked)
+	}
+	for _, n := range r.nodes {
+		s := n.host.Shards()[0]
+		if s.Leader != lead.id || s.Term != term {
+			t.Errorf("node %d believes that %d leads in term %d, want %d in %d", n.id, s.Leader, s.Term, lead.id, term)
+		}
+	}
+	if c.votes > 0 {
+		t.Errorf("%d votes were asked for", c.votes)
 	}
 }
 
