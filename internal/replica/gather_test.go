@@ -117,7 +117,7 @@ func TestRounds_SmallOnesAreGatheredIfClientsComeBackSoon(t *testing.T) {
 		round(t, r, lead, gatherMin)
 		now, f := r.now, lead.propose("a=1", 0)
 		return r.until("answer", func() bool {
-			if _, ok := lead.results[f]; !ok && r.now == now {
+			if _, ok := lead.results[f]; !ok && r.now.Equal(now) {
 				r.run(time.Millisecond)
 			}
 			_, ok := lead.results[f]
