@@ -319,7 +319,7 @@ func (h *Host) strange(p *peer) {
 func (r *replica) stop() {
 	r.rn, r.applies = nil, nil
 	r.reads.retry(r)
-	r.lead, r.term = raft.None, 0
+	r.lead, r.term, r.known = raft.None, 0, known{}
 	r.dropSnapshotsOut()
 	r.dropSnapshotIn()
 	r.unsynced = 0

@@ -103,6 +103,22 @@ func TestRepair_NewDiskIsNoticedByThePeers(t *testing.T) {
 	}
 }
 
+// A replica that takes the place of another in a node that goes on knows nothing of what that one had said.
+func TestRepair_NewReplicaOfARunningNodeIsHeard(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	r.run(time.Second)
+	if res := lead.do("k=1"); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	old := other.host.reps[1]
+	// As if that one had had all entries that are to come.
+	old.told = storage.Position{Index: old.view.last.Index + 100, Term: old.term}
+	was := old.rid
+	other.host.strange(other.host.peers[lead.id])
+	r.rebuilt(other, was, "k", "1")
+}
+
 // Nodes without a past elect nobody before all have met: one of them may have had one, on another disk, of which only the node
 // that is away knows (seed 505517).
 func TestRepair_NodesWithoutAPastWaitForAll(t *testing.T) {
