@@ -381,19 +381,19 @@ func (g *Engine) work() {
 func (g *Engine) turn(writes bool) {
 	for !g.ended {
 		again := g.turnOnce()
-		write := g.wants()
-		if write && !writes {
+		wanted := g.wants()
+		if wanted && !writes {
 			g.signalWriter()
 		}
 		switch {
 		case !again:
 			return
-		case write && !writes:
+		case wanted && !writes:
 			// The worker that was woken begins to write at once, on this processor, and what is left to do here goes on beside it.
 			g.turns.Unlock()
 			runtime.Gosched()
 			g.turns.Lock()
-		case write:
+		case wanted:
 			// The other worker runs the next turn while this one writes.
 			g.signal()
 			return

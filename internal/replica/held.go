@@ -146,7 +146,7 @@ func (r *replica) confirmedBy(id shard.NodeID, ctx []byte) bool {
 }
 
 // known is what leader and follower know of each other. A follower answers news of a commit with how far its log goes, as it does
-// entries, and with many shards that would be a third of all messages. If it has said so in this term before, and the leader has
+// entries, and with many shards two answers in five would be such. If it has said so in this term before, and the leader has
 // heard it, the answer is left out: raft would make nothing of it.
 type known struct {
 	followers []follower
@@ -169,9 +169,9 @@ func (r *replica) follower(id uint64) *follower {
 	i := slices.IndexFunc(r.followers, func(f follower) bool { return f.id == id })
 	if i < 0 {
 		// Ids of replicas that are gone would pile up.
-		voters := r.confNow().state
+		conf := r.confNow().state
 		r.followers = slices.DeleteFunc(r.followers, func(f follower) bool {
-			return !slices.Contains(voters.Voters, f.id) && !slices.Contains(voters.Learners, f.id)
+			return !slices.Contains(conf.Voters, f.id) && !slices.Contains(conf.Learners, f.id)
 		})
 		r.followers = append(r.followers, follower{id: id})
 		i = len(r.followers) - 1

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -51,14 +52,7 @@ func (r *rig) watch() *traffic {
 
 // lose drops everything that goes to some nodes.
 func (r *rig) lose(to ...shard.NodeID) {
-	r.drop = func(_, id shard.NodeID, _ byte) bool {
-		for _, lost := range to {
-			if id == lost {
-				return true
-			}
-		}
-		return false
-	}
+	r.drop = func(_, id shard.NodeID, _ byte) bool { return slices.Contains(to, id) }
 }
 
 func TestHeld_ReadAsksNoMoreThanAMajority(t *testing.T) {
@@ -95,7 +89,7 @@ func TestHeld_ReadAsksOthersInTime(t *testing.T) {
 		r := newRig(t, nodes, nil)
 		lead, _ := r.elect()
 		r.run(time.Second)
-		first := append([]shard.NodeID(nil), lead.host.reps[1].askedFirst()...)
+		first := slices.Clone(lead.host.reps[1].askedFirst())
 		if len(first) != lost {
 			t.Fatalf("%d nodes: %v are asked first", nodes, first)
 		}
@@ -116,7 +110,7 @@ func TestHeld_ReadAsksOthersInTime(t *testing.T) {
 				t.Errorf("%d nodes: a later read waited again", nodes)
 			}
 		}
-		r.lose()
+		r.heal()
 		r.run(2 * time.Second)
 		f = lead.read(0)
 		r.settle()

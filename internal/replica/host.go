@@ -565,7 +565,7 @@ func (h *Host) frameFor(p *peer) *[]byte {
 		p.frame = nil
 	}
 	if p.frame == nil {
-		p.frame = appendFrameHeader(make([]byte, 0, max(256, p.size+p.size/4)), frameHeader{
+		p.frame = appendFrameHeader(make([]byte, 0, min(max(256, p.size+p.size/4), frameRoomMax)), frameHeader{
 			from: h.cfg.Node, session: h.cfg.Session, logID: h.cfg.LogID, yourLog: p.logID,
 		})
 	}
