@@ -81,12 +81,9 @@ func (p *parser) unread(r int) { p.r = r }
 func (p *parser) next() (args [][]byte, tooLong bool, err error) {
 	for p.r < p.w {
 		if !p.open && p.buf[p.r] != '*' {
-			args, err := p.inline()
-			if args != nil || err != nil {
+			args, complete, err := p.inline()
+			if args != nil || err != nil || !complete {
 				return args, false, err
-			}
-			if p.r < p.w && bytes.IndexByte(p.buf[p.r:p.w], '\n') < 0 {
-				return nil, false, nil
 			}
 			continue
 		}
@@ -218,26 +215,23 @@ func (p *parser) dropSoFar() {
 	p.at, p.bulk = 0, -1
 }
 
-// inline reads a request that is a line of words. It returns nil for an empty line and for one that is not complete.
-func (p *parser) inline() ([][]byte, error) {
+// inline reads a request that is a line of words. complete says that there was a whole line; it has no arguments if it
+// is empty.
+func (p *parser) inline() (args [][]byte, complete bool, err error) {
 	b := p.buf[p.r:p.w]
 	i := bytes.IndexByte(b, '\n')
-	if i < 0 {
-		if len(b) > lineBytesMax {
-			return nil, protocolError("too big inline request")
-		}
-		return nil, nil
+	if i > lineBytesMax || i < 0 && len(b) > lineBytesMax {
+		return nil, false, protocolError("too big inline request")
 	}
-	if i > lineBytesMax {
-		return nil, protocolError("too big inline request")
+	if i < 0 {
+		return nil, false, nil
 	}
 	p.r += i + 1
-	line := bytes.TrimSuffix(b[:i], []byte{'\r'})
-	args, ok := splitWords(line)
+	args, ok := splitWords(bytes.TrimSuffix(b[:i], []byte{'\r'}))
 	if !ok {
-		return nil, protocolError("unbalanced quotes in request")
+		return nil, false, protocolError("unbalanced quotes in request")
 	}
-	return args, nil
+	return args, true, nil
 }
 
 // parseLen reads a length as Redis does: decimal, no plus sign, no leading zero.
