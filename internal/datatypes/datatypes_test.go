@@ -41,8 +41,8 @@ func (fakeLog) Query(v shard.View, q []byte) ([]byte, error) {
 func (fakeLog) Fire(*shard.Tx, []byte) error { return nil }
 
 func newModule() *Module {
-	return New(Config{EncodeEvent: func(_ [16]byte, _ int32, _ []byte, _ bool, value []byte, _ []EventHeader, _ [][]byte) []byte {
-		return value
+	return New(Config{AppendEvent: func(b []byte, e *Event, _ [][]byte) []byte {
+		return append(b, e.Value...)
 	}, EncodeFence: func(lock []byte, token int64, home bool) []byte {
 		return fmt.Appendf(nil, "%s %d %v", lock, token, home)
 	}})
@@ -265,7 +265,7 @@ func TestExec_EventAndStateTogether(t *testing.T) {
 	r := newRig(t)
 	ev := func(value string) [][]byte {
 		e := Event{Topic: [16]byte{1}, Partition: 3, Value: []byte(value), Headers: []EventHeader{{"a", []byte("b")}}}
-		return e.AppendArgs(nil)
+		return e.AppendArgs(nil, nil)
 	}
 	body := AppendSub(nil, opSet, [][]byte{[]byte("k"), []byte("v")})
 	body = AppendSub(body, opEventAdd, ev("good"))

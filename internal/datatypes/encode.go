@@ -74,7 +74,11 @@ type Watched struct {
 // EncodeExec returns the command of a transaction: it runs the n commands in body, made with AppendSub, unless a watched
 // key has changed. The answer is an array, or null.
 func EncodeExec(watched []Watched, n int, body []byte) []byte {
-	b := binary.AppendUvarint([]byte{encodingVersion, byte(opExec)}, uint64(len(watched)))
+	size := 2 + 2*binary.MaxVarintLen32 + len(body)
+	for _, w := range watched {
+		size += binary.MaxVarintLen32 + len(w.Key) + 8
+	}
+	b := binary.AppendUvarint(append(make([]byte, 0, size), encodingVersion, byte(opExec)), uint64(len(watched)))
 	for _, w := range watched {
 		b = binary.LittleEndian.AppendUint64(codec.AppendBytes(b, w.Key), w.Version)
 	}
@@ -212,9 +216,10 @@ type Event struct {
 	Headers []EventHeader
 }
 
-// AppendArgs appends the argument list of the command event.add.
-func (e *Event) AppendArgs(args [][]byte) [][]byte {
-	b := binary.LittleEndian.AppendUint32(make([]byte, 0, 5+len(e.Key)), uint32(e.Partition))
+// AppendArgs appends the argument list of the command event.add. The arguments are in the event, and what is made for them in head,
+// behind what that holds.
+func (e *Event) AppendArgs(args [][]byte, head []byte) [][]byte {
+	b := binary.LittleEndian.AppendUint32(head[len(head):], uint32(e.Partition))
 	b = append(b, 0)
 	if !e.KeyNull {
 		b[4] = 1

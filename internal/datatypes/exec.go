@@ -25,7 +25,8 @@ func (m *Module) exec(c *call, d decoder) ([]byte, error) {
 	if count > uint64(d.Len()) {
 		return nil, errMalformed()
 	}
-	out := AppendArray(nil, int(count))
+	// Most answers are short.
+	out := AppendArray(make([]byte, 0, 16+24*min(count, 64)), int(count))
 	for ; count > 0; count-- {
 		op := Op(d.Byte())
 		c.args = d.args(c.args[:0])
@@ -79,19 +80,23 @@ func (c *call) versions(d decoder) ([]byte, error) {
 // Behaviour: EVENT.ADD topic value [KEY key] [PARTITION n] [HEADER name value ...]. The protocol server has resolved topic
 // and partition; the arguments here are those of Event.Args. The answer is [partition, offset].
 func cmdEventAdd(c *call) error {
-	if c.m.cfg.EncodeEvent == nil {
+	if c.m.cfg.AppendEvent == nil {
 		return errs.New(errs.Unsupported, "this node has no event log")
 	}
 	a := c.args
 	if len(a[0]) != 16 || len(a[1]) != 4 || len(a[2]) < 1 || len(a)%2 != 0 {
 		return errMalformed()
 	}
-	partition := int32(binary.LittleEndian.Uint32(a[1]))
-	var headers []EventHeader
-	for h := a[4:]; len(h) > 0; h = h[2:] {
-		headers = append(headers, EventHeader{Name: string(h[0]), Value: h[1]})
+	e := &c.event
+	*e = Event{
+		Topic: [16]byte(a[0]), Partition: int32(binary.LittleEndian.Uint32(a[1])), Key: a[2][1:], KeyNull: a[2][0] == 0, Value: a[3],
 	}
-	data := c.m.cfg.EncodeEvent([16]byte(a[0]), partition, a[2][1:], a[2][0] == 0, a[3], headers, c.locks)
+	size := 64 + len(e.Key) + len(e.Value)
+	for h := a[4:]; len(h) > 0; h = h[2:] {
+		e.Headers = append(e.Headers, EventHeader{Name: string(h[0]), Value: h[1]})
+		size += 16 + len(h[0]) + len(h[1])
+	}
+	data := c.m.cfg.AppendEvent(c.tx.Room(size), e, c.locks)
 	answer, err := c.tx.Call(shard.Command{Module: shard.ModuleEventlog, Data: data})
 	if err != nil {
 		return err
@@ -99,6 +104,6 @@ func cmdEventAdd(c *call) error {
 	if len(answer) != 8 {
 		return errs.New(errs.Internal, "the event log answered an append with %d bytes", len(answer))
 	}
-	c.out = AppendInt(AppendInt(AppendArray(nil, 2), int64(partition)), int64(binary.BigEndian.Uint64(answer)))
+	c.out = AppendInt(AppendInt(AppendArray(make([]byte, 0, 32), 2), int64(e.Partition)), int64(binary.BigEndian.Uint64(answer)))
 	return nil
 }

@@ -65,10 +65,10 @@ type EventHeader struct {
 
 // Config makes a Module.
 type Config struct {
-	// EncodeEvent returns the command of module eventlog that appends one record to a partition. keyNull says that the
-	// record has no key. The command must answer with the record's offset, eight bytes big-endian. If it is nil,
-	// EVENT.ADD is refused. locks are those whose fences the running command has passed.
-	EncodeEvent func(topic [16]byte, partition int32, key []byte, keyNull bool, value []byte, headers []EventHeader, locks [][]byte) []byte
+	// AppendEvent appends to b the command of module eventlog that appends one record to a partition. The command must answer
+	// with the record's offset, eight bytes big-endian. If it is nil, EVENT.ADD is refused. locks are those whose fences the
+	// running command has passed.
+	AppendEvent func(b []byte, e *Event, locks [][]byte) []byte
 	// EncodeFence returns the command of module kv that fails with errs.Fenced unless a fence holds. If it is nil, fenced
 	// commands are refused.
 	EncodeFence func(lock []byte, token int64, home bool) []byte
@@ -115,6 +115,8 @@ type call struct {
 	args [][]byte
 	// locks are those whose fences the command has passed.
 	locks [][]byte
+	// event is what EVENT.ADD appends.
+	event Event
 	// out is the answer.
 	out []byte
 	key []byte
@@ -132,7 +134,7 @@ func (m *Module) begin() *call {
 
 func (m *Module) end(c *call) {
 	clear(c.args[:cap(c.args)])
-	c.tx, c.v, c.out, c.locks = nil, nil, nil, nil
+	c.tx, c.v, c.out, c.locks, c.event = nil, nil, nil, nil, Event{}
 	if cap(c.args) <= 1024 && cap(c.key) <= 1024 {
 		m.calls.Put(c)
 	}

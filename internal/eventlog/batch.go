@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"math"
+	"slices"
 
 	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
@@ -181,9 +182,9 @@ type batchBuilder struct {
 	first int64
 	max   int64
 	n     int32
-	rec   []byte
 }
 
+// newBatchBuilder makes room for records of so many bytes; there may be more.
 func newBatchBuilder(size int) *batchBuilder {
 	return &batchBuilder{b: make([]byte, BatchHeaderSize, BatchHeaderSize+size)}
 }
@@ -195,13 +196,26 @@ func appendField(b, v []byte, null bool) []byte {
 	return append(binary.AppendVarint(b, int64(len(v))), v...)
 }
 
+// recordBytes is what a record takes at most, if its time stamp and its number are not far from the first's.
+func recordBytes(key, value int, headers []Header) int {
+	const field = 3
+	n := 5 + 4*field + key + value
+	for i := range headers {
+		n += 2*field + len(headers[i].Name) + len(headers[i].Value)
+	}
+	return n
+}
+
 // add appends a record stamped with a time in Unix milliseconds.
 func (w *batchBuilder) add(ms int64, key []byte, keyNull bool, value []byte, valueNull bool, headers []Header) {
 	if w.n == 0 {
 		w.first, w.max = ms, ms
 	}
 	w.max = max(w.max, ms)
-	r := append(w.rec[:0], 0)
+	// The record's length comes first. Its bytes are made where they stay, behind room for a length of most records.
+	const head = 2
+	at := len(w.b)
+	r := append(w.b, make([]byte, head+1)...)
 	r = binary.AppendVarint(r, ms-w.first)
 	r = binary.AppendVarint(r, int64(w.n))
 	r = appendField(r, key, keyNull)
@@ -211,8 +225,14 @@ func (w *batchBuilder) add(ms int64, key []byte, keyNull bool, value []byte, val
 		r = append(binary.AppendVarint(r, int64(len(h.Name))), h.Name...)
 		r = appendField(r, h.Value, h.Value == nil)
 	}
-	w.rec = r
-	w.b = append(binary.AppendVarint(w.b, int64(len(r))), r...)
+	var size [binary.MaxVarintLen64]byte
+	n := binary.PutVarint(size[:], int64(len(r)-at-head))
+	if n != head {
+		r = slices.Replace(r, at, at+head, size[:n]...)
+	} else {
+		copy(r[at:], size[:n])
+	}
+	w.b = r
 	w.n++
 }
 

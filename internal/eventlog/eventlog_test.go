@@ -2,14 +2,18 @@ package eventlog
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/shardtest"
@@ -350,7 +354,7 @@ func TestInitProducer_IDsAreUnique(t *testing.T) {
 func TestEvent_IsOneBatchWithClockTime(t *testing.T) {
 	w := newWorld(t)
 	for i := range 3 {
-		b := w.must(EncodeEvent(topicA, 0, []byte("k"), false, []byte("v"), []Header{{Name: "a", Value: nil}, {Name: "b", Value: []byte("c")}}, nil))
+		b := w.must(AppendEvent(nil, topicA, 0, []byte("k"), false, []byte("v"), []Header{{Name: "a", Value: nil}, {Name: "b", Value: []byte("c")}}, nil))
 		if len(b) != 8 || binary.BigEndian.Uint64(b) != uint64(i) {
 			t.Fatalf("answer %x", b)
 		}
@@ -360,10 +364,144 @@ func TestEvent_IsOneBatchWithClockTime(t *testing.T) {
 	if err != nil || h.BaseOffset != 1 || h.MaxTimestamp != w.c.Now().UnixMilli() || h.ProducerID != -1 {
 		t.Errorf("batch %+v, %v", h, err)
 	}
-	w.must(EncodeEvent(topicA, 0, nil, true, nil, nil, nil))
+	w.must(AppendEvent(nil, topicA, 0, nil, true, nil, nil, nil))
 	many := make([]Header, headersMax+1)
-	if _, err := w.do(EncodeEvent(topicA, 0, nil, true, nil, many, nil)); !errs.Is(err, errs.Invalid) {
+	if _, err := w.do(AppendEvent(nil, topicA, 0, nil, true, nil, many, nil)); !errs.Is(err, errs.Invalid) {
 		t.Errorf("too many headers: %v", err)
+	}
+}
+
+// mixer is a module whose commands are lists of appends, of which some are undone.
+type mixer struct{ Module }
+
+func (mixer) ID() shard.ModuleID { return shard.ModuleDatatypes }
+
+// Apply reads the seed of a list and leaves, in the answer, what must be found afterwards: partition and value of each record.
+func (mixer) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
+	r := rand.New(rand.NewPCG(uint64(cmd[0]), 1))
+	var kept []byte
+	call := func(data []byte) {
+		if _, err := tx.Call(shard.Command{Module: shard.ModuleEventlog, Data: data}); err != nil {
+			panic(err)
+		}
+	}
+	for range 60 {
+		part, before := int32(r.IntN(3)), kept
+		_, _ = tx.Try(func() ([]byte, error) {
+			for range 1 + r.IntN(3) {
+				// Lengths around those where a record's own length takes one, two and three bytes.
+				v := make([]byte, []int{0, 50, 51, 52, 53, 54, 55, 56, 57, 58, 300, 8180, 8190, 20000}[r.IntN(14)])
+				for i := range v {
+					v[i] = byte(r.Uint32())
+				}
+				if r.IntN(4) == 0 {
+					w := newBatchBuilder(0)
+					w.add(5, nil, true, v, false, nil)
+					call(EncodeAppend([]Append{{Topic: topicA, Partition: part, Batch: w.finish(0, -1)}}, false))
+				} else {
+					call(AppendEvent(tx.Room(r.IntN(30000)), topicA, part, nil, true, v, nil, nil))
+				}
+				kept = append(append(kept, byte(part)), fmt.Sprintf("%x ", sha256.Sum256(v))...)
+			}
+			if r.IntN(3) == 0 {
+				kept = before
+				return nil, errs.New(errs.Invalid, "undone")
+			}
+			return nil, nil
+		})
+	}
+	return kept, nil
+}
+
+func TestAppend_ManyInOneEntry(t *testing.T) {
+	for seed := range byte(20) {
+		w := &world{t: t, c: shardtest.New(t, shardtest.Options{}, Module{}, mixer{})}
+		var want [3]string
+		for round := range byte(3) {
+			r := w.c.Submit(t.Context(), shard.Route{Shard: 1}, shard.Command{Module: shard.ModuleDatatypes, Data: []byte{3*seed + round}}).Wait(t.Context())
+			if r.Err != nil {
+				t.Fatal(r.Err)
+			}
+			for _, line := range strings.SplitAfter(string(r.Data), " ") {
+				if line != "" {
+					want[line[0]] += line[1:]
+				}
+			}
+		}
+		for part := range want {
+			got, next := "", int64(0)
+			b, err := w.ask(QueryFetch(1<<30, true, []Fetch{{Topic: topicA, Partition: int32(part), BytesMax: 1 << 30}}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			list, err := DecodeFetched(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for rest := list[0].Batches; len(rest) > 0; {
+				n := 12 + binary.BigEndian.Uint32(rest[8:])
+				h, err := CheckBatch(rest[:n])
+				if err != nil || h.BaseOffset != next || n > 2*eventBatchBytes {
+					t.Fatalf("seed %d, partition %d: batch of %d bytes at %d, want %d: %v", seed, part, n, h.BaseOffset, next, err)
+				}
+				next += int64(h.Records)
+				for body := rest[BatchHeaderSize:n]; len(body) > 0; {
+					_, w := binary.Varint(body)
+					d := dec{codec.Read(body[w:])}
+					d.Byte()
+					d.Varint()
+					d.Varint()
+					d.field()
+					got += fmt.Sprintf("%x ", sha256.Sum256(d.field()))
+					_, body, _ = nextRecord(body)
+				}
+				rest = rest[n:]
+			}
+			if got != want[part] || list[0].End != next {
+				t.Errorf("seed %d, partition %d: %d records to %d are not those that were appended", seed, part, next, list[0].End)
+			}
+		}
+	}
+}
+
+// peeker is the event log, but answers queries with the row of a partition.
+type peeker struct{ Module }
+
+func (peeker) Query(v shard.View, _ []byte) ([]byte, error) {
+	p, _ := readPartition(v, topicA, 0)
+	return p.encode(), nil
+}
+
+// both is a module whose command runs an event, a batch of a new producer, and an event.
+type both struct{ Module }
+
+func (both) ID() shard.ModuleID { return shard.ModuleDatatypes }
+func (both) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
+	event := AppendEvent(nil, topicA, 0, nil, true, []byte("v"), nil, nil)
+	for _, data := range [][]byte{event, EncodeAppend([]Append{{Topic: topicA, Batch: from(int64(cmd[0]), 0, 0, 1)}}, false), event} {
+		if _, err := tx.Call(shard.Command{Module: shard.ModuleEventlog, Data: data}); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+func TestAppend_ProducersOfOneEntryAreCounted(t *testing.T) {
+	w := &world{t: t, c: shardtest.New(t, shardtest.Options{}, peeker{}, both{})}
+	for n := range byte(3) {
+		if r := w.c.Submit(t.Context(), shard.Route{Shard: 1}, shard.Command{Module: shard.ModuleDatatypes, Data: []byte{n}}).Wait(t.Context()); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		b, err := w.ask(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := row(b)
+		d.Fixed(8 * 10)
+		d.Fixed(4 * 3)
+		if got := d.BigUint32(); got != uint32(n)+1 {
+			t.Errorf("the partition counts %d producers, want %d", got, n+1)
+		}
 	}
 }
 
@@ -535,7 +673,7 @@ type changer struct{ Module }
 func (changer) ID() shard.ModuleID { return shard.ModuleDatatypes }
 func (changer) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 	if string(cmd) == "event" {
-		return tx.Call(shard.Command{Module: shard.ModuleEventlog, Data: EncodeEvent(topicA, 0, nil, true, []byte("v"), nil, nil)})
+		return tx.Call(shard.Command{Module: shard.ModuleEventlog, Data: AppendEvent(nil, topicA, 0, nil, true, []byte("v"), nil, nil)})
 	}
 	var v []byte
 	if string(cmd) != "del" {
@@ -614,7 +752,7 @@ func TestEncodings_Golden(t *testing.T) {
 	var got string
 	for _, b := range [][]byte{
 		EncodeCreateTopic(topic), EncodePlaceTopic(topic), EncodeAppend([]Append{{topicA, 1, []byte{9}, 0}}, false),
-		EncodeEvent(topicA, 1, []byte("k"), false, []byte("v"), []Header{{"h", nil}}, nil), EncodeInitProducer(), EncodeJoin(join),
+		AppendEvent(nil, topicA, 1, []byte("k"), false, []byte("v"), []Header{{"h", nil}}, nil), EncodeInitProducer(), EncodeJoin(join),
 		EncodeSync(Sync{Group: "g", MemberID: "m", Instance: "i", Generation: 1, ProtocolType: "p", Protocol: "r", Assignments: []Assignment{{"m", []byte{1}}}}),
 		EncodeHeartbeat("g", "m", "i", 1), EncodeLeave("g", []Leaver{{"m", "i"}}),
 		EncodeCommit(Commit{Group: "g", MemberID: "m", Instance: "i", Generation: 1, Offsets: []CommittedOffset{{"t", 1, 2, 3, "x"}}}),

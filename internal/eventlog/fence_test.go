@@ -133,7 +133,7 @@ func TestFence_EventsNeedTheLockOfTheirTopic(t *testing.T) {
 		for _, l := range locks {
 			bs = append(bs, []byte(l))
 		}
-		_, err := w.do(EncodeEvent(topicA, 0, nil, true, []byte("v"), nil, bs))
+		_, err := w.do(AppendEvent(nil, topicA, 0, nil, true, []byte("v"), nil, bs))
 		return err
 	}
 	for _, c := range []struct {

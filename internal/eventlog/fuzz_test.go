@@ -22,7 +22,7 @@ func FuzzCommand(f *testing.F) {
 	f.Add(EncodeAppend([]Append{{topicA, 1, batchOf(1, 2), 0}}, false))
 	f.Add(EncodeAppend([]Append{{topicA, 1, from(3, 0, 0, 2), 0}}, false))
 	f.Add(EncodeAppend([]Append{{topicA, 1, batchOf(1, 2), 7}}, true))
-	f.Add(EncodeEvent(topicA, 1, []byte("k"), false, []byte("v"), []Header{{"h", nil}}, nil))
+	f.Add(AppendEvent(nil, topicA, 1, []byte("k"), false, []byte("v"), []Header{{"h", nil}}, nil))
 	f.Add(EncodeJoin(Join{Group: "g", NewID: "n", ProtocolType: "p", Protocols: []Protocol{{"r", []byte{1}}}, SessionMs: 1, RebalanceMs: 2}))
 	f.Add(EncodeSync(Sync{Group: "g", MemberID: "n", Generation: 1}))
 	f.Add(EncodeHeartbeat("g", "n", "", 1))

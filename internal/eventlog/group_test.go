@@ -348,7 +348,7 @@ func TestModule_Conformance(t *testing.T) {
 				seq += 2
 			}
 		case 2, 3:
-			add(d, EncodeEvent(topicA, int32(i%2), []byte("k"), i%3 == 0, []byte("v"), nil, nil))
+			add(d, AppendEvent(nil, topicA, int32(i%2), []byte("k"), i%3 == 0, []byte("v"), nil, nil))
 		case 4:
 			add(d, EncodeInitProducer())
 		case 5:
@@ -375,7 +375,7 @@ func TestModule_Conformance(t *testing.T) {
 // BenchmarkEvent measures the append that goes with a change of state.
 func BenchmarkEvent(b *testing.B) {
 	c := shardtest.New(b, shardtest.Options{}, Module{})
-	cmd := shard.Command{Module: shard.ModuleEventlog, Data: EncodeEvent(topicA, 0, []byte("key"), false, make([]byte, 100), nil, nil)}
+	cmd := shard.Command{Module: shard.ModuleEventlog, Data: AppendEvent(nil, topicA, 0, []byte("key"), false, make([]byte, 100), nil, nil)}
 	b.ReportAllocs()
 	for b.Loop() {
 		if r := c.Submit(b.Context(), shard.Route{Shard: 1}, cmd).Wait(b.Context()); r.Err != nil {

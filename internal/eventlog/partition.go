@@ -100,8 +100,8 @@ func readPartition(v shard.View, topic [16]byte, part int32) (p partition, ok bo
 
 // openPartition reads a partition for an append, making it if need be.
 func openPartition(tx *shard.Tx, topic [16]byte, part int32) partition {
-	if it, _ := tx.Deferred().(*put); it != nil && it.part == part && it.topic == topic {
-		return it.after
+	if it, _ := tx.Deferred().(*put); it != nil && it.to.is(topic, part) {
+		return it.after()
 	}
 	p, ok := readPartition(tx, topic, part)
 	if !ok {
@@ -115,32 +115,35 @@ func openPartition(tx *shard.Tx, topic [16]byte, part int32) partition {
 
 // take gives a partition's next offsets to records that Finish stores, and returns the first of them. It is all that later
 // commands of the entry see of them, and queries see neither before the entry is through.
-func (p *partition) take(tx *shard.Tx, at put, records int32) (base int64) {
+func (p *partition) take(tx *shard.Tx, topic [16]byte, part int32, at put, records int32) (base int64) {
 	if term := int32(tx.Term()); term > p.epoch {
 		if p.epochStart < p.next {
-			tx.Set(epochKey(at.topic, at.part, p.epoch), binary.BigEndian.AppendUint64([]byte{version}, uint64(p.epochStart)))
+			tx.Set(epochKey(topic, part, p.epoch), binary.BigEndian.AppendUint64([]byte{version}, uint64(p.epochStart)))
 		}
 		p.epoch, p.epochStart = term, p.next
 	}
 	at.base = p.next
 	p.next += int64(records)
 	at.last = p.next - 1
-	// The state is stored when the next append is to another partition, and at the end: most often once in an entry.
-	if it, _ := tx.Deferred().(*put); it != nil && (it.part != at.part || it.topic != at.topic) {
-		it.after.save(tx, it.topic, it.part)
+	it, _ := tx.Deferred().(*put)
+	if it == nil || !it.to.is(topic, part) {
+		// The state is stored when the next append is to another partition, and at the end: most often once in an entry.
+		if it != nil {
+			before := it.after()
+			before.save(tx, it.to.topic, it.to.part)
+		}
+		at.to = &target{topic: topic, part: part, state: *p}
+	} else if at.to = it.to; at.to.state.differs(p) {
+		at.to = &target{topic: topic, part: part, state: *p}
 	}
-	at.after = *p
-	tx.Defer(&at)
+	tx.Defer(at.to.keep(at))
 	return at.base
 }
 
 // put is what is to be stored in a partition: a batch, or an event. The slices may be parts of the command.
 type put struct {
-	topic      [16]byte
-	part       int32
+	to         *target
 	base, last int64
-	// after is the partition's state with it, but for what store changes.
-	after partition
 	// batch is a batch that is known to be good, with its latest time stamp; nil for an event.
 	batch   []byte
 	maxTime int64
@@ -151,64 +154,102 @@ type put struct {
 	headers []Header
 }
 
+// after returns the partition's state with the put, but for what store changes.
+func (it *put) after() partition {
+	p := it.to.state
+	p.next = it.last + 1
+	return p
+}
+
+// target is where puts go that follow each other. Nothing of it changes but where the next put is kept.
+type target struct {
+	topic [16]byte
+	part  int32
+	// state is that of the partition after any of the puts, but for the field next.
+	state partition
+	room  []put
+}
+
+func (t *target) is(topic [16]byte, part int32) bool { return t.part == part && t.topic == topic }
+
+// keep returns a place in memory for a put: one allocation serves many. A put that is undone leaves its place unused.
+func (t *target) keep(it put) *put {
+	if len(t.room) == cap(t.room) {
+		t.room = make([]put, 0, min(1+7*cap(t.room), 128))
+	}
+	t.room = append(t.room, it)
+	return &t.room[len(t.room)-1]
+}
+
+// differs says whether two states of a partition differ in more than the next offset.
+func (p *partition) differs(q *partition) bool {
+	a := *p
+	a.next = q.next
+	return a != *q
+}
+
 // eventBatchBytes is the size from which a batch of events is closed.
 const eventBatchBytes = 64 << 10
 
 // Finish implements shard.Finisher: it stores what the commands of an entry append, partition by partition.
 func (Module) Finish(tx *shard.Tx, items []any) {
-	type place struct {
-		topic [16]byte
-		part  int32
-	}
-	at := map[place]int{}
-	var parts [][]*put
-	for _, it := range items {
-		p := it.(*put)
-		k := place{p.topic, p.part}
-		i, ok := at[k]
-		if !ok {
-			i = len(parts)
-			at[k] = i
-			parts = append(parts, nil)
+	for len(items) > 0 {
+		// One partition after the other, by their first put.
+		first := items[0].(*put).to
+		var puts []*put
+		rest := items[:0]
+		for i, it := range items {
+			p := it.(*put)
+			switch {
+			case !p.to.is(first.topic, first.part):
+				rest = append(rest, it)
+			case puts == nil:
+				puts = append(make([]*put, 0, len(items)-i), p)
+			default:
+				puts = append(puts, p)
+			}
 		}
-		parts[i] = append(parts[i], p)
-	}
-	for _, puts := range parts {
 		storeAll(tx, puts)
+		items = rest
 	}
 }
 
 // storeAll stores what is appended to one partition. Events that follow each other become one batch, which costs little more
 // than one of them alone.
 func storeAll(tx *shard.Tx, puts []*put) {
-	topic, part, now := puts[0].topic, puts[0].part, tx.Now().UnixMilli()
-	p := puts[len(puts)-1].after
-	var run *batchBuilder
-	var base, last int64
-	end := func() {
-		if run != nil {
-			p.store(tx, topic, part, run.finish(0, 0), base, last, now)
-			run = nil
-		}
-	}
-	for _, it := range puts {
-		if it.batch != nil {
-			end()
+	to, now := puts[0].to, tx.Now().UnixMilli()
+	p := puts[len(puts)-1].after()
+	for len(puts) > 0 {
+		first, n := puts[0], 1
+		if first.batch != nil {
 			// The command belongs to the log, which may still be sending it: offsets are written into a copy.
-			p.store(tx, topic, part, bytes.Clone(it.batch), it.base, it.last, it.maxTime)
-			continue
+			p.store(tx, to.topic, to.part, bytes.Clone(first.batch), first.base, first.last, first.maxTime)
+		} else {
+			w := newBatchBuilder(room(puts))
+			w.event(now, first)
+			for ; n < len(puts) && puts[n].batch == nil && len(w.b) < eventBatchBytes; n++ {
+				w.event(now, puts[n])
+			}
+			p.store(tx, to.topic, to.part, w.finish(0, 0), first.base, puts[n-1].last, now)
 		}
-		if run != nil && len(run.b) >= eventBatchBytes {
-			end()
-		}
-		if run == nil {
-			run, base = newBatchBuilder(64+len(it.key)+len(it.value)), it.base
-		}
-		run.add(now, it.key, it.keyNull, it.value, false, it.headers)
-		last = it.last
+		puts = puts[n:]
 	}
-	end()
-	p.save(tx, topic, part)
+	p.save(tx, to.topic, to.part)
+}
+
+func (w *batchBuilder) event(now int64, it *put) {
+	w.add(now, it.key, it.keyNull, it.value, false, it.headers)
+}
+
+// room is about what the next batch of events takes.
+func room(puts []*put) (n int) {
+	for _, it := range puts {
+		if it.batch != nil || n >= eventBatchBytes {
+			break
+		}
+		n += recordBytes(len(it.key), len(it.value), it.headers)
+	}
+	return n
 }
 
 // store stores a batch whose offsets were taken; they are written into it. A partition's batches come in order.
@@ -401,7 +442,7 @@ func (m Module) appendBatch(tx *shard.Tx, a *Append, home bool) (base, start int
 			tx.SetTimer(producerKey(a.Topic, a.Partition, h.ProducerID), tx.Now().Add(producerIdle))
 		}
 	}
-	base = p.take(tx, put{topic: a.Topic, part: a.Partition, batch: a.Batch, maxTime: h.MaxTimestamp}, h.Records)
+	base = p.take(tx, a.Topic, a.Partition, put{batch: a.Batch, maxTime: h.MaxTimestamp}, h.Records)
 	if h.ProducerID >= 0 {
 		pr.record(h, base, tx.Now())
 		tx.SetFresh(producerKey(a.Topic, a.Partition, h.ProducerID), pr.encode())
@@ -409,16 +450,11 @@ func (m Module) appendBatch(tx *shard.Tx, a *Append, home bool) (base, start int
 	return base, p.start, nil
 }
 
-// EncodeEvent makes the command that appends one record, stamped with the shard's clock. Another module runs it through
+// AppendEvent appends to b the command that appends one record, stamped with the shard's clock. Another module runs it through
 // Tx.Call, so that a change of state and its event are one commit. The answer is the record's offset in eight big-endian
-// bytes.
-// locks are those whose tokens the transaction holds.
-func EncodeEvent(topic [16]byte, partition int32, key []byte, keyNull bool, value []byte, headers []Header, locks [][]byte) []byte {
-	size := 32 + len(key) + len(value)
-	for _, h := range headers {
-		size += 8 + len(h.Name) + len(h.Value)
-	}
-	e := newEnc(opEvent, size)
+// bytes. locks are those whose tokens the transaction holds.
+func AppendEvent(b []byte, topic [16]byte, partition int32, key []byte, keyNull bool, value []byte, headers []Header, locks [][]byte) []byte {
+	e := enc{append(b, version, opEvent)}
 	e.id(topic)
 	e.uv(uint64(partition))
 	e.bool(keyNull)
@@ -482,7 +518,7 @@ func applyEvent(tx *shard.Tx, d dec) ([]byte, error) {
 			return nil, errs.New(errs.Fenced, "topic %q takes events only under the lock %q, and nothing was done: send FENCE with that lock and the token of its holder before EVENT.ADD, in the transaction or in front of the command", t.Name, t.Fence)
 		}
 	}
-	base := p.take(tx, put{topic: topic, part: part, key: key, keyNull: keyNull, value: value, headers: headers}, 1)
+	base := p.take(tx, topic, part, put{key: key, keyNull: keyNull, value: value, headers: headers}, 1)
 	return binary.BigEndian.AppendUint64(nil, uint64(base)), nil
 }
 

@@ -55,20 +55,20 @@ type Server struct {
 // modules lists the data models that run in every shard. A new one is one line here.
 func modules() []shard.Module {
 	return []shard.Module{
-		datatypes.New(datatypes.Config{EncodeEvent: encodeEvent, EncodeFence: kv.EncodeFence}),
+		datatypes.New(datatypes.Config{AppendEvent: appendEvent, EncodeFence: kv.EncodeFence}),
 		eventlog.Module{EncodeFence: kv.EncodeFence},
 		kv.Module{},
 		auth.New(auth.Config{Uses: etcd.Uses}),
 	}
 }
 
-// encodeEvent connects the two models, which do not know each other.
-func encodeEvent(topic [16]byte, partition int32, key []byte, keyNull bool, value []byte, headers []datatypes.EventHeader, locks [][]byte) []byte {
+// appendEvent connects the two models, which do not know each other.
+func appendEvent(b []byte, e *datatypes.Event, locks [][]byte) []byte {
 	var hs []eventlog.Header
-	for _, h := range headers {
+	for _, h := range e.Headers {
 		hs = append(hs, eventlog.Header{Name: h.Name, Value: h.Value})
 	}
-	return eventlog.EncodeEvent(topic, partition, key, keyNull, value, hs, locks)
+	return eventlog.AppendEvent(b, e.Topic, e.Partition, e.Key, e.KeyNull, e.Value, hs, locks)
 }
 
 // Start starts a node. It returns when every port listens; Probe says when it is ready. version is shown to clients.

@@ -58,6 +58,8 @@ type Machine struct {
 	// deferred is what Tx.Defer was given in this entry; items is reused.
 	deferred []deferred
 	items    []any
+	// scratch is what Tx.Room gave out since the last Commit.
+	scratch []byte
 	// wakeKeys is where the keys of wakes are; it is given away with them.
 	wakeKeys []byte
 	// err is the first disk failure; it is sticky.
@@ -80,6 +82,9 @@ type state struct {
 	// Conf is the raft configuration, as the replica encodes it.
 	Conf []byte
 }
+
+// scratchBytesMax bounds the memory that a machine keeps for Tx.Room.
+const scratchBytesMax = 16 << 10
 
 // Wake names a key whose watchers must look again.
 type Wake struct {
@@ -408,6 +413,9 @@ func (m *Machine) Commit(out *Applied) error {
 		return m.err
 	}
 	m.ov.reset()
+	if m.scratch = m.scratch[:0]; cap(m.scratch) > scratchBytesMax {
+		m.scratch = nil
+	}
 	if m.cfg.Cache != nil {
 		m.cfg.Cache.Turn()
 	}

@@ -266,6 +266,18 @@ func (tx *Tx) Wake(watched []byte) {
 	m.wakes = append(m.wakes, Wake{Module: tx.module, Key: m.wakeKeys[n:len(m.wakeKeys):len(m.wakeKeys)]})
 }
 
+// Room returns an empty slice with room for n bytes, which are valid as long as those of the command are: they may be passed to
+// another module's command and to Set, and must not be a part of an answer.
+func (tx *Tx) Room(n int) []byte {
+	m := tx.m
+	at := len(m.scratch)
+	if cap(m.scratch)-at < n {
+		m.scratch, at = make([]byte, 0, max(n, min(512+2*cap(m.scratch), scratchBytesMax))), 0
+	}
+	m.scratch = m.scratch[:at+n]
+	return m.scratch[at : at : at+n]
+}
+
 // Defer keeps an item for Finisher.Finish at the end of the entry, unless the command is undone. The calling module must be
 // a Finisher. Until then the item is not in the state: what later commands of the entry must see of it has to be stored.
 func (tx *Tx) Defer(item any) {

@@ -1,11 +1,13 @@
 package shard
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/storage"
 )
 
 // scanAll renders what a scan yields.
@@ -244,6 +246,41 @@ func TestTx_SaysWhereItIs(t *testing.T) {
 		}
 		return nil, nil
 	})
+}
+
+func TestTx_RoomIsNobodyElsesUntilTheCommit(t *testing.T) {
+	b := newBench(t, MachineConfig{Cache: storage.NewRowCache(1 << 20)})
+	sizes := []int{0, 1, 100, 511, 513, 3000, scratchBytesMax, 2, scratchBytesMax + 1, 40, 9}
+	for round := range byte(3) {
+		b.run(func(tx *Tx) ([]byte, error) {
+			for i, n := range sizes {
+				v := tx.Room(n)
+				if len(v) != 0 || cap(v) != n {
+					t.Errorf("room for %d has length %d and capacity %d", n, len(v), cap(v))
+				}
+				for range n {
+					v = append(v, round<<4|byte(i))
+				}
+				tx.Set([]byte{round, byte(i)}, v)
+				// A row that was read is kept at hand from then on.
+				tx.Get([]byte{round, byte(i)})
+			}
+			return nil, nil
+		})
+		if got := cap(b.m.scratch); got > scratchBytesMax {
+			t.Errorf("the machine keeps %d bytes", got)
+		}
+		b.run(func(tx *Tx) ([]byte, error) {
+			for r := range round + 1 {
+				for i, n := range sizes {
+					if v, _ := tx.Get([]byte{r, byte(i)}); !bytes.Equal(v, bytes.Repeat([]byte{r<<4 | byte(i)}, n)) {
+						t.Errorf("round %d: row %d of round %d is not what was written", round, i, r)
+					}
+				}
+			}
+			return nil, nil
+		})
+	}
 }
 
 func TestTx_RollbackInABatch_KeepsEarlierCommands(t *testing.T) {

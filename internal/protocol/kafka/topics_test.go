@@ -99,7 +99,7 @@ func TestTopics_RetentionIsPlacedBeforeUse(t *testing.T) {
 	if err != nil || id != x.ID || part != 1 || on != 2 {
 		t.Fatalf("resolve: %d on %d, %v", part, on, err)
 	}
-	if r := ts.submit(t.Context(), on, eventlog.EncodeEvent(id, part, nil, true, []byte("v"), nil, nil)); r.Err != nil {
+	if r := ts.submit(t.Context(), on, eventlog.AppendEvent(nil, id, part, nil, true, []byte("v"), nil, nil)); r.Err != nil {
 		t.Fatal(r.Err)
 	}
 	c.Advance(5 * time.Second)

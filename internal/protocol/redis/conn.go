@@ -59,6 +59,11 @@ type conn struct {
 
 	multi, spareMulti *multi
 
+	// added is the event of the command being run, addedArgs and addedHead its arguments as they go to the shard.
+	added     datatypes.Event
+	addedArgs [][]byte
+	addedHead []byte
+
 	// lone counts the requests in a row that came alone and that a gatherer would serve.
 	lone int
 	// gathering is the gatherer's, while it serves the connection.
@@ -189,6 +194,7 @@ func (c *conn) turn() bool {
 	c.req = nil
 	c.refresh()
 	n := c.parse()
+	c.forgetEvent()
 	if r := c.reads.cmds; n == 1 && len(r) == 1 && r[0].gathers() && !c.p.partial() && !c.readonly {
 		c.lone++
 	} else {

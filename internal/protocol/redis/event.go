@@ -29,8 +29,9 @@ func (c *conn) event(args [][]byte) (inner [][]byte, at shard.ID, err error) {
 	if err := c.place(); err != nil {
 		return nil, 0, err
 	}
-	e, partition, err := parseEvent(args)
-	if err != nil {
+	e := &c.added
+	var partition int32
+	if *e, partition, err = parseEvent(args); err != nil {
 		return nil, 0, err
 	}
 	name, slot := args[1], -1
@@ -52,26 +53,35 @@ func (c *conn) event(args [][]byte) (inner [][]byte, at shard.ID, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	inner = append(make([][]byte, 0, 5+2*len(e.Headers)), args[0])
-	return e.AppendArgs(inner), at, nil
+	c.addedHead = slices.Grow(c.addedHead[:0], 5+len(e.Key))
+	c.addedArgs = e.AppendArgs(append(c.addedArgs[:0], args[0]), c.addedHead)
+	return c.addedArgs, at, nil
+}
+
+// forgetEvent lets go of what the last event refers to, which would keep an old input buffer.
+func (c *conn) forgetEvent() {
+	c.added = datatypes.Event{}
+	if clear(c.addedArgs); cap(c.addedArgs) > 64 || cap(c.addedHead) > 4096 {
+		c.addedArgs, c.addedHead = nil, nil
+	}
 }
 
 func parseEvent(args [][]byte) (e datatypes.Event, partition int32, err error) {
 	e, partition = datatypes.Event{KeyNull: true, Value: args[2]}, -1
 	for rest := args[3:]; len(rest) > 0; {
-		word := strings.ToLower(string(rest[0][:min(len(rest[0]), 16)]))
+		word := func(s string) bool { return len(rest[0]) <= 16 && strings.EqualFold(string(rest[0]), s) }
 		switch {
-		case word == "key" && len(rest) > 1:
+		case word("key") && len(rest) > 1:
 			e.Key, e.KeyNull = rest[1], false
 			rest = rest[2:]
-		case word == "partition" && len(rest) > 1:
+		case word("partition") && len(rest) > 1:
 			n, err := strconv.ParseInt(string(rest[1]), 10, 32)
 			if err != nil || n < 0 {
 				return e, 0, errs.New(errs.Invalid, "PARTITION must be a number from 0 to 2147483647")
 			}
 			partition, rest = int32(n), rest[2:]
-		case (word == "header" || len(e.Headers) > 0) && len(rest) > 1:
-			if word == "header" {
+		case (word("header") || len(e.Headers) > 0) && len(rest) > 1:
+			if word("header") {
 				rest = rest[1:]
 			}
 			if len(rest) < 2 {

@@ -47,7 +47,8 @@ func (p *parser) room() []byte {
 	if p.r == p.w {
 		p.r, p.w = 0, 0
 		if len(p.buf) > 16*bufferBytesMin && !p.open {
-			p.buf = nil
+			// The last arguments are parts of it.
+			p.buf, p.args = nil, nil
 		}
 	}
 	if p.buf == nil {

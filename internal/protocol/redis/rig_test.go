@@ -72,15 +72,15 @@ type rig struct {
 
 func newRig(t testing.TB, o shardtest.Options, cfg Config) *rig {
 	t.Helper()
-	mod := datatypes.New(datatypes.Config{EncodeEvent: func(topic [16]byte, p int32, key []byte, keyNull bool, value []byte, hs []datatypes.EventHeader, locks [][]byte) []byte {
-		b := fmt.Appendf(nil, "%d %d %q %v", topic[0], p, key, keyNull)
-		for _, h := range hs {
+	mod := datatypes.New(datatypes.Config{AppendEvent: func(b []byte, e *datatypes.Event, locks [][]byte) []byte {
+		b = fmt.Appendf(b, "%d %d %q %v", e.Topic[0], e.Partition, e.Key, e.KeyNull)
+		for _, h := range e.Headers {
 			b = fmt.Appendf(b, " %s=%s", h.Name, h.Value)
 		}
 		for _, l := range locks {
 			b = fmt.Appendf(b, " under %s", l)
 		}
-		return append(append(b, ' '), value...)
+		return append(append(b, ' '), e.Value...)
 	}, EncodeFence: kv.EncodeFence})
 	client := shardtest.New(t, o, mod, fakeLog{}, kv.Module{})
 	return serveOn(t, client, client, cfg)
