@@ -18,6 +18,8 @@ type applying struct {
 	// committed are the replicas with entries to apply, deferred how many turns have put that off.
 	committed []*replica
 	deferred  int
+	// answers is where the answers of a replica's commands are collected.
+	answers []shard.Answer
 }
 
 // applyLater queues committed entries.
@@ -34,7 +36,7 @@ func (r *replica) apply() {
 	if len(ms) == 0 || h.err != nil {
 		return
 	}
-	out := shard.Applied{Own: h.cfg.Session}
+	out := shard.Applied{Own: h.cfg.Session, Answers: h.answers[:0]}
 	for _, m := range ms {
 		for _, e := range m.Entries {
 			if err := r.applyEntry(e, &out); err != nil {
@@ -55,6 +57,8 @@ func (r *replica) apply() {
 	h.out.Counts.Commands += out.Commands
 	h.out.Counts.Duplicates += out.Duplicates
 	r.answerApplied(&out)
+	clear(out.Answers)
+	h.answers = out.Answers
 	if len(out.Wakes) > 0 && !(env.Mutant(env.MutantWakeLost) && len(out.Answers) == 0) {
 		h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, Wakes: out.Wakes})
 	}

@@ -342,7 +342,9 @@ func (r *replica) receiveQuiesce(p *peer, rd *codec.Reader) {
 
 // sleep stops raft's timers until something concerns the shard again.
 func (r *replica) sleep() {
-	r.awake = false
-	r.host.out.Counts.Asleep++
+	if r.awake {
+		r.awake = false
+		r.host.out.Counts.Asleep++
+	}
 	r.view.shrink(0)
 }

@@ -73,7 +73,7 @@ func (m *Machine) endChunk() {
 	if m.changes.count == 0 {
 		return
 	}
-	v := append(binary.AppendUvarint(make([]byte, 0, len(m.changes.buf)+4), m.changes.count), m.changes.buf...)
+	v := append(binary.AppendUvarint(m.room(len(m.changes.buf)+binary.MaxVarintLen64), m.changes.count), m.changes.buf...)
 	m.set(ModuleShard, changeKey(m.st.ChangeNext), v, bulk)
 	m.st.ChangeNext += m.changes.count
 	m.st.ChangeBytes += uint64(len(v))

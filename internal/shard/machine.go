@@ -45,6 +45,8 @@ type Machine struct {
 
 	st       state
 	sessions map[uint64]*session
+	// used is where saveSessions lists some.
+	used []uint64
 	// nextTimer is no later than the earliest due timer; zero if there is none.
 	nextTimer int64
 
@@ -54,7 +56,9 @@ type Machine struct {
 	// stateBuf is where the state is encoded.
 	stateBuf []byte
 	changes  changeBuffer
-	wakes    []Wake
+	// wakes are given away with a commit; wakesBefore is how many there were the last time.
+	wakes       []Wake
+	wakesBefore int
 	// deferred is what Tx.Defer was given in this entry; items is reused.
 	deferred []deferred
 	items    []any
@@ -419,7 +423,7 @@ func (m *Machine) Commit(out *Applied) error {
 	if m.cfg.Cache != nil {
 		m.cfg.Cache.Turn()
 	}
-	out.Wakes, m.wakes = m.wakes, nil
+	out.Wakes, m.wakes, m.wakesBefore = m.wakes, nil, len(m.wakes)
 	return nil
 }
 

@@ -108,17 +108,17 @@ func sessionKey(id uint64) []byte {
 
 // saveSessions puts the rows of used sessions into the batch. They are not journalled: no command can undo them.
 func (m *Machine) saveSessions() {
-	var ids []uint64
+	m.used = m.used[:0]
 	for id, s := range m.sessions {
 		if s.dirty {
-			ids = append(ids, id)
+			m.used = append(m.used, id)
 		}
 	}
-	slices.Sort(ids)
-	for _, id := range ids {
+	slices.Sort(m.used)
+	for _, id := range m.used {
 		s := m.sessions[id]
 		s.dirty = false
-		b := binary.LittleEndian.AppendUint64(make([]byte, 0, 16+8*len(s.bits)), s.low)
+		b := binary.LittleEndian.AppendUint64(m.room(16+8*len(s.bits)), s.low)
 		b = binary.LittleEndian.AppendUint64(b, uint64(s.stamp))
 		for _, w := range s.bits {
 			b = binary.LittleEndian.AppendUint64(b, w)

@@ -261,15 +261,20 @@ func (tx *Tx) Wake(watched []byte) {
 	if cap(m.wakeKeys)-len(m.wakeKeys) < len(watched) {
 		m.wakeKeys = make([]byte, 0, max(4096, len(watched)))
 	}
+	if m.wakes == nil {
+		m.wakes = make([]Wake, 0, m.wakesBefore+1)
+	}
 	n := len(m.wakeKeys)
 	m.wakeKeys = append(m.wakeKeys, watched...)
 	m.wakes = append(m.wakes, Wake{Module: tx.module, Key: m.wakeKeys[n:len(m.wakeKeys):len(m.wakeKeys)]})
 }
 
-// Room returns an empty slice with room for n bytes, which are valid as long as those of the command are: they may be passed to
-// another module's command and to Set, and must not be a part of an answer.
-func (tx *Tx) Room(n int) []byte {
-	m := tx.m
+// Room returns an empty slice with room for n bytes, for what need not outlive the entry, such as a command for another module: it must
+// be neither stored nor answered.
+func (tx *Tx) Room(n int) []byte { return tx.m.room(n) }
+
+// room returns memory that is used again after the next Commit.
+func (m *Machine) room(n int) []byte {
 	at := len(m.scratch)
 	if cap(m.scratch)-at < n {
 		m.scratch, at = make([]byte, 0, max(n, min(512+2*cap(m.scratch), scratchBytesMax))), 0
