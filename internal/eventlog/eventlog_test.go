@@ -9,6 +9,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -502,6 +503,26 @@ func TestAppend_ProducersOfOneEntryAreCounted(t *testing.T) {
 		if got := d.BigUint32(); got != uint32(n)+1 {
 			t.Errorf("the partition counts %d producers, want %d", got, n+1)
 		}
+	}
+}
+
+// What an append to many partitions allocates for each must not grow with their number: once it was a list of all others.
+func TestAppend_ManyPartitionsCostWhatTheyAre(t *testing.T) {
+	bytesFor := func(n int) uint64 {
+		w := newWorld(t)
+		var list []Append
+		for i := range n {
+			list = append(list, Append{Topic: topicA, Partition: int32(i), Batch: batchOf(5)})
+		}
+		cmd := EncodeAppend(list, false)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		w.must(cmd)
+		runtime.ReadMemStats(&after)
+		return (after.TotalAlloc - before.TotalAlloc) / uint64(n)
+	}
+	if few, many := bytesFor(500), bytesFor(8000); many > 3*few {
+		t.Errorf("%d bytes for each of 8000 partitions, %d for each of 500", many, few)
 	}
 }
 

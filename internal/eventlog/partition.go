@@ -193,24 +193,40 @@ const eventBatchBytes = 64 << 10
 
 // Finish implements shard.Finisher: it stores what the commands of an entry append, partition by partition.
 func (Module) Finish(tx *shard.Tx, items []any) {
-	for len(items) > 0 {
-		// One partition after the other, by their first put.
-		first := items[0].(*put).to
-		var puts []*put
-		rest := items[:0]
-		for i, it := range items {
-			p := it.(*put)
-			switch {
-			case !p.to.is(first.topic, first.part):
-				rest = append(rest, it)
-			case puts == nil:
-				puts = append(make([]*put, 0, len(items)-i), p)
-			default:
-				puts = append(puts, p)
-			}
+	first := items[0].(*put).to
+	puts := make([]*put, 0, len(items))
+	for _, it := range items {
+		p := it.(*put)
+		if !p.to.is(first.topic, first.part) {
+			finishMany(tx, items)
+			return
 		}
+		puts = append(puts, p)
+	}
+	storeAll(tx, puts)
+}
+
+// finishMany stores what goes to several partitions, in the order of their first puts. There may be thousands.
+func finishMany(tx *shard.Tx, items []any) {
+	type place struct {
+		topic [16]byte
+		part  int32
+	}
+	at := map[place]int{}
+	var parts [][]*put
+	for _, it := range items {
+		p := it.(*put)
+		k := place{p.to.topic, p.to.part}
+		i, ok := at[k]
+		if !ok {
+			i = len(parts)
+			at[k] = i
+			parts = append(parts, nil)
+		}
+		parts[i] = append(parts[i], p)
+	}
+	for _, puts := range parts {
 		storeAll(tx, puts)
-		items = rest
 	}
 }
 

@@ -13,6 +13,9 @@ import (
 // deferMax is how many turns in a row may leave to the next what is committed.
 const deferMax = 3
 
+// answersKept bounds the memory that is kept for the answers of the next entries.
+const answersKept = 4096
+
 // applying is the host's part of this.
 type applying struct {
 	// committed are the replicas with entries to apply, deferred how many turns have put that off.
@@ -58,7 +61,9 @@ func (r *replica) apply() {
 	h.out.Counts.Duplicates += out.Duplicates
 	r.answerApplied(&out)
 	clear(out.Answers)
-	h.answers = out.Answers
+	if h.answers = out.Answers; cap(h.answers) > answersKept {
+		h.answers = nil
+	}
 	if len(out.Wakes) > 0 && !(env.Mutant(env.MutantWakeLost) && len(out.Answers) == 0) {
 		h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, Wakes: out.Wakes})
 	}

@@ -60,6 +60,8 @@ type rounds struct {
 	small        bool
 	soon         time.Time
 	misses, skip int
+	// busy says that the log had something else to do while a small round was waited for: nobody knows then when the clients came.
+	busy bool
 	// open says that batches may be made now.
 	open bool
 }
@@ -107,6 +109,7 @@ func (h *Host) openRound() {
 	if before > 0 {
 		h.gather(waiting)
 	}
+	h.busy = h.busy || h.logDone != h.logSeq
 	if h.now.Before(h.until) && (waiting < h.want || h.logDone != h.logSeq) {
 		return
 	}
@@ -122,7 +125,7 @@ func (h *Host) openRound() {
 // gather is called when a round is over, and sets what the next waits for.
 func (h *Host) gather(waiting int) {
 	n, took := h.answered, h.now.Sub(h.began)
-	h.answered, h.small, h.want = 0, false, waiting+n-n/8
+	h.answered, h.small, h.busy, h.want = 0, false, false, waiting+n-n/8
 	switch {
 	case n >= gatherLarge:
 		h.until = h.now.Add(min(2*took, gatherMax))
@@ -141,12 +144,13 @@ func (h *Host) gathered(waiting int) {
 		return
 	}
 	h.small = false
-	if waiting >= h.want && !h.now.After(h.soon) {
+	switch {
+	case waiting >= h.want && !h.now.After(h.soon):
 		h.misses = 0
-		return
+	case waiting < h.want || !h.busy:
+		h.misses = min(h.misses+1, missesMax)
+		h.skip = 1 << h.misses
 	}
-	h.misses = min(h.misses+1, missesMax)
-	h.skip = 1 << h.misses
 }
 
 // sayHold tells for which shards commands bring nothing now, and sets the wake-up that ends their wait.

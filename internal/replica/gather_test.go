@@ -181,6 +181,31 @@ func TestRounds_GatherWhileTheLogIsBusy(t *testing.T) {
 	}
 }
 
+// Clients are not called late for what the log kept them waiting.
+func TestRounds_ABusyLogIsNoFaultOfTheClients(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, _ := r.elect()
+	r.run(time.Second)
+	for _, c := range []struct{ clients, misses int }{{gatherMin, 0}, {1, 1}} {
+		lead.host.misses, lead.host.skip = 0, 0
+		round(t, r, lead, gatherMin)
+		before := lead.made()
+		lead.host.logSeq++
+		for range c.clients {
+			lead.propose("a=1", 0)
+		}
+		r.run(900 * time.Microsecond)
+		lead.turn(LogDone{lead.host.logSeq})
+		if c.clients < gatherMin {
+			r.run(time.Millisecond)
+		}
+		if got := lead.made(); got != before+1 || lead.host.misses != c.misses {
+			t.Errorf("%d of %d clients came at once: %d batches, %d misses, want 1 and %d", c.clients, gatherMin, got-before, lead.host.misses, c.misses)
+		}
+		r.run(time.Second)
+	}
+}
+
 // A shard whose batch does not get through holds up the others once, for slowRound, and never again.
 func TestRounds_OneStuckShardHoldsUpNobody(t *testing.T) {
 	r := newRig(t, 3, func(c *Config) { c.Shards = []shard.ID{1, 2} })

@@ -21,7 +21,7 @@ import (
 //
 // And a leader asks all its followers to confirm it for a linearizable read, although those that make a majority with it will do.
 // The others are asked when the first have not all answered within holdFor. But the question is also the heartbeat without which a
-// follower calls an election, so that one goes to everybody each tick.
+// follower calls an election, so that one goes to everybody: a tick after the last at most, and until the next tick.
 
 // holdFor is how long a message is held back.
 const holdFor = 2 * time.Millisecond
@@ -60,6 +60,10 @@ func (h *Host) holdBack(r *replica, p *peer, m *raftpb.Message) bool {
 	})
 	switch {
 	case i >= 0 && hold:
+		// The question of the next read can come in the turn that answers the one before, and has a time of its own then.
+		if c := &h.held[i]; c.asks() && r.confirmed(c.m.Context) {
+			c.by = h.now.Add(holdFor)
+		}
 		h.held[i].m = m
 	case i >= 0:
 		h.held = slices.Delete(h.held, i, i+1)
@@ -107,7 +111,8 @@ func (h *Host) sendHeld() {
 }
 
 // askedFirst returns the peers that are asked at once to confirm this leader: as many as make a majority with it, in the order in
-// which the host prefers them, those that are silent last. All are, while the configuration changes.
+// which the host prefers them, those that are silent last. All are, while the configuration changes. The slice is valid until the
+// next call, and the caller must not change it.
 func (r *replica) askedFirst() []shard.NodeID {
 	h, voters := r.host, r.confNow().voters
 	if len(voters) < 3 || !slices.Contains(voters, r.rid) {
@@ -209,7 +214,8 @@ func (r *replica) knownFlag(m *raftpb.Message) byte {
 	return flagKnown
 }
 
-// saysNothing says that a message only tells a leader what it has said to know.
+// saysNothing says that a message only tells the leader what it has said to know. To another node, which may believe that it leads,
+// such an answer says that it does not.
 func (r *replica) saysNothing(m *raftpb.Message) bool {
-	return m.GetType() == raftpb.MsgAppResp && !m.GetReject() && m.GetTerm() == r.told.Term && m.GetIndex() <= r.told.Index
+	return m.GetType() == raftpb.MsgAppResp && !m.GetReject() && m.GetTo() == r.lead && m.GetTerm() == r.told.Term && m.GetIndex() <= r.told.Index
 }

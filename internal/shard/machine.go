@@ -62,7 +62,7 @@ type Machine struct {
 	// deferred is what Tx.Defer was given in this entry; items is reused.
 	deferred []deferred
 	items    []any
-	// scratch is what Tx.Room gave out since the last Commit.
+	// scratch is what room gave out since the last Commit.
 	scratch []byte
 	// wakeKeys is where the keys of wakes are; it is given away with them.
 	wakeKeys []byte

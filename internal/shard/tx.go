@@ -273,7 +273,7 @@ func (tx *Tx) Wake(watched []byte) {
 // be neither stored nor answered.
 func (tx *Tx) Room(n int) []byte { return tx.m.room(n) }
 
-// room returns memory that is used again after the next Commit.
+// room returns memory that is used again after the next Commit. The machine's own rows in it must be bulk, which no cache keeps.
 func (m *Machine) room(n int) []byte {
 	at := len(m.scratch)
 	if cap(m.scratch)-at < n {
