@@ -727,8 +727,10 @@ func (h *Host) armTimer(r *replica) {
 	}
 	// The shard's clock may run ahead of this node's; what counts is when the stamp will reach the due time.
 	at := h.now.Add(due.Sub(r.stamp()))
-	if at.Before(h.now) {
-		at = h.now
+	for _, notBefore := range [...]time.Time{h.now, r.timerPendingUntil} {
+		if at.Before(notBefore) {
+			at = notBefore
+		}
 	}
 	if r.timerAt.IsZero() || at.Before(r.timerAt) || r.timerAt.Before(h.now) {
 		r.timerAt = at

@@ -46,6 +46,30 @@ func TestMoveLeader_WhileCommandsCome(t *testing.T) {
 	r.same("k", "2")
 }
 
+// A leader that hands over takes no entries. If it is left with its office, what fell due meanwhile must be done.
+func TestMoveLeader_TimersThatFallDueMeanwhile(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	if res := lead.do("@t=100ms"); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	r.run(50 * time.Millisecond)
+	r.lose(other.id)
+	f := lead.move(other.id, 0)
+	r.run(200 * time.Millisecond)
+	if got := lead.get("t"); got != "" || lead.answered(f) {
+		t.Fatalf("the timer has %q, and the hand-over is over: %v", got, lead.results[f])
+	}
+	r.until("end of the hand-over", func() bool { return lead.answered(f) })
+	if res := lead.results[f]; res.Err == nil || !lead.host.reps[1].leads() {
+		t.Fatalf("it was handed over: %v", res)
+	}
+	r.heal()
+	if took := r.until("timer", func() bool { return lead.get("t") == "fired" }); took > time.Second {
+		t.Errorf("the timer fired %v later", took)
+	}
+}
+
 func TestMoveLeader_WakesAShardThatSleeps(t *testing.T) {
 	r := newRig(t, 3, nil)
 	lead, other := r.elect()

@@ -405,20 +405,21 @@ func (r *replica) proposeTimers() {
 		return
 	}
 	h := r.host
-	if h.now.Before(r.timerPendingUntil) {
-		return
-	}
 	due, ok := r.machine.NextTimer()
 	stamp := r.stamp()
-	if !ok || due.After(stamp) {
+	if !ok || due.After(stamp) || h.now.Before(r.timerPendingUntil) {
 		h.armTimer(r)
 		return
 	}
-	// If the entry is lost with a change of leader, the next leader proposes its own; if it is merely slow, another one a
-	// second later does no harm.
-	r.timerPendingUntil = h.now.Add(time.Second)
 	r.wake()
-	_ = r.rn.Propose(shard.TimersEntry(stamp))
+	// If the entry is lost with a change of leader, the next leader proposes its own; if it is merely slow, another one a
+	// second later does no harm. A leader that hands over takes none, but may be left with its office.
+	wait := time.Second
+	if err := r.rn.Propose(shard.TimersEntry(stamp)); err != nil {
+		wait = h.cfg.Tick
+	}
+	r.timerPendingUntil = h.now.Add(wait)
+	h.armTimer(r)
 	h.markDirty(r)
 }
 

@@ -82,6 +82,10 @@ var regressions = []struct {
 		"a table that is found damaged while tables are merged is no surprise to the checker", 311956,
 		func(o *Options) { *o = asDrawn(311956) },
 	},
+	{
+		"a timer that falls due while the leadership is handed over to a node that just died is fired", 6191,
+		func(o *Options) { *o = FromSeed(6191) },
+	},
 }
 
 func TestRegressions_StayFixed(t *testing.T) {
