@@ -216,10 +216,10 @@ type Event struct {
 	Headers []EventHeader
 }
 
-// AppendArgs appends the argument list of the command event.add. The arguments are in the event, and what is made for them in head,
-// behind what that holds.
+// AppendArgs appends the argument list of the command event.add. The arguments are parts of the event, and of head, which is written over
+// with what has to be made for them.
 func (e *Event) AppendArgs(args [][]byte, head []byte) [][]byte {
-	b := binary.LittleEndian.AppendUint32(head[len(head):], uint32(e.Partition))
+	b := binary.LittleEndian.AppendUint32(head[:0], uint32(e.Partition))
 	b = append(b, 0)
 	if !e.KeyNull {
 		b[4] = 1

@@ -227,12 +227,7 @@ func (w *batchBuilder) add(ms int64, key []byte, keyNull bool, value []byte, val
 	}
 	var size [binary.MaxVarintLen64]byte
 	n := binary.PutVarint(size[:], int64(len(r)-at-head))
-	if n != head {
-		r = slices.Replace(r, at, at+head, size[:n]...)
-	} else {
-		copy(r[at:], size[:n])
-	}
-	w.b = r
+	w.b = slices.Replace(r, at, at+head, size[:n]...)
 	w.n++
 }
 

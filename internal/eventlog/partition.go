@@ -100,7 +100,7 @@ func readPartition(v shard.View, topic [16]byte, part int32) (p partition, ok bo
 
 // openPartition reads a partition for an append, making it if need be.
 func openPartition(tx *shard.Tx, topic [16]byte, part int32) partition {
-	if it, _ := tx.Deferred().(*put); it != nil && it.to.is(topic, part) {
+	if it, _ := tx.Deferred().(*put); it != nil && it.to.place == (place{topic, part}) {
 		return it.after()
 	}
 	p, ok := readPartition(tx, topic, part)
@@ -126,15 +126,16 @@ func (p *partition) take(tx *shard.Tx, topic [16]byte, part int32, at put, recor
 	p.next += int64(records)
 	at.last = p.next - 1
 	it, _ := tx.Deferred().(*put)
-	if it == nil || !it.to.is(topic, part) {
+	if it != nil && it.to.place != (place{topic, part}) {
 		// The state is stored when the next append is to another partition, and at the end: most often once in an entry.
-		if it != nil {
-			before := it.after()
-			before.save(tx, it.to.topic, it.to.part)
-		}
-		at.to = &target{topic: topic, part: part, state: *p}
-	} else if at.to = it.to; at.to.state.differs(p) {
-		at.to = &target{topic: topic, part: part, state: *p}
+		before := it.after()
+		before.save(tx, it.to.topic, it.to.part)
+		it = nil
+	}
+	if it != nil && !it.to.state.differs(p) {
+		at.to = it.to
+	} else {
+		at.to = &target{place: place{topic, part}, state: *p}
 	}
 	tx.Defer(at.to.keep(at))
 	return at.base
@@ -161,16 +162,19 @@ func (it *put) after() partition {
 	return p
 }
 
-// target is where puts go that follow each other. Nothing of it changes but where the next put is kept.
-type target struct {
+// place names a partition.
+type place struct {
 	topic [16]byte
 	part  int32
+}
+
+// target is where puts go that follow each other. Nothing of it changes but where the next put is kept.
+type target struct {
+	place
 	// state is that of the partition after any of the puts, but for the field next.
 	state partition
 	room  []put
 }
-
-func (t *target) is(topic [16]byte, part int32) bool { return t.part == part && t.topic == topic }
 
 // keep returns a place in memory for a put: one allocation serves many. A put that is undone leaves its place unused.
 func (t *target) keep(it put) *put {
@@ -193,35 +197,18 @@ const eventBatchBytes = 64 << 10
 
 // Finish implements shard.Finisher: it stores what the commands of an entry append, partition by partition.
 func (Module) Finish(tx *shard.Tx, items []any) {
-	first := items[0].(*put).to
-	puts := make([]*put, 0, len(items))
-	for _, it := range items {
-		p := it.(*put)
-		if !p.to.is(first.topic, first.part) {
-			finishMany(tx, items)
-			return
-		}
-		puts = append(puts, p)
-	}
-	storeAll(tx, puts)
-}
-
-// finishMany stores what goes to several partitions, in the order of their first puts. There may be thousands.
-func finishMany(tx *shard.Tx, items []any) {
-	type place struct {
-		topic [16]byte
-		part  int32
-	}
-	at := map[place]int{}
+	at, i := map[place]int{}, -1
 	var parts [][]*put
 	for _, it := range items {
 		p := it.(*put)
-		k := place{p.to.topic, p.to.part}
-		i, ok := at[k]
-		if !ok {
-			i = len(parts)
-			at[k] = i
-			parts = append(parts, nil)
+		// Most often the one before went to the same partition.
+		if i < 0 || parts[i][0].to.place != p.to.place {
+			var ok bool
+			if i, ok = at[p.to.place]; !ok {
+				i = len(parts)
+				at[p.to.place] = i
+				parts = append(parts, nil)
+			}
 		}
 		parts[i] = append(parts[i], p)
 	}
@@ -242,19 +229,15 @@ func storeAll(tx *shard.Tx, puts []*put) {
 			p.store(tx, to.topic, to.part, bytes.Clone(first.batch), first.base, first.last, first.maxTime)
 		} else {
 			w := newBatchBuilder(room(puts))
-			w.event(now, first)
-			for ; n < len(puts) && puts[n].batch == nil && len(w.b) < eventBatchBytes; n++ {
-				w.event(now, puts[n])
+			for n = 0; n < len(puts) && puts[n].batch == nil && len(w.b) < eventBatchBytes; n++ {
+				it := puts[n]
+				w.add(now, it.key, it.keyNull, it.value, false, it.headers)
 			}
 			p.store(tx, to.topic, to.part, w.finish(0, 0), first.base, puts[n-1].last, now)
 		}
 		puts = puts[n:]
 	}
 	p.save(tx, to.topic, to.part)
-}
-
-func (w *batchBuilder) event(now int64, it *put) {
-	w.add(now, it.key, it.keyNull, it.value, false, it.headers)
 }
 
 // room is about what the next batch of events takes.

@@ -60,12 +60,12 @@ func (r *replica) apply() {
 	h.out.Counts.Commands += out.Commands
 	h.out.Counts.Duplicates += out.Duplicates
 	r.answerApplied(&out)
+	if len(out.Wakes) > 0 && !(env.Mutant(env.MutantWakeLost) && len(out.Answers) == 0) {
+		h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, Wakes: out.Wakes})
+	}
 	clear(out.Answers)
 	if h.answers = out.Answers; cap(h.answers) > answersKept {
 		h.answers = nil
-	}
-	if len(out.Wakes) > 0 && !(env.Mutant(env.MutantWakeLost) && len(out.Answers) == 0) {
-		h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, Wakes: out.Wakes})
 	}
 	r.idleTicks = 0
 	for _, m := range ms {

@@ -109,8 +109,8 @@ func (h *Host) openRound() {
 	if before > 0 {
 		h.gather(waiting)
 	}
-	h.busy = h.busy || h.logDone != h.logSeq
-	if h.now.Before(h.until) && (waiting < h.want || h.logDone != h.logSeq) {
+	h.busy = h.busy || !h.logIdle()
+	if h.now.Before(h.until) && (waiting < h.want || !h.logIdle()) {
 		return
 	}
 	h.gathered(waiting)
@@ -121,6 +121,9 @@ func (h *Host) openRound() {
 		}
 	}
 }
+
+// logIdle says that everything handed to the log is durable.
+func (h *Host) logIdle() bool { return h.logDone == h.logSeq }
 
 // gather is called when a round is over, and sets what the next waits for.
 func (h *Host) gather(waiting int) {
@@ -171,7 +174,7 @@ func (h *Host) sayHold() {
 		h.wakeBy(h.until)
 	}
 	switch {
-	case h.under > 0 || gathering && h.logDone != h.logSeq:
+	case h.under > 0 || gathering && !h.logIdle():
 		h.out.Hold.Commands = math.MaxInt
 	case gathering && waiting < h.want:
 		h.out.Hold.Commands = h.want - waiting

@@ -61,10 +61,11 @@ func (h *Host) holdBack(r *replica, p *peer, m *raftpb.Message) bool {
 	switch {
 	case i >= 0 && hold:
 		// The question of the next read can come in the turn that answers the one before, and has a time of its own then.
-		if c := &h.held[i]; c.asks() && r.confirmed(c.m.Context) {
+		c := &h.held[i]
+		if c.asks() && r.confirmed(c.m.Context) {
 			c.by = h.now.Add(holdFor)
 		}
-		h.held[i].m = m
+		c.m = m
 	case i >= 0:
 		h.held = slices.Delete(h.held, i, i+1)
 	case hold:

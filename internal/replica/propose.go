@@ -407,7 +407,7 @@ func (r *replica) proposeTimers() {
 	h := r.host
 	due, ok := r.machine.NextTimer()
 	stamp := r.stamp()
-	if !ok || due.After(stamp) || h.now.Before(r.timerPendingUntil) {
+	if !ok || due.After(stamp) {
 		h.armTimer(r)
 		return
 	}

@@ -394,7 +394,7 @@ func (r *replica) handleAppend(m *raftpb.Message) {
 	}
 	switch {
 	case len(h.out.Writes) > 0:
-	case h.logDone == h.logSeq:
+	case h.logIdle():
 		r.appended(&wait)
 		return
 	default:

@@ -87,7 +87,7 @@ type state struct {
 	Conf []byte
 }
 
-// scratchBytesMax bounds the memory that a machine keeps for Tx.Room.
+// scratchBytesMax bounds the memory that a machine keeps for room.
 const scratchBytesMax = 16 << 10
 
 // Wake names a key whose watchers must look again.

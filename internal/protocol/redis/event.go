@@ -53,13 +53,16 @@ func (c *conn) event(args [][]byte) (inner [][]byte, at shard.ID, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	c.addedHead = slices.Grow(c.addedHead[:0], 5+len(e.Key))
+	c.addedHead = slices.Grow(c.addedHead, 5+len(e.Key))
 	c.addedArgs = e.AppendArgs(append(c.addedArgs[:0], args[0]), c.addedHead)
 	return c.addedArgs, at, nil
 }
 
 // forgetEvent lets go of what the last event refers to, which would keep an old input buffer.
 func (c *conn) forgetEvent() {
+	if c.added.Value == nil {
+		return
+	}
 	c.added = datatypes.Event{}
 	if clear(c.addedArgs); cap(c.addedArgs) > 64 || cap(c.addedHead) > 4096 {
 		c.addedArgs, c.addedHead = nil, nil
