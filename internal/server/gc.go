@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"sync/atomic"
+	"time"
 )
 
 const (
@@ -15,6 +16,12 @@ const (
 	garbage = 64 << 20
 	// With much live data collections that come too often would cost more than memory does, and with little there is nothing to gain.
 	gcPercentMin, gcPercentMax = 50, 400
+
+	// restEvery is how often to look whether the node is at rest: then it has allocated restBytes at most since it was looked at last.
+	restEvery = 10 * time.Second
+	restBytes = 1 << 20
+	// restWorth is how much must have been allocated since the last time for a collection at rest to be worth it.
+	restWorth = 8 << 20
 )
 
 // gcPercent returns the garbage collector's target for so many bytes of live data, in percent of them.
@@ -22,7 +29,7 @@ func gcPercent(live uint64) int {
 	return int(min(max(garbage*100/max(live, 1), gcPercentMin), gcPercentMax))
 }
 
-// paceGC sets the garbage collector's target after each collection, until stop is called. Whoever sets GOGC, Go's own variable for it, decides instead. It is
+// paceGC sets the garbage collector's target after each collection, and collects when the node is at rest, until stop is called. Whoever sets GOGC, Go's own variable for it, decides instead. It is
 // for processes that do nothing but run a node.
 func paceGC() (stop func()) {
 	if os.Getenv("GOGC") != "" {
@@ -48,8 +55,49 @@ func paceGC() (stop func()) {
 		runtime.AddCleanup(&sentinel{}, next, struct{}{})
 	}
 	next(struct{}{})
+	done := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		t := time.NewTicker(restEvery)
+		defer t.Stop()
+		collectAtRest(t.C, done)
+	}()
 	return func() {
+		close(done)
+		<-ended
 		stopped.Store(true)
 		debug.SetGCPercent(before)
 	}
+}
+
+// collectAtRest gives garbage back to the operating system when the node has nothing to do. Nothing would be collected then for two minutes, and a start or the
+// end of a load leaves up to 64 MiB; what Go does give back, it does slowly.
+func collectAtRest(tick <-chan time.Time, done <-chan struct{}) {
+	var r rest
+	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	for {
+		select {
+		case <-tick:
+		case <-done:
+			return
+		}
+		if metrics.Read(s); r.worth(s[0].Value.Uint64()) {
+			debug.FreeOSMemory()
+		}
+	}
+}
+
+// rest is what collectAtRest remembers: what had been allocated when it last looked, and when it last collected.
+type rest struct{ looked, collected uint64 }
+
+// worth is told how many bytes the process has allocated so far, and says whether to collect now.
+func (r *rest) worth(allocated uint64) bool {
+	still := r.looked > 0 && allocated-r.looked <= restBytes
+	r.looked = allocated
+	if !still || allocated-r.collected < restWorth {
+		return false
+	}
+	r.collected = allocated
+	return true
 }

@@ -49,6 +49,51 @@ func TestPaceGC_FollowsWhatLives(t *testing.T) {
 	}
 }
 
+func TestRest_CollectsOnceWhenTheNodeGoesQuiet(t *testing.T) {
+	var r rest
+	for i, c := range []struct {
+		allocated uint64
+		want      bool
+	}{
+		{30 << 20, false},            // just started: nobody knows yet
+		{90 << 20, false},            // under load
+		{91 << 20, true},             // at rest since the last look
+		{91 << 20, false},            // still, but there is nothing new
+		{92 << 20, false},            // a little goes on all the time
+		{93 << 20, false},            //
+		{98<<20 + 1<<19, false},      // more than that
+		{99 << 20, true},             // and enough to be worth it
+		{107<<20 + restBytes, false}, // load again
+		{107<<20 + restBytes + 1, true},
+	} {
+		if got := r.worth(c.allocated); got != c.want {
+			t.Errorf("look %d, %d bytes: %v, want %v", i, c.allocated, got, c.want)
+		}
+	}
+}
+
+func TestCollectAtRest_GivesMemoryBack(t *testing.T) {
+	tick, done, ended := make(chan time.Time), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		collectAtRest(tick, done)
+	}()
+	before := debug.SetGCPercent(-1)
+	defer debug.SetGCPercent(before)
+	hold = make([]byte, 64<<20)
+	hold = nil
+	var at runtime.MemStats
+	runtime.ReadMemStats(&at)
+	for end, now := time.Now().Add(time.Minute), at; now.HeapReleased < at.HeapReleased+48<<20; runtime.ReadMemStats(&now) {
+		if time.Now().After(end) {
+			t.Fatalf("%d bytes are given back, %d were before", now.HeapReleased, at.HeapReleased)
+		}
+		tick <- time.Time{}
+	}
+	close(done)
+	<-ended
+}
+
 func TestPaceGC_LeavesWhatTheUserSet(t *testing.T) {
 	t.Setenv("GOGC", "77")
 	before := debug.SetGCPercent(77)
