@@ -3,7 +3,10 @@ package sim
 import (
 	"flag"
 	"os"
+	"runtime"
 	"runtime/debug"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -34,15 +37,16 @@ func runSeed(t *testing.T, o Options) Report {
 	t.Helper()
 	r := Run(o)
 	if r.Err != nil {
-		for _, l := range r.Log[max(0, len(r.Log)-*tail):] {
-			t.Log(l)
-		}
-		t.Errorf("seed %d: %v\noptions: %v\nagain: go test ./internal/sim -run TestSeeds -v -seeds 1 -first %d", o.Seed, r.Err, r.Options, o.Seed)
+		last := strings.Join(r.Log[max(0, len(r.Log)-*tail):], "\n")
+		t.Errorf("%s\nseed %d: %v\noptions: %v\nagain: go test ./internal/sim -run TestSeeds -v -seeds 1 -first %d", last, o.Seed, r.Err, r.Options, o.Seed)
 	}
 	return r
 }
 
-// TestSeeds runs many different clusters. In a run of the default length or longer, everything that Stats counts must have
+// progressEvery is how often a long run says how far it is.
+const progressEvery = time.Minute
+
+// TestSeeds runs many different clusters, as many at once as there are processors. In a run of the default length or longer, everything that Stats counts must have
 // happened at least once.
 func TestSeeds(t *testing.T) {
 	n := *seeds
@@ -58,13 +62,31 @@ func TestSeeds(t *testing.T) {
 	var virtual time.Duration
 	var sum Stats
 	start := time.Now()
-	for i := range n {
-		r := runSeed(t, FromSeed(*first+uint64(i)))
-		virtual += r.Virtual
-		sum.Add(r.Stats)
-		if t.Failed() {
-			return
-		}
+	said, done, next := start, 0, *first
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			mu.Lock()
+			defer mu.Unlock()
+			for next < *first+uint64(n) && !t.Failed() {
+				seed := next
+				next++
+				mu.Unlock()
+				r := runSeed(t, FromSeed(seed))
+				mu.Lock()
+				virtual += r.Virtual
+				sum.Add(r.Stats)
+				if done++; time.Since(said) > progressEvery {
+					said = time.Now()
+					t.Logf("%d of %d seeds", done, n)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		return
 	}
 	t.Logf("%d seeds from %d, %v virtual in %v: %v", n, *first, virtual.Round(time.Second), time.Since(start).Round(time.Second), sum)
 	if n < defaultSeeds {
