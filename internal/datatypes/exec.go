@@ -40,6 +40,9 @@ func (m *Module) exec(c *call, d decoder) ([]byte, error) {
 			}
 			return c.run(op)
 		})
+		if over := c.tx.Err(); over != nil {
+			return nil, over
+		}
 		if err != nil {
 			// Damage is no answer among others: nothing of the transaction may stay. An event that lacks its fence is none
 			// either: its state would be there without it.

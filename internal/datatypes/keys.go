@@ -253,9 +253,12 @@ func cmdCopy(c *call) error {
 		c.remove(to, &old, "del")
 	}
 	var fs []fieldValue
+	size := 0
 	c.eachField(&h, nil, func(_ uint32, field, val []byte) bool {
 		fs = append(fs, fieldValue{slices.Clone(field), slices.Clone(val)})
-		return true
+		size += len(field) + len(val)
+		// So many changes are refused at the end, whether the rest is copied or not.
+		return size <= shard.ChangesBytesMax+KeyBytesMax
 	})
 	dst := head{kind: kindHash, instance: c.newInstance(), exp: h.exp}
 	for _, f := range fs {

@@ -274,11 +274,14 @@ func (c *call) newInstance() uint64 {
 
 // version returns what EXEC compares: see the package comment. The lowest bit says that the key exists.
 func (c *call) version(key []byte) uint64 {
-	if h, ok := c.look(key); ok {
+	// A key that has expired, and that nobody has removed yet, was there since its last change.
+	h, ok := c.load(key)
+	if ok && !c.expired(&h) {
 		return h.rev<<1 | 1
 	}
+	gone := h.rev
 	if b, ok := c.v.Get(goneKey(key)); ok && len(b) == 8 {
-		return binary.LittleEndian.Uint64(b) << 1
+		gone = max(gone, binary.LittleEndian.Uint64(b))
 	}
-	return 0
+	return gone << 1
 }

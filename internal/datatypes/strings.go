@@ -64,8 +64,8 @@ type setOptions struct {
 // parseSet reads the options after the value. getex says which of the two commands they belong to.
 func (c *call) parseSet(opts [][]byte, getex bool) (o setOptions, err error) {
 	for i := 0; i < len(opts); i++ {
-		a, more := opts[i], i+1 < len(opts)
-		ttlFree := !o.keepTTL && !o.persist && !o.hasExp
+		a := opts[i]
+		unit, at, isExp := expiryOption(a)
 		switch {
 		case !getex && equalFold(a, "nx") && !o.xx:
 			o.nx = true
@@ -77,19 +77,30 @@ func (c *call) parseSet(opts [][]byte, getex bool) (o setOptions, err error) {
 			o.keepTTL = true
 		case getex && equalFold(a, "persist") && !o.hasExp && !o.keepTTL:
 			o.persist = true
-		case more && ttlFree && (equalFold(a, "ex") || equalFold(a, "exat")):
-			o.unit, o.hasExp, o.at = 1000, true, len(a) == 4
-		case more && ttlFree && (equalFold(a, "px") || equalFold(a, "pxat")):
-			o.unit, o.hasExp, o.at = 1, true, len(a) == 4
+		case isExp && i+1 < len(opts) && !o.keepTTL && !o.persist && (!o.hasExp || o.unit == unit && o.at == at):
+			// The same option may come again; the last one counts.
+			i++
+			o.hasExp, o.unit, o.at, o.arg = true, unit, at, opts[i]
 		default:
 			return o, errSyntax()
 		}
-		if o.hasExp && o.arg == nil {
-			i++
-			o.arg = opts[i]
-		}
 	}
 	return o, nil
+}
+
+// expiryOption reads the name of an option with an expiry.
+func expiryOption(name []byte) (unit int64, at, ok bool) {
+	switch {
+	case equalFold(name, "ex"):
+		return 1000, false, true
+	case equalFold(name, "px"):
+		return 1, false, true
+	case equalFold(name, "exat"):
+		return 1000, true, true
+	case equalFold(name, "pxat"):
+		return 1, true, true
+	}
+	return 0, false, false
 }
 
 // moment returns the expiry asked for, 0 if none.

@@ -371,6 +371,10 @@ func (tx *Tx) Try(f func() ([]byte, error)) ([]byte, error) {
 	return out, err
 }
 
+// Err says why the command will be refused whatever else it does, if so: it has changed more than ChangesBytesMax. A module that runs many commands in one
+// asks it between them, since what each of them replaces is kept until the end.
+func (tx *Tx) Err() error { return tx.m.changes.err() }
+
 // mark is a point in what the entry being applied has done so far.
 type mark struct {
 	rows    int
