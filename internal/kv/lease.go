@@ -3,6 +3,7 @@ package kv
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 	"time"
 
 	"github.com/quorate/quorate/internal/codec"
@@ -119,9 +120,9 @@ func (c *call) revoke(d *decoder) []byte {
 	return appendInt(nil, c.next())
 }
 
-// endLease removes a lease and its keys.
+// endLease removes a lease and its keys, however many: one whose time is over would live on otherwise.
 func (c *call) endLease(id int64) {
-	for _, key := range c.attached(id) {
+	for _, key := range c.attached(id, math.MaxInt) {
 		if kv, ok := c.head(key); ok && c.err == nil {
 			c.remove(&kv)
 		}
@@ -129,13 +130,15 @@ func (c *call) endLease(id int64) {
 	c.tx.Delete(leaseKey(id))
 }
 
-func (c *call) attached(id int64) (keys [][]byte) {
-	from := attachedKey(id, nil)
+// attached returns the keys that hang on a lease, or fails with ErrAnswerTooLarge if they are longer than that together.
+func (c *call) attached(id int64, bytesMax int) (keys [][]byte) {
+	from, size := attachedKey(id, nil), 0
 	for row := range c.v.Scan(from, after(from)) {
-		keys = append(keys, bytes.Clone(row[len(from):]))
-		if c.grow(&KeyValue{Key: row}); c.err != nil {
+		if size += len(row) + 40; size > bytesMax {
+			c.fail(ErrAnswerTooLarge)
 			return nil
 		}
+		keys = append(keys, bytes.Clone(row[len(from):]))
 	}
 	return keys
 }
@@ -186,7 +189,7 @@ func (c *call) timeToLive(d *decoder) []byte {
 	left := (l.end - max(nodeMs, c.v.Now().UnixMilli())) / 1000
 	var keys [][]byte
 	if withKeys {
-		keys = c.attached(id)
+		keys = c.attached(id, AnswerBytesMax)
 	}
 	return c.answerTTL(max(left, 0), l.granted, keys)
 }

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"encoding/binary"
+	"math"
 	"slices"
 	"time"
 
@@ -14,16 +15,19 @@ import (
 const chunkBytes = 256 << 10
 
 // ChangesBytesMax bounds the changes of one command, and with them a chunk, which is one row and the largest there is. A small command may make large
-// changes: an APPEND of one byte has the whole new value in its own.
+// changes: an APPEND of one byte has the whole new value in its own. What a timer does cannot be refused, so its changes may be more chunks than one.
 const ChangesBytesMax = 32 << 20
+
+// chunkBytesMax is more than the changes of a command take with their headers, behind those of commands before it.
+const chunkBytesMax = ChangesBytesMax * 5 / 4
 
 // changeBuffer collects the changes of the entry being applied.
 type changeBuffer struct {
 	buf   []byte
 	count uint64
-	// base is where those of the running command begin; over says that they were too many, so that some are missing.
-	base int
-	over bool
+	// base is where those of the running command begin, and max how many bytes they may have; over says that they were too many, so that some are missing.
+	base, max int
+	over      bool
 }
 
 type changeMark struct {
@@ -36,7 +40,10 @@ func (c *changeBuffer) mark() changeMark { return changeMark{len(c.buf), c.count
 func (c *changeBuffer) rollback(m changeMark) { c.buf, c.count = c.buf[:m.bytes], m.count }
 
 // begin starts a command.
-func (c *changeBuffer) begin() { c.base, c.over = len(c.buf), false }
+func (c *changeBuffer) begin() { c.base, c.max, c.over = len(c.buf), ChangesBytesMax, false }
+
+// whole says that what runs now cannot be refused.
+func (c *changeBuffer) whole() { c.max = math.MaxInt }
 
 // err refuses a command whose changes are too many.
 func (c *changeBuffer) err() error {
@@ -47,7 +54,7 @@ func (c *changeBuffer) err() error {
 }
 
 func (c *changeBuffer) add(_ *state, ch Change) {
-	if c.over = c.over || len(c.buf)-c.base+len(ch.Key)+len(ch.Value) > ChangesBytesMax; c.over {
+	if c.over = c.over || len(c.buf)-c.base+len(ch.Key)+len(ch.Value) > c.max; c.over {
 		// The command will be refused: what it did until then must not cost more memory.
 		return
 	}
@@ -68,20 +75,40 @@ func (c *changeBuffer) add(_ *state, ch Change) {
 	c.count++
 }
 
-// endChunk stores the collected changes as one row.
+// endChunk stores the collected changes, as one row if they are not more than a command may make.
 func (m *Machine) endChunk() {
 	if m.changes.count == 0 {
 		return
 	}
-	v := append(binary.AppendUvarint(m.room(len(m.changes.buf)+binary.MaxVarintLen64), m.changes.count), m.changes.buf...)
-	m.set(ModuleShard, changeKey(m.st.ChangeNext), v, bulk)
-	m.st.ChangeNext += m.changes.count
-	m.st.ChangeBytes += uint64(len(v))
+	split := len(m.changes.buf) > chunkBytesMax
+	for buf, count := m.changes.buf, m.changes.count; count > 0; {
+		size, n := len(buf), count
+		if split {
+			size, n = firstChanges(buf)
+		}
+		v := append(binary.AppendUvarint(m.room(size+binary.MaxVarintLen64), n), buf[:size]...)
+		m.set(ModuleShard, changeKey(m.st.ChangeNext), v, bulk)
+		m.st.ChangeNext += n
+		m.st.ChangeBytes += uint64(len(v))
+		buf, count = buf[size:], count-n
+	}
 	m.changes.rollback(changeMark{})
 	if cap(m.changes.buf) > 4*chunkBytes {
 		m.changes.buf = nil
 	}
 	m.trimChanges()
+}
+
+// firstChanges says how many of the encoded changes make a row, and how long they are.
+func firstChanges(buf []byte) (size int, n uint64) {
+	for size < len(buf) && size < ChangesBytesMax {
+		_, rest, err := decodeChange(buf[size:])
+		if err != nil {
+			panic(err) // it was encoded a moment ago
+		}
+		size, n = len(buf)-len(rest), n+1
+	}
+	return size, n
 }
 
 func changeKey(pos uint64) []byte {

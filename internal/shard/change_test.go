@@ -273,3 +273,45 @@ func TestChange_TooMuchInOneCommandIsRefused(t *testing.T) {
 		t.Errorf("end %d, revision %d, %v", cs.End, b.m.Revision(), err)
 	}
 }
+
+// What a timer does is not asked for by anybody who could be refused: its changes are all told, in rows that a message can carry.
+func TestChange_OfATimerAreAllTold(t *testing.T) {
+	const n = 6
+	b := newBench(t, MachineConfig{ChangeBytesMax: 1 << 30})
+	value := bytes.Repeat([]byte("v"), 9<<20)
+	b.mod.fire = func(tx *Tx, key []byte) error {
+		for i := range n {
+			tx.Emit("set", key, fmt.Append(nil, i), value)
+		}
+		return nil
+	}
+	b.at("t", 1)
+	b.pass(2)
+	b.mod.apply["after"] = func(tx *Tx) ([]byte, error) { tx.Emit("set", nil, []byte("after"), nil); return nil, nil }
+	b.do("after")
+	told := 0
+	for at := uint64(0); ; {
+		cs, err := b.m.Changes(at, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(cs.Changes) == 0 {
+			break
+		}
+		for _, ch := range cs.Changes {
+			if want := fmt.Sprint(told); told < n && (string(ch.Key) != want || len(ch.Value) != len(value)) || told == n && string(ch.Key) != "after" {
+				t.Fatalf("change %d is of key %q, with %d bytes", told, ch.Key, len(ch.Value))
+			}
+			told++
+		}
+		at += uint64(len(cs.Changes))
+	}
+	if told != n+1 {
+		t.Errorf("%d changes are told, want %d", told, n+1)
+	}
+	for _, v := range b.m.scan(ModuleShard, changeKey(0), []byte{rowChange + 1}) {
+		if len(v) > ChangesBytesMax+len(value)+1<<10 {
+			t.Errorf("a row of %d bytes", len(v))
+		}
+	}
+}

@@ -45,10 +45,19 @@ func (in *Installer) Add(chunk []byte) error {
 
 // Finish switches the machine to the received state and makes it durable. Nothing may be applied but not committed.
 func (in *Installer) Finish() error {
-	m := in.m
-	if len(m.ov.rows) > 0 {
+	if len(in.m.ov.rows) > 0 {
 		panic("snapshot installed in the middle of an apply")
 	}
+	if err := in.switchOver(); err != nil {
+		return err
+	}
+	// Queries may see the state before it is durable, as they do what is applied: it is committed. A slow disk must not hold them up.
+	return in.m.store.Flush()
+}
+
+// switchOver makes the received state the machine's. Queries wait meanwhile, which is a moment.
+func (in *Installer) switchOver() error {
+	m := in.m
 	m.installs.Add(1)
 	defer m.installs.Add(1)
 	row, _, err := m.store.Get(append(in.place[:placeSize:placeSize], byte(ModuleShard), rowState))
@@ -70,9 +79,6 @@ func (in *Installer) Finish() error {
 	b.Set(genKey(m.id), binary.BigEndian.AppendUint32(nil, in.gen))
 	b.DeleteRange(placeOf(m.id, m.gen), placeOf(m.id, m.gen+1))
 	if err := b.Commit(); err != nil {
-		return err
-	}
-	if err := m.store.Flush(); err != nil {
 		return err
 	}
 	m.gen = in.gen

@@ -1,11 +1,17 @@
 package shard
 
 import (
+	"errors"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/storage"
 )
 
 // fill gives a machine rows of each kind.
@@ -22,6 +28,14 @@ func fill(b *bench, n int) {
 
 // send moves a whole state, in chunks of a size.
 func send(t *testing.T, from, to *Machine, size int) {
+	t.Helper()
+	if err := receive(t, from, to, size).Finish(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// receive is send but for its end.
+func receive(t *testing.T, from, to *Machine, size int) *Installer {
 	t.Helper()
 	r, err := from.Snapshot()
 	if err != nil {
@@ -46,9 +60,7 @@ func send(t *testing.T, from, to *Machine, size int) {
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := in.Finish(); err != nil {
-		t.Fatal(err)
-	}
+	return in
 }
 
 func TestInstall_GivesTheSameState(t *testing.T) {
@@ -250,5 +262,65 @@ func TestQuery_RefusedWhileRebuilding(t *testing.T) {
 	a.m.SetRebuilding(false)
 	if got, err := a.m.Query(q); err != nil || string(got) != "value1" {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// hungDisk is a disk on which, once it is armed, no table is synced before it goes on.
+type hungDisk struct {
+	storage.FS
+	armed       atomic.Bool
+	waits, goOn chan struct{}
+}
+
+type hungFile struct {
+	vfs.File
+	on *hungDisk
+}
+
+func (d *hungDisk) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := d.FS.Create(name, c)
+	if err != nil || !d.armed.Load() || !strings.HasSuffix(name, ".sst") {
+		return f, err
+	}
+	return hungFile{f, d}, nil
+}
+
+func (f hungFile) wait() {
+	select {
+	case f.on.waits <- struct{}{}:
+	default:
+	}
+	<-f.on.goOn
+}
+
+func (f hungFile) Sync() error     { f.wait(); return f.File.Sync() }
+func (f hungFile) SyncData() error { f.wait(); return f.File.SyncData() }
+
+func TestQuery_DoesNotWaitForTheDiskOfAnInstall(t *testing.T) {
+	a, b := newBench(t, MachineConfig{}), newBench(t, MachineConfig{})
+	fill(a, 3)
+	disk := &hungDisk{FS: storage.MemFS(), waits: make(chan struct{}, 1), goOn: make(chan struct{})}
+	store, err := storage.OpenStore(disk, "state", storage.StoreConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.store = store
+	b.open()
+	in := receive(t, a.m, b.m, 200)
+	disk.armed.Store(true)
+	finished := make(chan error, 1)
+	go func() { finished <- in.Finish() }()
+	<-disk.waits
+	q := Command{Module: 9, Data: []byte("key1")}
+	if got, err := b.m.Query(q); err != nil || string(got) != "value1" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	b.m.SetRebuilding(true)
+	if _, err := b.m.Query(q); !errs.Is(err, errs.Unavailable) {
+		t.Errorf("while rebuilding: %v", err)
+	}
+	close(disk.goOn)
+	if err := errors.Join(<-finished, store.Close()); err != nil {
+		t.Error(err)
 	}
 }

@@ -83,6 +83,7 @@ func (m *Machine) fireTimers(out *Applied) {
 		m.delete(ModuleShard, timerKey(t.due, t.id, t.key), bulk)
 		m.delete(ModuleShard, dueKey(t.id, t.key), fresh)
 		fired := m.mark()
+		m.changes.whole()
 		mod := m.modules[t.id]
 		if mod == nil {
 			m.finish(tx, nil)
@@ -93,6 +94,9 @@ func (m *Machine) fireTimers(out *Applied) {
 		m.finish(tx, nil)
 		if wrote {
 			m.st.Revision++
+		}
+		if len(m.changes.buf) >= chunkBytes {
+			m.endChunk()
 		}
 		out.Commands++
 	}

@@ -321,6 +321,7 @@ func (m *Machine) finishEntry() {
 		clear(m.deferred[len(rest):])
 		m.deferred = rest
 		tx := m.begin(id)
+		m.changes.whole()
 		m.modules[id].(Finisher).Finish(tx, items)
 		m.finish(tx, nil)
 		clear(items)
