@@ -1,7 +1,9 @@
 package shard
 
 import (
+	"cmp"
 	"encoding/binary"
+	"maps"
 	"slices"
 
 	"github.com/quorate/quorate/internal/errs"
@@ -14,6 +16,9 @@ const (
 	// sessionIdle is how long, in nanoseconds of the shard's clock, an unused session is remembered. A message older than
 	// that does not exist: links live for seconds.
 	sessionIdle = int64(24 * 3600 * 1e9)
+	// sessionsKept is how many are remembered however old they seem: the clock of a new leader may be a day ahead, and a node begins a session each time
+	// it starts.
+	sessionsKept = 64
 )
 
 // session remembers which batches of a proposer were applied. Everything below low is decided; bits holds those at and
@@ -94,8 +99,14 @@ func (s *session) shift(n uint64) {
 }
 
 func (m *Machine) forgetIdleSessions() {
-	for id, s := range m.sessions {
-		if m.st.Stamp-s.stamp > sessionIdle {
+	if len(m.sessions) <= sessionsKept {
+		return
+	}
+	byAge := slices.SortedFunc(maps.Keys(m.sessions), func(a, b uint64) int {
+		return cmp.Or(cmp.Compare(m.sessions[a].stamp, m.sessions[b].stamp), cmp.Compare(a, b))
+	})
+	for _, id := range byAge[:len(byAge)-sessionsKept] {
+		if m.st.Stamp-m.sessions[id].stamp > sessionIdle {
 			delete(m.sessions, id)
 			m.delete(ModuleShard, sessionKey(id), bulk)
 		}
