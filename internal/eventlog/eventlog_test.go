@@ -654,37 +654,6 @@ func TestRetention_BoundedWorkKeepsIndexRight(t *testing.T) {
 	}
 }
 
-func TestEpochs_EndOffsets(t *testing.T) {
-	w := newWorld(t)
-	if e := w.ends(4); e.Epoch != -1 || e.EpochEnd != -1 {
-		t.Errorf("empty partition: %+v", e)
-	}
-	m := w.c.Machine(1)
-	at := func(term uint64) {
-		out := shard.Applied{Own: 1}
-		e := shard.AppendBatchHeader(nil, shard.BatchHeader{Stamp: w.c.Now()})
-		e = shard.AppendCommand(e, shard.Command{Module: shard.ModuleEventlog, Data: EncodeAppend([]Append{{topicA, 0, batchOf(1, 2), 0}}, false)})
-		if err := m.Apply(m.Applied().Index+1, term, e, &out); err != nil {
-			t.Fatal(err)
-		}
-		if err := m.Commit(&out); err != nil {
-			t.Fatal(err)
-		}
-	}
-	at(2)
-	at(2)
-	at(5)
-	at(9)
-	for _, c := range []struct {
-		ask, epoch int32
-		end        int64
-	}{{1, -1, -1}, {2, 2, 4}, {3, 2, 4}, {5, 5, 6}, {8, 5, 6}, {9, 9, 8}, {99, 9, 8}} {
-		if e := w.ends(c.ask); e.Epoch != c.epoch || e.EpochEnd != c.end || e.LastEpoch != 9 {
-			t.Errorf("epoch %d: got %+v, want %d %d", c.ask, e, c.epoch, c.end)
-		}
-	}
-}
-
 // changer is a module that writes to the change log.
 type changer struct{ Module }
 

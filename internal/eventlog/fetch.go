@@ -177,7 +177,9 @@ type EndsAnswer struct {
 	// LastEpoch is the leader epoch of the last record, -1 if there is none.
 	LastEpoch int32
 	// Epoch is the largest leader epoch with records that is not above the one asked for, and EpochEnd the offset behind
-	// its last record; both are -1 if there is none.
+	// its last record. Below all that are known, Epoch is the one asked for and EpochEnd where the first of them began, as in
+	// Kafka (LeaderEpochFileCache.endOffsetFor): clients take -1 for a log that was truncated, and reset their offset. Both are
+	// -1 only if a negative epoch was asked for.
 	Epoch    int32
 	EpochEnd int64
 }
@@ -223,6 +225,8 @@ func answerOffsets(v shard.View, d dec) ([]byte, error) {
 		} else if p, ok := readPartition(v, q.Topic, q.Partition); ok {
 			a.Start, a.End, a.LastEpoch = p.start, p.next, p.epoch
 			a.Epoch, a.EpochEnd = epochEnd(v, &q, &p)
+		} else if q.Epoch >= 0 {
+			a.Epoch, a.EpochEnd = q.Epoch, 0
 		}
 		out.iv(a.Start)
 		out.iv(a.End)
@@ -235,27 +239,27 @@ func answerOffsets(v shard.View, d dec) ([]byte, error) {
 
 // epochEnd finds the largest epoch not above q.Epoch and where it ended.
 func epochEnd(v shard.View, q *Ends, p *partition) (epoch int32, end int64) {
-	if q.Epoch >= p.epoch {
+	switch {
+	case q.Epoch < 0:
+		return -1, -1
+	case q.Epoch >= p.epoch:
 		return p.epoch, p.next
 	}
-	epoch, end = -1, -1
+	// The first epoch above q.Epoch begins where the one looked for ended. The rows are those of earlier epochs.
+	epoch, end = q.Epoch, p.epochStart
 	for k, b := range v.Scan(partKey(rowEpoch, q.Topic, q.Partition), partEnd(rowEpoch, q.Topic, q.Partition)) {
 		_, _, rest := splitPartKey(k)
 		d := row(b)
 		e, start := int32(binary.BigEndian.Uint32(rest)), int64(d.BigUint64())
 		d.ok("epoch")
 		if e > q.Epoch {
-			if epoch >= 0 {
-				end = start
-			}
-			return epoch, end
+			end = start
+			break
 		}
 		epoch = e
 	}
-	if epoch >= 0 {
-		end = p.epochStart
-	}
-	return epoch, end
+	// Records of an epoch that retention took end where the log begins, at the latest.
+	return epoch, max(end, p.start)
 }
 
 // QueryChangeTime asks a shard for the first change at or after a time in Unix milliseconds, or for the last change if
