@@ -393,7 +393,7 @@ func FuzzFrame(f *testing.F) {
 	f.Add(framed(18, 3, []byte{0, 1, 1, 0}))
 	f.Add([]byte("GET / HTTP/1.1"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		frame, err := readFrame(bufio.NewReader(bytes.NewReader(b)), 1<<20, func(int) error { return nil })
+		frame, err := readFrame(bufio.NewReader(bytes.NewReader(b)), 1<<20, func(int) error { return nil }, func() error { return nil })
 		if err != nil {
 			return
 		}

@@ -21,7 +21,8 @@ type Config struct {
 	ConnectionsMax int
 	// InFlight bounds the requests of one connection that were read and not answered. Default 32.
 	InFlight int
-	// FrameBytesMax is the largest request. Default 16 MiB, at most 100 MiB.
+	// FrameBytesMax is the largest request. Default 100 MiB, which is Kafka's (socket.request.max.bytes) and what clients fill
+	// their requests up to; also the most.
 	FrameBytesMax int
 	// RequestBytesMax bounds the large requests of all connections together. Default 256 MiB.
 	RequestBytesMax int
@@ -29,7 +30,8 @@ type Config struct {
 	FetchBytesMax int32
 	// FetchBytesAllMax bounds the records in answers of all connections together. Default 256 MiB.
 	FetchBytesAllMax int
-	// FrameTimeout is how long a request may take to arrive once its first byte has. Default 30 s.
+	// FrameTimeout is how long a request may take to arrive once its first byte has, and again for every 16 MiB that have
+	// come. Default 30 s.
 	FrameTimeout time.Duration
 	// IdleTimeout is how long a connection may be silent. Default 10 min.
 	IdleTimeout time.Duration
@@ -43,6 +45,9 @@ type Config struct {
 	Rand func() uint64
 }
 
+// frameBytesMost is the most that FrameBytesMax may be.
+const frameBytesMost = 100 << 20
+
 func def[T comparable](v *T, d T) {
 	var zero T
 	if *v == zero {
@@ -54,7 +59,7 @@ func (c *Config) fill() {
 	def(&c.Space, shard.DefaultSpace)
 	def(&c.ConnectionsMax, 10_000)
 	def(&c.InFlight, 32)
-	def(&c.FrameBytesMax, 16<<20)
+	def(&c.FrameBytesMax, frameBytesMost)
 	def(&c.RequestBytesMax, 256<<20)
 	def(&c.FetchBytesMax, 16<<20)
 	def(&c.FetchBytesAllMax, 256<<20)
@@ -73,7 +78,7 @@ func (c *Config) fill() {
 func (c Config) Validate() error {
 	c.fill()
 	switch {
-	case c.FrameBytesMax < 1024 || c.FrameBytesMax > 100<<20:
+	case c.FrameBytesMax < 1024 || c.FrameBytesMax > frameBytesMost:
 		return errs.New(errs.Invalid, "kafka: the largest request is %d bytes; 1 KiB to 100 MiB are allowed", c.FrameBytesMax)
 	case c.RequestBytesMax < c.FrameBytesMax:
 		return errs.New(errs.Invalid, "kafka: all requests together (%d bytes) must be allowed at least one of %d", c.RequestBytesMax, c.FrameBytesMax)

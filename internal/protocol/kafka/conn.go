@@ -128,6 +128,9 @@ func (c *conn) read() error {
 				it.release = func() {}
 			}
 			return err
+		}, func() error {
+			deadline = deadline.Add(c.s.cfg.FrameTimeout)
+			return c.nc.SetReadDeadline(deadline)
 		})
 		if err == nil {
 			c.s.m.bytesIn.Add(float64(len(frame) + 4))

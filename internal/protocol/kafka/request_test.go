@@ -1,0 +1,79 @@
+package kafka
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"testing"
+)
+
+// Clients fill their requests up to what Kafka takes. One that is too large would be sent again for ever.
+func TestRequest_AsLargeAsKafkaTakes(t *testing.T) {
+	b := newBench(t, 1, Config{})
+	if b.s.cfg.FrameBytesMax != 100<<20 {
+		t.Errorf("the largest request is %d bytes; Kafka's socket.request.max.bytes is %d", b.s.cfg.FrameBytesMax, 100<<20)
+	}
+	w := b.dial()
+	// The topic is not there: the records are read and not looked at.
+	if x := w.produce("none", 0, make([]byte, 17<<20)); x.ErrorCode != codeUnknownTopicOrPartition {
+		t.Errorf("a request of 17 MiB: %+v", x)
+	}
+}
+
+// zeros is a reader without an end.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) {
+	clear(b)
+	return len(b), nil
+}
+
+func TestRequest_TimeGoesOnWithWhatArrives(t *testing.T) {
+	const size = 2*frameStretch + 1<<20
+	for _, c := range []struct {
+		arrives int64
+		want    int
+	}{{frameStretch - 1, 0}, {frameStretch, 1}, {2*frameStretch - 1, 1}, {size, 2}} {
+		r := io.MultiReader(bytes.NewReader(be(int32(size))), io.LimitReader(zeros{}, c.arrives))
+		n := 0
+		b, err := readFrame(bufio.NewReader(r), size, func(int) error { return nil }, func() error { n++; return nil })
+		if n != c.want || (err == nil) != (c.arrives == size) || err == nil && len(b) != size {
+			t.Errorf("of %d bytes %d arrive: %d stretches, want %d; %d bytes, %v", size, c.arrives, n, c.want, len(b), err)
+		}
+	}
+}
+
+// Two of the largest requests fit; a third waits until one of them is through, whatever it has been given already.
+func TestRequest_TheLargestTakeTurns(t *testing.T) {
+	var cfg Config
+	cfg.fill()
+	b := newBudget(cfg.RequestBytesMax)
+	var give []func()
+	for range 2 {
+		g, err := b.take(t.Context(), cfg.FrameBytesMax)
+		if err != nil {
+			t.Fatal(err)
+		}
+		give = append(give, g)
+	}
+	done := make(chan error, 3)
+	for range cap(done) {
+		go func() {
+			g, err := b.take(t.Context(), cfg.FrameBytesMax)
+			if err == nil {
+				g()
+			}
+			done <- err
+		}()
+	}
+	give[0]()
+	for range cap(done) {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	give[1]()
+	if n := len(b.units); n != 0 {
+		t.Errorf("%d units were not given back", n)
+	}
+}
