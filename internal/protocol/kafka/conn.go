@@ -275,6 +275,9 @@ func (c *conn) answer(w *bufio.Writer, it *item) error {
 		b = append(b, 0)
 	}
 	b = resp.AppendTo(b)
+	if n := len(b) - 4; n > c.s.cfg.answerBytesMax {
+		return c.s.tooLarge(n)
+	}
 	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
 	if err := c.nc.SetWriteDeadline(time.Now().Add(c.s.cfg.FrameTimeout)); err != nil {
 		return err

@@ -87,6 +87,25 @@ func (s *Server) Close() error {
 	return nil
 }
 
+// tooLarge is why a connection is closed in place of a larger answer: few answers have room for an error of all of it.
+func (s *Server) tooLarge(bytes int) error {
+	return errs.New(errs.TooLarge, "an answer of %d bytes or more; at most %d are sent: ask for less at a time", bytes, s.cfg.answerBytesMax)
+}
+
+// once returns a list without what is in it a second time by its key. The list is overwritten.
+func once[T any, K comparable](list []T, key func(*T) K) []T {
+	seen := make(map[K]struct{}, min(len(list), 1024))
+	out := list[:0]
+	for i := range list {
+		k := key(&list[i])
+		if _, again := seen[k]; !again {
+			seen[k] = struct{}{}
+			out = append(out, list[i])
+		}
+	}
+	return out
+}
+
 // api finds what is served under a key.
 func (s *Server) api(key int16) *api {
 	for i := range s.table {
