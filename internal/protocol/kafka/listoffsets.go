@@ -113,7 +113,15 @@ func (s *Server) listOffset(ctx context.Context, w *world, t *eventlog.Topic, on
 	}
 	rp.LeaderEpoch = h.LeaderEpoch
 	rp.Offset, rp.Timestamp = h.BaseOffset, h.FirstTimestamp
-	body, err := decompress(h.Attributes&eventlog.AttrCodec, b[eventlog.BatchHeaderSize:])
+	codec := h.Attributes & eventlog.AttrCodec
+	if codec != 0 {
+		release, err := s.unpacked.take(ctx, decompressedMax)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	body, err := decompress(codec, b[eventlog.BatchHeaderSize:])
 	if err != nil {
 		// The producer's compression cannot be undone: the batch is the best there is, and starts early enough.
 		s.log.Debug("cannot look into a compressed batch", "error", err.Error())
