@@ -69,6 +69,8 @@ func (s *Server) admit(nc net.Conn) {
 		s.conns.Remove(c)
 	})
 	if err != nil {
+		// The server's context must not go on knowing it.
+		c.endWork()
 		_ = nc.Close()
 	}
 	if errors.Is(err, conns.ErrFull) {
