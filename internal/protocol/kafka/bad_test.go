@@ -224,9 +224,9 @@ func TestErrors_ReachClientsAsWhatTheyAre(t *testing.T) {
 		err                              error
 		produce, fetch, heartbeat, admin int16
 	}{
-		{errs.New(errs.OutcomeUnknown, "lost"), codeRequestTimedOut, codeRequestTimedOut, codeCoordinatorNotAvailable, codeRequestTimedOut},
+		{errs.New(errs.OutcomeUnknown, "lost"), codeRequestTimedOut, codeNotLeaderOrFollower, codeCoordinatorNotAvailable, codeRequestTimedOut},
 		{errs.New(errs.Unavailable, "no leader"), codeNotLeaderOrFollower, codeNotLeaderOrFollower, codeCoordinatorNotAvailable, codeRequestTimedOut},
-		{errs.New(errs.Overloaded, "full"), codeRequestTimedOut, codeRequestTimedOut, codeCoordinatorLoadInProgress, codeThrottlingQuotaExceeded},
+		{errs.New(errs.Overloaded, "full"), codeRequestTimedOut, codeNotLeaderOrFollower, codeCoordinatorLoadInProgress, codeThrottlingQuotaExceeded},
 		{errs.New(errs.Internal, "bug"), codeUnknownServerError, codeUnknownServerError, codeUnknownServerError, codeUnknownServerError},
 	} {
 		b.c.Refuse(c.err)

@@ -60,7 +60,7 @@ func (s *Server) fetch(ctx context.Context, c *conn, _ header, r kmsg.Request) (
 	}
 	var err error
 	if w.world, err = s.world(); err != nil {
-		w.resp.ErrorCode = codeOf(err, faceData)
+		w.resp.ErrorCode = codeOf(err, faceFetch)
 		return w.resp, nil
 	}
 	w.prepare(ctx)
@@ -91,10 +91,7 @@ func (w *fetchWork) prepare(ctx context.Context) {
 		} else {
 			topic, err = w.s.topics.ByName(ctx, t.Topic)
 		}
-		code := codeOf(err, faceData)
-		if code == codeUnknownTopicOrPartition && w.req.Version >= 13 {
-			code = codeUnknownTopicID
-		}
+		code := fetchCode(err, w.req.Version)
 		for j := range t.Partitions {
 			p, rp := &t.Partitions[j], &rt.Partitions[j]
 			*rp = kmsg.NewFetchResponseTopicPartition()
@@ -257,7 +254,7 @@ func (w *fetchWork) look(ctx context.Context, bytesMax int32) int {
 }
 
 func (w *fetchWork) failPart(rp *kmsg.FetchResponseTopicPartition, err error) {
-	rp.ErrorCode, rp.RecordBatches = codeOf(err, faceData), []byte{}
+	rp.ErrorCode, rp.RecordBatches = codeOf(err, faceFetch), []byte{}
 	w.resp.ThrottleMillis = max(w.resp.ThrottleMillis, throttle(err))
 	w.failed = true
 }

@@ -120,6 +120,10 @@ func (s *Server) fetchGroup(ctx context.Context, g *kmsg.OffsetFetchRequestGroup
 		got, err = eventlog.DecodeCommits(b)
 		code = codeOf(err, faceGroup)
 	}
+	if code == codeCoordinatorNotAvailable {
+		// Java's consumers before 4.0 throw at the application for that one, and look for the coordinator again for this.
+		code = codeNotCoordinator
+	}
 	out.ErrorCode = code
 	type place struct {
 		topic string
