@@ -29,7 +29,7 @@ func (s *Server) apis() []api {
 		{1, "Fetch", 4, 4, 17, fetchShape, s.fetch,
 			"Long poll with minimum and maximum bytes; the first batch whole even if too large; topic ids from version 13.", "incremental sessions (session id 0), followers"},
 		{2, "ListOffsets", 1, 1, 10, parseShape(6, "i b@2 [s [i i@4 l]] i@10"), s.listOffsets,
-			"First, next, latest time stamp and by time, exact.", "tiered storage"},
+			"First, next, latest time stamp and by time: exact to the record, if compressed batches state their latest time stamp right.", "tiered storage"},
 		{3, "Metadata", 0, 0, 13, parseShape(9, "[u@10 s] b@4 b@8-10 b@8"), s.metadata,
 			"Cluster id, controller, topic ids, leader epochs; creates topics if the client allows it (before version 4: yes).", "authorized operations"},
 		{8, "OffsetCommit", 2, 2, 9, parseShape(8, "s i s s@7 l@2-4 [s [i l i@6 s]]"), s.offsetCommit,

@@ -15,7 +15,7 @@ import (
 // Produce (key 0)
 //
 // Behaviour: each batch is checked (format, counts, checksum; the records too unless they are compressed) and handed to
-// its partition's shard as it is; the batches of one request for one shard are one log entry. Acks 1 and all mean the
+// its partition's shard as it is, but for a latest time stamp that is not that of the records, which is set right. The batches of one request for one shard are one log entry. Acks 1 and all mean the
 // same: a majority has the batch on disk. Acks 0 gets no answer, and an error closes the connection, as in Kafka. An
 // unknown outcome is REQUEST_TIMED_OUT: an idempotent producer may repeat the batch and gets the offset it had.
 //
@@ -149,11 +149,12 @@ func (w *produceWork) check(s *Server, t *eventlog.Topic, p *kmsg.ProduceRequest
 	if err != nil || t.Fence == "" {
 		return 0, err
 	}
-	return w.token(s, t, h, p.Records[eventlog.BatchHeaderSize:], on)
+	return w.token(s, t, h, p.Records, on)
 }
 
 // token reads the fencing token of a batch for a topic with a lock.
-func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader, body []byte, on shard.ID) (int64, error) {
+func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader, batch []byte, on shard.ID) (int64, error) {
+	body := batch[eventlog.BatchHeaderSize:]
 	if codec := h.Attributes & eventlog.AttrCodec; codec != 0 {
 		release, err := s.unpacked.take(w.ctx, decompressedMax)
 		if err != nil {
@@ -170,6 +171,9 @@ func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader
 		}
 	}
 	token, err := eventlog.BatchToken(h, body, t.Name, t.Fence)
+	if err == nil && h.Attributes&eventlog.AttrCodec != 0 {
+		_, err = eventlog.RightTime(batch, h, body)
+	}
 	if err == nil && on != w.world.space.Shards[0] {
 		err = eventlog.Stale(s.tokens.Check(w.ctx, []byte(t.Fence), token))
 		if errs.Is(err, errs.Fenced) && h.ProducerID >= 0 {

@@ -1,11 +1,18 @@
 package kafka
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
+	"hash/crc32"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/quorate/quorate/internal/coord"
+	"github.com/quorate/quorate/internal/eventlog"
 )
 
 // listReq asks for the first record stamped at or after a time.
@@ -56,5 +63,46 @@ func TestListOffsets_UnpacksWithinTheBudget(t *testing.T) {
 	release()
 	if x := w.listAt("t", 1500); x.ErrorCode != 0 || x.Offset != 1 || x.Timestamp != 2000 {
 		t.Errorf("with room: %+v", x)
+	}
+}
+
+// Look-ups by time go by what the header states, so it is set right where the server looks into a batch: see TestCheckBatch_StatesTheLatestTime
+// of package eventlog.
+func TestProduce_StatesTheLatestTime(t *testing.T) {
+	b := newBench(t, 1, Config{})
+	w := b.dial()
+	w.createTopic("t", 1)
+	stating := func(batch []byte, ms int64) []byte {
+		binary.BigEndian.PutUint64(batch[35:], uint64(ms))
+		binary.BigEndian.PutUint32(batch[17:], crc32.Checksum(batch[21:], crc32.MakeTable(crc32.Castagnoli)))
+		return batch
+	}
+	if x := w.produce("t", 0, stating(records(0, 2000, 1000), 1000)); x.ErrorCode != 0 {
+		t.Fatalf("produce: %+v", x)
+	}
+	if x := w.listAt("t", 1500); x.ErrorCode != 0 || x.Offset != 0 || x.Timestamp != 2000 {
+		t.Errorf("the first record at or after 1500: %+v", x)
+	}
+	batch := w.fetch("t", 0, 0).RecordBatches
+	if _, err := eventlog.CheckBatch(bytes.Clone(batch)); err != nil || !bytes.Equal(batch[17:], records(0, 2000, 1000)[17:]) {
+		t.Errorf("stored: %x, %v", batch, err)
+	}
+	// The server unpacks what is produced under a lock.
+	req := kmsg.NewPtrCreateTopicsRequest()
+	x := kmsg.NewCreateTopicsRequestTopic()
+	x.Topic, x.NumPartitions, x.ReplicationFactor = "jobs", 1, -1
+	x.Configs = []kmsg.CreateTopicsRequestTopicConfig{{Name: "quorate.fence", Value: p("lock")}}
+	req.Topics = append(req.Topics, x)
+	ask[*kmsg.CreateTopicsResponse](w, req, 7)
+	claim, err := coord.New(b.c, coord.Home(b.c, "default")).Lock(t.Context(), []byte("lock"), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := strconv.FormatInt(claim.Token, 10)
+	if x := w.produce("jobs", 0, stating(fencedRecords(4, token, token), 1000)); x.ErrorCode != 0 {
+		t.Fatalf("produce: %+v", x)
+	}
+	if h, ok := eventlog.ReadBatchHeader(w.fetch("jobs", 0, 0).RecordBatches); !ok || h.MaxTimestamp != 0 {
+		t.Errorf("under a lock, compressed: %+v", h)
 	}
 }
