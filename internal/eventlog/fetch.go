@@ -29,6 +29,8 @@ type Fetched struct {
 	Start, End int64
 	// Batches are whole record batches; the first may begin before the offset asked for.
 	Batches []byte
+	// More says that there are further batches, which a limit kept out.
+	More bool
 }
 
 // QueryFetch asks a shard for records: DecodeFetched. No more than bytesMax are returned in all, but if firstWhole is set
@@ -53,9 +55,9 @@ func QueryFetch(bytesMax int32, firstWhole bool, list []Fetch) []byte {
 func DecodeFetched(b []byte) ([]Fetched, error) {
 	d := dec{codec.Read(b)}
 	var out []Fetched
-	for n := d.Count(4); n > 0 && !d.Bad(); n-- {
+	for n := d.Count(5); n > 0 && !d.Bad(); n-- {
 		f := Fetched{Err: d.refusal(), Start: d.Varint(), End: d.Varint()}
-		f.Batches = d.Bytes()
+		f.Batches, f.More = d.Bytes(), d.Bool()
 		out = append(out, f)
 	}
 	return out, d.done("answer: fetch")
@@ -78,6 +80,7 @@ func answerFetch(v shard.View, d dec) ([]byte, error) {
 		out.iv(r.Start)
 		out.iv(r.End)
 		out.bytes(r.Batches)
+		out.bool(r.More)
 	}
 	return out.b, d.done("fetch query")
 }
@@ -92,10 +95,12 @@ func fetchOne(v shard.View, f *Fetch, bytesMax int64, firstWhole bool) (r Fetche
 		return r
 	}
 	if bytesMax <= 0 && !firstWhole {
+		r.More = true
 		return r
 	}
 	for _, b := range v.Scan(batchKey(f.Topic, f.Partition, f.Offset), partEnd(rowBatch, f.Topic, f.Partition)) {
 		if int64(len(r.Batches)+len(b)) > bytesMax && (len(r.Batches) > 0 || !firstWhole) {
+			r.More = true
 			break
 		}
 		r.Batches = append(r.Batches, b...)
@@ -133,7 +138,11 @@ func fetchChanges(v shard.View, from, bytesMax int64, firstWhole bool) (r Fetche
 		r.Err = err
 		return r
 	}
-	if r.Err = outside(from, r.Start, r.End); r.Err != nil || len(cs.Changes) == 0 || bytesMax <= 0 && !firstWhole {
+	if r.Err = outside(from, r.Start, r.End); r.Err != nil || len(cs.Changes) == 0 {
+		return r
+	}
+	if bytesMax <= 0 && !firstWhole {
+		r.More = true
 		return r
 	}
 	w := newBatchBuilder(4 << 10)
@@ -155,6 +164,7 @@ func fetchChanges(v shard.View, from, bytesMax int64, firstWhole bool) (r Fetche
 			break
 		}
 	}
+	r.More = from+int64(w.n) < r.End
 	if w.n > 0 {
 		r.Batches = w.finish(from, -1)
 	}
