@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -207,8 +208,14 @@ func (c *conn) unsupported(h header) kmsg.Response {
 	if d, ok := r.(interface{ Default() }); ok {
 		d.Default()
 	}
-	code.SetInt(int64(codeUnsupportedVersion))
 	r.SetVersion(h.version)
+	// In some versions the field is not sent, and the answer would say that all is well.
+	code.SetInt(int64(codeNone))
+	well := r.AppendTo(nil)
+	code.SetInt(int64(codeUnsupportedVersion))
+	if bytes.Equal(r.AppendTo(nil), well) {
+		return nil
+	}
 	return r
 }
 

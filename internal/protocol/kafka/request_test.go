@@ -4,7 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"io"
+	"reflect"
 	"testing"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // Clients fill their requests up to what Kafka takes. One that is too large would be sent again for ever.
@@ -75,5 +78,37 @@ func TestRequest_TheLargestTakeTurns(t *testing.T) {
 	give[1]()
 	if n := len(b.units); n != 0 {
 		t.Errorf("%d units were not given back", n)
+	}
+}
+
+// What is not served is refused in so many words, or the connection is closed. It is never answered as if it was done.
+func TestUnsupported_IsNeverAnsweredAsDone(t *testing.T) {
+	s := New(Config{}, nil, discard(), nil)
+	c := &conn{s: s}
+	answered, closed := 0, 0
+	for key := int16(0); key <= kmsg.MaxKey; key++ {
+		req := kmsg.RequestForKey(key)
+		if req == nil || s.api(key) != nil {
+			continue
+		}
+		for v := int16(0); v <= req.MaxVersion(); v++ {
+			r := c.unsupported(header{key: key, version: v})
+			if r == nil {
+				closed++
+				continue
+			}
+			answered++
+			// What the client reads.
+			got := req.ResponseKind()
+			got.SetVersion(v)
+			if err := got.ReadFrom(r.AppendTo(nil)); err != nil {
+				t.Errorf("%s version %d: %v", kmsg.NameForKey(key), v, err)
+			} else if code := reflect.ValueOf(got).Elem().FieldByName("ErrorCode").Int(); code != int64(codeUnsupportedVersion) {
+				t.Errorf("%s version %d is answered with code %d", kmsg.NameForKey(key), v, code)
+			}
+		}
+	}
+	if answered == 0 || closed == 0 {
+		t.Errorf("%d versions are answered, %d are not", answered, closed)
 	}
 }
