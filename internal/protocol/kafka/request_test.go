@@ -112,3 +112,44 @@ func TestUnsupported_IsNeverAnsweredAsDone(t *testing.T) {
 		t.Errorf("%d versions are answered, %d are not", answered, closed)
 	}
 }
+
+// An array of empty names takes 24 times its bytes once it is decoded. A request that waits for its turn stays what was read, and so does
+// all that comes behind it.
+func TestRequest_IsDecodedWhenItsTurnComes(t *testing.T) {
+	const names = 10_000
+	b := newBench(t, 1, Config{})
+	b.dial().createTopic("t", 1)
+	c := newConn(b.s, stub{})
+	defer c.endWork()
+	body := append(be(int32(names)), make([]byte, 2*names)...)
+	frame := framed(3, 4, append(body, 0))[4:]
+	it := &item{release: func() {}}
+	used := testing.AllocsPerRun(100, func() {
+		it = &item{release: func() {}}
+		if err := c.parse(it, frame); err != nil {
+			t.Error(err)
+		}
+		if err := c.begin(it); err != nil {
+			t.Error(err)
+		}
+	})
+	if used > 10 || it.begun != nil {
+		t.Errorf("a request that waits took %v allocations", used)
+	}
+	if req, err := c.decode(it); err != nil || len(req.(*kmsg.MetadataRequest).Topics) != names {
+		t.Errorf("decoded: %v", err)
+	}
+	produce := &item{release: func() {}}
+	if err := c.parse(produce, append(be(int16(0), int16(9), int32(1), int16(-1), byte(0)), produceReq("t", 0, 1, records(0, 1)).AppendTo(nil)...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.begin(produce); err != nil || produce.begun != nil {
+		t.Errorf("a produce request behind one that waits has begun: %v", err)
+	}
+	c.waiting.Store(0)
+	if err := c.begin(produce); err != nil || produce.begun == nil {
+		t.Errorf("a produce request with nothing before it has not begun: %v", err)
+	} else if _, err := b.s.endProduce(c.work, produce.begun); err != nil {
+		t.Error(err)
+	}
+}
