@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"hash/crc32"
+	"math"
 	"strconv"
 	"testing"
 	"time"
@@ -104,5 +105,30 @@ func TestProduce_StatesTheLatestTime(t *testing.T) {
 	}
 	if h, ok := eventlog.ReadBatchHeader(w.fetch("jobs", 0, 0).RecordBatches); !ok || h.MaxTimestamp != 0 {
 		t.Errorf("under a lock, compressed: %+v", h)
+	}
+}
+
+// One record stamped in microseconds would end retention: it is never old enough to go, and what is behind it stays too.
+func TestProduce_TimeFarAheadIsRefused(t *testing.T) {
+	b := newBench(t, 1, Config{})
+	w := b.dial()
+	w.createTopic("t", 1)
+	now := time.Now()
+	for _, c := range []struct {
+		name string
+		ms   int64
+		want int16
+	}{
+		{"now", now.UnixMilli(), 0},
+		{"almost an hour ahead", now.Add(timeAheadMax - time.Minute).UnixMilli(), 0},
+		{"more than an hour ahead", now.Add(timeAheadMax + time.Hour).UnixMilli(), codeInvalidTimestamp},
+		{"microseconds", now.UnixMicro(), codeInvalidTimestamp},
+		{"the last there is", math.MaxInt64, codeInvalidTimestamp},
+	} {
+		for codec := int16(0); codec <= 4; codec++ {
+			if x := w.produce("t", 0, records(codec, c.ms)); x.ErrorCode != c.want || (c.want != 0) != (x.ErrorMessage != nil) {
+				t.Errorf("%s, codec %d: %+v, want code %d", c.name, codec, x, c.want)
+			}
+		}
 	}
 }
