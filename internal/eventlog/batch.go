@@ -92,7 +92,9 @@ func checkHeader(b []byte) (BatchHeader, error) {
 }
 
 // CheckBatch checks a batch that a client sent: its header, its checksum and, if it is not compressed, that it holds the
-// records it counts. Compressed content is not opened: the checksum covers it, and consumers check it.
+// records it counts. Such a batch is also made to state its latest time stamp, as in Kafka (LogValidator): clients are known that state that of
+// the last record, and look-ups by time and retention go by it. Compressed content is not opened: the checksum covers it, and consumers
+// check it.
 func CheckBatch(b []byte) (BatchHeader, error) {
 	h, err := checkHeader(b)
 	if err != nil {
@@ -119,8 +121,32 @@ func CheckBatch(b []byte) (BatchHeader, error) {
 	if n != h.Records {
 		return h, errs.Coded(errs.Invalid, "INVALIDRECORD", "the batch counts %d records and holds %d", h.Records, n)
 	}
+	return h.stateLatest(b, latest)
+}
+
+// RightTime does for a compressed batch that CheckBatch accepted what that does for others: it makes the batch state its latest time stamp.
+// body is what it unpacks to.
+func RightTime(b []byte, h BatchHeader, body []byte) (BatchHeader, error) {
+	latest := int64(math.MinInt64)
+	for n := 0; len(body) > 0; n++ {
+		rec, rest, ok := nextRecord(body)
+		if !ok {
+			return h, errs.Coded(errs.Invalid, "INVALIDRECORD", "record %d of the batch is malformed", n)
+		}
+		latest, body = max(latest, h.FirstTimestamp+rec.timeDelta), rest
+	}
+	return h.stateLatest(b, latest)
+}
+
+// stateLatest writes the latest time stamp of a batch's records into its header unless it is there, with the checksum that follows.
+func (h BatchHeader) stateLatest(b []byte, latest int64) (BatchHeader, error) {
+	if latest < -1 {
+		return h, errs.Coded(errs.Invalid, "INVALIDTIMESTAMP", "the latest time stamp of a record batch is %d; it must not be negative", latest)
+	}
 	if latest != h.MaxTimestamp {
-		return h, errs.Coded(errs.Invalid, "INVALIDTIMESTAMP", "the batch states %d as its latest time stamp, but holds %d", h.MaxTimestamp, latest)
+		binary.BigEndian.PutUint64(b[35:], uint64(latest))
+		h.MaxTimestamp, h.CRC = latest, crc32.Checksum(b[21:], castagnoli)
+		binary.BigEndian.PutUint32(b[17:], h.CRC)
 	}
 	return h, nil
 }

@@ -29,6 +29,8 @@ type Fetched struct {
 	Start, End int64
 	// Batches are whole record batches; the first may begin before the offset asked for.
 	Batches []byte
+	// More says that there are further batches, which a limit kept out.
+	More bool
 }
 
 // QueryFetch asks a shard for records: DecodeFetched. No more than bytesMax are returned in all, but if firstWhole is set
@@ -53,9 +55,9 @@ func QueryFetch(bytesMax int32, firstWhole bool, list []Fetch) []byte {
 func DecodeFetched(b []byte) ([]Fetched, error) {
 	d := dec{codec.Read(b)}
 	var out []Fetched
-	for n := d.Count(4); n > 0 && !d.Bad(); n-- {
+	for n := d.Count(5); n > 0 && !d.Bad(); n-- {
 		f := Fetched{Err: d.refusal(), Start: d.Varint(), End: d.Varint()}
-		f.Batches = d.Bytes()
+		f.Batches, f.More = d.Bytes(), d.Bool()
 		out = append(out, f)
 	}
 	return out, d.done("answer: fetch")
@@ -78,6 +80,7 @@ func answerFetch(v shard.View, d dec) ([]byte, error) {
 		out.iv(r.Start)
 		out.iv(r.End)
 		out.bytes(r.Batches)
+		out.bool(r.More)
 	}
 	return out.b, d.done("fetch query")
 }
@@ -92,10 +95,12 @@ func fetchOne(v shard.View, f *Fetch, bytesMax int64, firstWhole bool) (r Fetche
 		return r
 	}
 	if bytesMax <= 0 && !firstWhole {
+		r.More = true
 		return r
 	}
 	for _, b := range v.Scan(batchKey(f.Topic, f.Partition, f.Offset), partEnd(rowBatch, f.Topic, f.Partition)) {
 		if int64(len(r.Batches)+len(b)) > bytesMax && (len(r.Batches) > 0 || !firstWhole) {
+			r.More = true
 			break
 		}
 		r.Batches = append(r.Batches, b...)
@@ -133,7 +138,11 @@ func fetchChanges(v shard.View, from, bytesMax int64, firstWhole bool) (r Fetche
 		r.Err = err
 		return r
 	}
-	if r.Err = outside(from, r.Start, r.End); r.Err != nil || len(cs.Changes) == 0 || bytesMax <= 0 && !firstWhole {
+	if r.Err = outside(from, r.Start, r.End); r.Err != nil || len(cs.Changes) == 0 {
+		return r
+	}
+	if bytesMax <= 0 && !firstWhole {
+		r.More = true
 		return r
 	}
 	w := newBatchBuilder(4 << 10)
@@ -155,6 +164,7 @@ func fetchChanges(v shard.View, from, bytesMax int64, firstWhole bool) (r Fetche
 			break
 		}
 	}
+	r.More = from+int64(w.n) < r.End
 	if w.n > 0 {
 		r.Batches = w.finish(from, -1)
 	}
@@ -177,7 +187,9 @@ type EndsAnswer struct {
 	// LastEpoch is the leader epoch of the last record, -1 if there is none.
 	LastEpoch int32
 	// Epoch is the largest leader epoch with records that is not above the one asked for, and EpochEnd the offset behind
-	// its last record; both are -1 if there is none.
+	// its last record. Below all that are known, Epoch is the one asked for and EpochEnd where the first of them began, as in
+	// Kafka (LeaderEpochFileCache.endOffsetFor): clients take -1 for a log that was truncated, and reset their offset. Both are
+	// -1 only if a negative epoch was asked for.
 	Epoch    int32
 	EpochEnd int64
 }
@@ -223,6 +235,8 @@ func answerOffsets(v shard.View, d dec) ([]byte, error) {
 		} else if p, ok := readPartition(v, q.Topic, q.Partition); ok {
 			a.Start, a.End, a.LastEpoch = p.start, p.next, p.epoch
 			a.Epoch, a.EpochEnd = epochEnd(v, &q, &p)
+		} else if q.Epoch >= 0 {
+			a.Epoch, a.EpochEnd = q.Epoch, 0
 		}
 		out.iv(a.Start)
 		out.iv(a.End)
@@ -235,27 +249,27 @@ func answerOffsets(v shard.View, d dec) ([]byte, error) {
 
 // epochEnd finds the largest epoch not above q.Epoch and where it ended.
 func epochEnd(v shard.View, q *Ends, p *partition) (epoch int32, end int64) {
-	if q.Epoch >= p.epoch {
+	switch {
+	case q.Epoch < 0:
+		return -1, -1
+	case q.Epoch >= p.epoch:
 		return p.epoch, p.next
 	}
-	epoch, end = -1, -1
+	// The first epoch above q.Epoch begins where the one looked for ended. The rows are those of earlier epochs.
+	epoch, end = q.Epoch, p.epochStart
 	for k, b := range v.Scan(partKey(rowEpoch, q.Topic, q.Partition), partEnd(rowEpoch, q.Topic, q.Partition)) {
 		_, _, rest := splitPartKey(k)
 		d := row(b)
 		e, start := int32(binary.BigEndian.Uint32(rest)), int64(d.BigUint64())
 		d.ok("epoch")
 		if e > q.Epoch {
-			if epoch >= 0 {
-				end = start
-			}
-			return epoch, end
+			end = start
+			break
 		}
 		epoch = e
 	}
-	if epoch >= 0 {
-		end = p.epochStart
-	}
-	return epoch, end
+	// Records of an epoch that retention took end where the log begins, at the latest.
+	return epoch, max(end, p.start)
 }
 
 // QueryChangeTime asks a shard for the first change at or after a time in Unix milliseconds, or for the last change if

@@ -231,6 +231,9 @@ type member struct {
 	// assignment is that of generation assigned.
 	assigned   int32
 	assignment []byte
+	// term is the raft term in which the session began or was last renewed; see fireMember. Rows that were written before there
+	// was this field have 0.
+	term uint64
 }
 
 // Protocol is a way to assign partitions that a member knows, with what it says about itself in it.
@@ -265,6 +268,7 @@ func (m *member) encode() []byte {
 	}
 	e.protocols(m.protocols)
 	e.bytes(m.assignment)
+	e.uv(m.term)
 	return e.b
 }
 
@@ -279,6 +283,9 @@ func decodeMember(b []byte) *member {
 	}
 	m.protocols = d.protocols()
 	m.assignment = d.Bytes()
+	if d.Len() > 0 {
+		m.term = d.Uvarint()
+	}
 	d.ok("member")
 	return m
 }
@@ -335,8 +342,12 @@ func (g *group) all(v shard.View) []*member {
 	return list
 }
 
-// alive starts a member's session anew.
+// alive starts a member's session anew. It stores m if it is the first time in a term, so m must be what is stored, or is to be.
 func (g *group) alive(tx *shard.Tx, m *member) {
+	if m.term != tx.Term() {
+		m.term = tx.Term()
+		g.saveMember(tx, m)
+	}
 	tx.SetTimer(groupPart(rowMember, g.name, m.id), tx.Now().Add(m.session()))
 }
 

@@ -11,7 +11,7 @@ import (
 )
 
 func (w *world) joinState(group, id string) (JoinState, error) {
-	b, err := w.ask(QueryJoin(group, id))
+	b, err := w.ask(QueryJoin(group, id, ""))
 	if err != nil {
 		return JoinState{}, err
 	}
@@ -19,7 +19,7 @@ func (w *world) joinState(group, id string) (JoinState, error) {
 }
 
 func (w *world) syncState(group, id string, generation int32) (SyncState, error) {
-	b, err := w.ask(QuerySync(group, id, generation))
+	b, err := w.ask(QuerySync(group, id, "", generation))
 	if err != nil {
 		return SyncState{}, err
 	}

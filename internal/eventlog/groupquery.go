@@ -44,11 +44,13 @@ func (d *dec) groupMembers() []GroupMember {
 	return list
 }
 
-// QueryJoin asks what became of a member's Join: DecodeJoinState. It is refused once the group does not know the member.
-func QueryJoin(group, memberID string) []byte {
+// QueryJoin asks what became of a member's Join: DecodeJoinState. It is refused once the group does not know the member, and as
+// fenced if another process is the static member instance by now.
+func QueryJoin(group, memberID, instance string) []byte {
 	e := newEnc(queryJoin, 64)
 	e.str(group)
 	e.str(memberID)
+	e.str(instance)
 	return e.b
 }
 
@@ -63,12 +65,12 @@ func DecodeJoinState(b []byte) (JoinState, error) {
 }
 
 func answerJoin(v shard.View, d dec) ([]byte, error) {
-	name, id := d.str(), d.str()
+	name, id, instance := d.str(), d.str(), d.str()
 	if err := d.done("join query"); err != nil {
 		return nil, err
 	}
 	g := readGroup(v, name)
-	m, err := known(v, g, id, "")
+	m, err := known(v, g, id, instance)
 	if err != nil {
 		return nil, err
 	}
@@ -114,11 +116,12 @@ type SyncState struct {
 	Assignment             []byte
 }
 
-// QuerySync asks for a member's assignment: DecodeSyncState. It is refused when the generation is over.
-func QuerySync(group, memberID string, generation int32) []byte {
+// QuerySync asks for a member's assignment: DecodeSyncState. It is refused when the generation is over, and like QueryJoin.
+func QuerySync(group, memberID, instance string, generation int32) []byte {
 	e := newEnc(querySync, 64)
 	e.str(group)
 	e.str(memberID)
+	e.str(instance)
 	e.iv(int64(generation))
 	return e.b
 }
@@ -131,12 +134,12 @@ func DecodeSyncState(b []byte) (SyncState, error) {
 }
 
 func answerSync(v shard.View, d dec) ([]byte, error) {
-	name, id, generation := d.str(), d.str(), d.i32()
+	name, id, instance, generation := d.str(), d.str(), d.str(), d.i32()
 	if err := d.done("sync query"); err != nil {
 		return nil, err
 	}
 	g := readGroup(v, name)
-	m, err := known(v, g, id, "")
+	m, err := known(v, g, id, instance)
 	if err != nil {
 		return nil, err
 	}

@@ -158,7 +158,8 @@ func fireGroup(tx *shard.Tx, key []byte) {
 	g.save(tx)
 }
 
-// fireMember ends a session.
+// fireMember ends a session. One that was last renewed under an earlier leader is given once more: the member may have had nobody to send
+// its heartbeat to. Kafka too gives all members of a group a whole session when a coordinator takes over.
 func fireMember(tx *shard.Tx, key []byte) {
 	name, id := splitGroupKey(key)
 	g := readGroup(tx, name)
@@ -167,6 +168,10 @@ func fireMember(tx *shard.Tx, key []byte) {
 	}
 	m := readMember(tx, name, id)
 	if m == nil || m.joined > g.generation {
+		return
+	}
+	if m.term != tx.Term() {
+		g.alive(tx, m)
 		return
 	}
 	if g.state == GroupCompleting && m.synced == g.generation {

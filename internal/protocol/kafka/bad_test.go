@@ -224,9 +224,9 @@ func TestErrors_ReachClientsAsWhatTheyAre(t *testing.T) {
 		err                              error
 		produce, fetch, heartbeat, admin int16
 	}{
-		{errs.New(errs.OutcomeUnknown, "lost"), codeRequestTimedOut, codeRequestTimedOut, codeCoordinatorNotAvailable, codeRequestTimedOut},
+		{errs.New(errs.OutcomeUnknown, "lost"), codeRequestTimedOut, codeNotLeaderOrFollower, codeCoordinatorNotAvailable, codeRequestTimedOut},
 		{errs.New(errs.Unavailable, "no leader"), codeNotLeaderOrFollower, codeNotLeaderOrFollower, codeCoordinatorNotAvailable, codeRequestTimedOut},
-		{errs.New(errs.Overloaded, "full"), codeRequestTimedOut, codeRequestTimedOut, codeCoordinatorLoadInProgress, codeThrottlingQuotaExceeded},
+		{errs.New(errs.Overloaded, "full"), codeRequestTimedOut, codeNotLeaderOrFollower, codeCoordinatorLoadInProgress, codeThrottlingQuotaExceeded},
 		{errs.New(errs.Internal, "bug"), codeUnknownServerError, codeUnknownServerError, codeUnknownServerError, codeUnknownServerError},
 	} {
 		b.c.Refuse(c.err)
@@ -393,7 +393,7 @@ func FuzzFrame(f *testing.F) {
 	f.Add(framed(18, 3, []byte{0, 1, 1, 0}))
 	f.Add([]byte("GET / HTTP/1.1"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		frame, err := readFrame(bufio.NewReader(bytes.NewReader(b)), 1<<20, func(int) error { return nil })
+		frame, err := readFrame(bufio.NewReader(bytes.NewReader(b)), 1<<20, func(int) error { return nil }, func() error { return nil })
 		if err != nil {
 			return
 		}

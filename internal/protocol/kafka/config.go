@@ -21,15 +21,17 @@ type Config struct {
 	ConnectionsMax int
 	// InFlight bounds the requests of one connection that were read and not answered. Default 32.
 	InFlight int
-	// FrameBytesMax is the largest request. Default 16 MiB, at most 100 MiB.
+	// FrameBytesMax is the largest request. Default 100 MiB, which is Kafka's (socket.request.max.bytes) and what clients fill
+	// their requests up to; also the most.
 	FrameBytesMax int
 	// RequestBytesMax bounds the large requests of all connections together. Default 256 MiB.
 	RequestBytesMax int
-	// FetchBytesMax is the most that one Fetch answers, but for a first batch that is larger. Default 16 MiB.
+	// FetchBytesMax is the most that one Fetch answers, but for a first batch that is larger. Default 16 MiB, at most 64.
 	FetchBytesMax int32
 	// FetchBytesAllMax bounds the records in answers of all connections together. Default 256 MiB.
 	FetchBytesAllMax int
-	// FrameTimeout is how long a request may take to arrive once its first byte has. Default 30 s.
+	// FrameTimeout is how long a request may take to arrive once its first byte has, and again for every 16 MiB that have
+	// come. Default 30 s.
 	FrameTimeout time.Duration
 	// IdleTimeout is how long a connection may be silent. Default 10 min.
 	IdleTimeout time.Duration
@@ -41,7 +43,14 @@ type Config struct {
 	RebalanceDelay time.Duration
 	// Rand makes ids of topics and members. Default: the operating system's generator.
 	Rand func() uint64
+
+	// answerBytesMax bounds an answer, to what librdkafka takes (receive.message.max.bytes); franz-go takes 100 MiB. Only tests
+	// set it.
+	answerBytesMax int
 }
+
+// frameBytesMost is the most that FrameBytesMax may be.
+const frameBytesMost = 100 << 20
 
 func def[T comparable](v *T, d T) {
 	var zero T
@@ -54,10 +63,11 @@ func (c *Config) fill() {
 	def(&c.Space, shard.DefaultSpace)
 	def(&c.ConnectionsMax, 10_000)
 	def(&c.InFlight, 32)
-	def(&c.FrameBytesMax, 16<<20)
+	def(&c.FrameBytesMax, frameBytesMost)
 	def(&c.RequestBytesMax, 256<<20)
 	def(&c.FetchBytesMax, 16<<20)
 	def(&c.FetchBytesAllMax, 256<<20)
+	def(&c.answerBytesMax, 100_000_000)
 	def(&c.FrameTimeout, 30*time.Second)
 	def(&c.IdleTimeout, 10*time.Minute)
 	def(&c.RequestTimeout, 30*time.Second)
@@ -73,12 +83,12 @@ func (c *Config) fill() {
 func (c Config) Validate() error {
 	c.fill()
 	switch {
-	case c.FrameBytesMax < 1024 || c.FrameBytesMax > 100<<20:
+	case c.FrameBytesMax < 1024 || c.FrameBytesMax > frameBytesMost:
 		return errs.New(errs.Invalid, "kafka: the largest request is %d bytes; 1 KiB to 100 MiB are allowed", c.FrameBytesMax)
 	case c.RequestBytesMax < c.FrameBytesMax:
 		return errs.New(errs.Invalid, "kafka: all requests together (%d bytes) must be allowed at least one of %d", c.RequestBytesMax, c.FrameBytesMax)
-	case c.FetchBytesMax < 1024 || c.FetchBytesAllMax < int(c.FetchBytesMax):
-		return errs.New(errs.Invalid, "kafka: fetched bytes are bounded by %d each and %d in all; at least 1 KiB, and the first no more than the second", c.FetchBytesMax, c.FetchBytesAllMax)
+	case c.FetchBytesMax < 1024 || c.FetchBytesMax > 64<<20 || c.FetchBytesAllMax < int(c.FetchBytesMax):
+		return errs.New(errs.Invalid, "kafka: fetched bytes are bounded by %d each and %d in all; at least 1 KiB, at most 64 MiB each, and the first no more than the second", c.FetchBytesMax, c.FetchBytesAllMax)
 	case c.ConnectionsMax < 0 || c.InFlight < 0 || c.Partitions < 0:
 		return errs.New(errs.Invalid, "kafka: bounds must not be negative")
 	case c.FrameTimeout < 0 || c.IdleTimeout < 0 || c.RequestTimeout < 0 || c.RebalanceDelay < 0 || c.SessionMin < 0 || c.SessionMax < c.SessionMin:

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -41,9 +42,11 @@ type conn struct {
 
 // item is a request on its way through a connection.
 type item struct {
-	h       header
-	api     *api
-	req     kmsg.Request
+	h   header
+	api *api
+	// body is what was read and checked. It is decoded when the request's turn comes: an array of small elements takes many
+	// times its bytes then, and as many requests may wait behind a long poll as a connection may have in flight.
+	body    []byte
 	release func()
 	// begun is the work of a produce request that began when it was read.
 	begun *produceWork
@@ -128,6 +131,9 @@ func (c *conn) read() error {
 				it.release = func() {}
 			}
 			return err
+		}, func() error {
+			deadline = deadline.Add(c.s.cfg.FrameTimeout)
+			return c.nc.SetReadDeadline(deadline)
 		})
 		if err == nil {
 			c.s.m.bytesIn.Add(float64(len(frame) + 4))
@@ -137,7 +143,10 @@ func (c *conn) read() error {
 			it.release()
 			return err
 		}
-		c.begin(it)
+		if err := c.begin(it); err != nil {
+			it.release()
+			return err
+		}
 		c.queue <- it
 	}
 }
@@ -148,32 +157,40 @@ func (s *Server) flexible(key, version int16) bool {
 	return a != nil && version >= a.shape.flexible && version <= a.max
 }
 
-// parse decodes a request.
+// parse reads a request's header and checks that the rest can be decoded.
 func (c *conn) parse(it *item, frame []byte) error {
 	h, body, err := readHeader(frame, c.s.flexible)
 	if err != nil {
 		return err
 	}
 	it.h, it.api = h, c.s.api(h.key)
-	refuse := func(err error) error {
-		c.s.m.requests.WithLabelValues(c.name(it), "refused").Inc()
-		return err
-	}
 	if it.api == nil || h.version < it.api.min || h.version > it.api.max {
 		if it.answer = c.unsupported(h); it.answer == nil {
-			return refuse(errs.New(errs.Unsupported, "API %d (%s) version %d is not served", h.key, kmsg.NameForKey(h.key), h.version))
+			return c.refuse(it, errs.New(errs.Unsupported, "API %d (%s) version %d is not served", h.key, kmsg.NameForKey(h.key), h.version))
 		}
 		return nil
 	}
 	if err := it.api.shape.check(h.version, body); err != nil {
-		return refuse(errs.Wrap(errs.Invalid, err, "%s version %d", it.api.name, h.version))
+		return c.refuse(it, errs.Wrap(errs.Invalid, err, "%s version %d", it.api.name, h.version))
 	}
-	it.req = kmsg.RequestForKey(h.key)
-	it.req.SetVersion(h.version)
-	if err := it.req.ReadFrom(body); err != nil {
-		return refuse(errs.Wrap(errs.Invalid, err, "%s version %d", it.api.name, h.version))
-	}
+	it.body = body
 	return nil
+}
+
+// decode decodes a request that was parsed.
+func (c *conn) decode(it *item) (kmsg.Request, error) {
+	req := kmsg.RequestForKey(it.h.key)
+	req.SetVersion(it.h.version)
+	if err := req.ReadFrom(it.body); err != nil {
+		return nil, c.refuse(it, errs.Wrap(errs.Invalid, err, "%s version %d", it.api.name, it.h.version))
+	}
+	return req, nil
+}
+
+// refuse counts a request for which the connection is closed.
+func (c *conn) refuse(it *item, err error) error {
+	c.s.m.requests.WithLabelValues(c.name(it), "refused").Inc()
+	return err
 }
 
 func (c *conn) name(it *item) string {
@@ -204,18 +221,28 @@ func (c *conn) unsupported(h header) kmsg.Response {
 	if d, ok := r.(interface{ Default() }); ok {
 		d.Default()
 	}
-	code.SetInt(int64(codeUnsupportedVersion))
 	r.SetVersion(h.version)
+	// In some versions the field is not sent, and the answer would say that all is well.
+	code.SetInt(int64(codeNone))
+	well := r.AppendTo(nil)
+	code.SetInt(int64(codeUnsupportedVersion))
+	if bytes.Equal(r.AppendTo(nil), well) {
+		return nil
+	}
 	return r
 }
 
 // begin starts the work of a produce request if nothing read before it is still to begin.
-func (c *conn) begin(it *item) {
-	if req, ok := it.req.(*kmsg.ProduceRequest); ok && c.waiting.Load() == 0 {
-		it.begun = c.s.beginProduce(c.work, req)
-		return
+func (c *conn) begin(it *item) error {
+	if it.answer != nil || it.h.key != int16(kmsg.Produce) || c.waiting.Load() > 0 {
+		c.waiting.Add(1)
+		return nil
 	}
-	c.waiting.Add(1)
+	req, err := c.decode(it)
+	if err == nil {
+		it.begun = c.s.beginProduce(c.work, req.(*kmsg.ProduceRequest))
+	}
+	return err
 }
 
 // answerAll answers requests in the order they were read.
@@ -254,7 +281,11 @@ func (c *conn) answer(w *bufio.Writer, it *item) error {
 		if it.begun != nil {
 			resp, err = c.s.endProduce(c.work, it.begun)
 		} else {
-			resp, err = it.api.handle(c.work, c, it.h, it.req)
+			var req kmsg.Request
+			if req, err = c.decode(it); err != nil {
+				return err
+			}
+			resp, err = it.api.handle(c.work, c, it.h, req)
 		}
 		if err != nil {
 			c.s.m.requests.WithLabelValues(c.name(it), "error").Inc()
@@ -272,6 +303,9 @@ func (c *conn) answer(w *bufio.Writer, it *item) error {
 		b = append(b, 0)
 	}
 	b = resp.AppendTo(b)
+	if n := len(b) - 4; n > c.s.cfg.answerBytesMax {
+		return c.s.tooLarge(n)
+	}
 	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
 	if err := c.nc.SetWriteDeadline(time.Now().Add(c.s.cfg.FrameTimeout)); err != nil {
 		return err

@@ -51,12 +51,12 @@ func decompress(codec int16, b []byte) ([]byte, error) {
 		return nil, errs.Wrap(errs.Corrupt, err, "compression codec %d", codec)
 	}
 	if len(out) > decompressedMax {
-		return nil, tooLarge(len(out))
+		return nil, unpacksTooLarge(len(out))
 	}
 	return out, nil
 }
 
-func tooLarge(n int) error {
+func unpacksTooLarge(n int) error {
 	return errs.New(errs.TooLarge, "a batch unpacks to %d bytes or more; at most %d are looked at", n, decompressedMax)
 }
 
@@ -85,7 +85,7 @@ func unsnappyBlock(out, b []byte) ([]byte, error) {
 		return nil, errs.Wrap(errs.Corrupt, err, "snappy")
 	}
 	if n+len(out) > decompressedMax {
-		return nil, tooLarge(n + len(out))
+		return nil, unpacksTooLarge(n + len(out))
 	}
 	part, err := snappy.Decode(nil, b)
 	if err != nil {

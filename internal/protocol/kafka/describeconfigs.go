@@ -23,8 +23,9 @@ func (s *Server) describeConfigs(ctx context.Context, _ *conn, _ header, r kmsg.
 	resp := req.ResponseKind().(*kmsg.DescribeConfigsResponse)
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.RequestTimeout)
 	defer cancel()
-	for i := range req.Resources {
-		q := &req.Resources[i]
+	resources := mergeResources(req.Resources)
+	for i := range resources {
+		q := &resources[i]
 		x := kmsg.NewDescribeConfigsResponseResource()
 		x.ResourceType, x.ResourceName = q.ResourceType, q.ResourceName
 		list, err := s.configs(ctx, q)
@@ -47,6 +48,32 @@ func (s *Server) describeConfigs(ctx context.Context, _ *conn, _ header, r kmsg.
 		resp.Resources = append(resp.Resources, x)
 	}
 	return resp, nil
+}
+
+// mergeResources makes one of the questions about the same resource.
+func mergeResources(list []kmsg.DescribeConfigsRequestResource) (out []kmsg.DescribeConfigsRequestResource) {
+	type resource struct {
+		kind kmsg.ConfigResourceType
+		name string
+	}
+	at := make(map[resource]int)
+	for i := range list {
+		q := &list[i]
+		k := resource{q.ResourceType, q.ResourceName}
+		j, again := at[k]
+		if !again {
+			at[k] = len(out)
+			out = append(out, *q)
+			continue
+		}
+		// No list of names asks for all settings.
+		if q.ConfigNames == nil || out[j].ConfigNames == nil {
+			out[j].ConfigNames = nil
+		} else {
+			out[j].ConfigNames = append(out[j].ConfigNames, q.ConfigNames...)
+		}
+	}
+	return out
 }
 
 func (s *Server) configs(ctx context.Context, q *kmsg.DescribeConfigsRequestResource) ([]topicConfig, error) {

@@ -21,10 +21,14 @@ import (
 func (s *Server) describeGroups(ctx context.Context, _ *conn, _ header, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.DescribeGroupsRequest)
 	resp := req.ResponseKind().(*kmsg.DescribeGroupsResponse)
-	for _, name := range req.Groups {
+	size := 0
+	for _, name := range once(req.Groups, func(name *string) string { return *name }) {
 		x := kmsg.NewDescribeGroupsResponseGroup()
 		x.Group = name
 		b, code, err := s.groupQuery(ctx, name, eventlog.QueryGroup(name))
+		if size += len(b); size > s.cfg.answerBytesMax {
+			return nil, s.tooLarge(size)
+		}
 		var g eventlog.GroupInfo
 		if err == nil {
 			g, err = eventlog.DecodeGroup(b)

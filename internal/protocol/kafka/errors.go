@@ -70,6 +70,9 @@ const (
 	faceData face = iota
 	faceGroup
 	faceAdmin
+	// faceFetch is for partitions of a Fetch. Java's consumer knows few codes there (FetchCollector.handleInitializeErrors) and
+	// throws at the application for any other one. NOT_LEADER_OR_FOLLOWER makes it look for the leader and come again.
+	faceFetch
 	faces
 )
 
@@ -77,21 +80,21 @@ const (
 // happened": a producer retries it under the same sequence number, a group request is safe to repeat, and Kafka itself
 // answers a timed-out group write with COORDINATOR_NOT_AVAILABLE.
 var kindCodes = [...][faces]int16{
-	errs.Invalid:         {codeInvalidRequest, codeInvalidRequest, codeInvalidRequest},
-	errs.NotFound:        {codeUnknownTopicOrPartition, codeGroupIDNotFound, codeUnknownTopicOrPartition},
-	errs.Exists:          {codeInvalidRequest, codeUnknownMemberID, codeTopicAlreadyExists},
-	errs.Conflict:        {codeOutOfOrderSequence, codeRebalanceInProgress, codeInvalidRequest},
-	errs.Fenced:          {codeInvalidProducerEpoch, codeUnknownMemberID, codeInvalidRequest},
-	errs.Compacted:       {codeOffsetOutOfRange, codeInvalidRequest, codeInvalidRequest},
-	errs.TooLarge:        {codeMessageTooLarge, codeGroupMaxSizeReached, codeInvalidRequest},
-	errs.Denied:          {codeTopicAuthorizationFailed, codeGroupAuthorizationFailed, codeTopicAuthorizationFailed},
-	errs.Unauthenticated: {codeSASLAuthenticationFailed, codeSASLAuthenticationFailed, codeSASLAuthenticationFailed},
-	errs.Overloaded:      {codeRequestTimedOut, codeCoordinatorLoadInProgress, codeThrottlingQuotaExceeded},
-	errs.Unavailable:     {codeNotLeaderOrFollower, codeCoordinatorNotAvailable, codeRequestTimedOut},
-	errs.OutcomeUnknown:  {codeRequestTimedOut, codeCoordinatorNotAvailable, codeRequestTimedOut},
-	errs.Corrupt:         {codeCorruptMessage, codeUnknownServerError, codeUnknownServerError},
-	errs.Unsupported:     {codeUnsupportedVersion, codeUnsupportedVersion, codeUnsupportedVersion},
-	errs.Internal:        {codeUnknownServerError, codeUnknownServerError, codeUnknownServerError},
+	errs.Invalid:         {codeInvalidRequest, codeInvalidRequest, codeInvalidRequest, codeUnknownServerError},
+	errs.NotFound:        {codeUnknownTopicOrPartition, codeGroupIDNotFound, codeUnknownTopicOrPartition, codeUnknownTopicOrPartition},
+	errs.Exists:          {codeInvalidRequest, codeUnknownMemberID, codeTopicAlreadyExists, codeUnknownServerError},
+	errs.Conflict:        {codeOutOfOrderSequence, codeRebalanceInProgress, codeInvalidRequest, codeUnknownServerError},
+	errs.Fenced:          {codeInvalidProducerEpoch, codeUnknownMemberID, codeInvalidRequest, codeUnknownServerError},
+	errs.Compacted:       {codeOffsetOutOfRange, codeInvalidRequest, codeInvalidRequest, codeOffsetOutOfRange},
+	errs.TooLarge:        {codeMessageTooLarge, codeGroupMaxSizeReached, codeInvalidRequest, codeUnknownServerError},
+	errs.Denied:          {codeTopicAuthorizationFailed, codeGroupAuthorizationFailed, codeTopicAuthorizationFailed, codeTopicAuthorizationFailed},
+	errs.Unauthenticated: {codeSASLAuthenticationFailed, codeSASLAuthenticationFailed, codeSASLAuthenticationFailed, codeTopicAuthorizationFailed},
+	errs.Overloaded:      {codeRequestTimedOut, codeCoordinatorLoadInProgress, codeThrottlingQuotaExceeded, codeNotLeaderOrFollower},
+	errs.Unavailable:     {codeNotLeaderOrFollower, codeCoordinatorNotAvailable, codeRequestTimedOut, codeNotLeaderOrFollower},
+	errs.OutcomeUnknown:  {codeRequestTimedOut, codeCoordinatorNotAvailable, codeRequestTimedOut, codeNotLeaderOrFollower},
+	errs.Corrupt:         {codeCorruptMessage, codeUnknownServerError, codeUnknownServerError, codeCorruptMessage},
+	errs.Unsupported:     {codeUnsupportedVersion, codeUnsupportedVersion, codeUnsupportedVersion, codeUnknownServerError},
+	errs.Internal:        {codeUnknownServerError, codeUnknownServerError, codeUnknownServerError, codeUnknownServerError},
 }
 
 // reasonCodes maps the reasons that the event log gives, in errs.Error.Code.
@@ -116,7 +119,7 @@ func codeOf(err error, f face) int16 {
 		return codeNone
 	}
 	var e *errs.Error
-	if errors.As(err, &e) {
+	if errors.As(err, &e) && f != faceFetch {
 		if c, ok := reasonCodes[e.Code]; ok {
 			return c
 		}
@@ -126,6 +129,20 @@ func codeOf(err error, f face) int16 {
 		return codeUnknownServerError
 	}
 	return kindCodes[k][f]
+}
+
+// fetchCode returns the code for the error of finding a topic, in the version of a Fetch.
+func fetchCode(err error, version int16) int16 {
+	code := codeOf(err, faceFetch)
+	var e *errs.Error
+	if errors.As(err, &e) && e.Code == "INVALIDTOPIC" {
+		// No topic can have that name.
+		code = codeUnknownTopicOrPartition
+	}
+	if code == codeUnknownTopicOrPartition && version >= 13 {
+		return codeUnknownTopicID
+	}
+	return code
 }
 
 // throttle returns how long to ask the client to wait because of an error.

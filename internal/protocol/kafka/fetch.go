@@ -16,7 +16,7 @@ import (
 //
 // Behaviour: stored batches go back unchanged; an offset inside a batch returns the whole batch, and the first batch is
 // returned whole even if it is larger than allowed. Reads are linearizable, and only the leader of a partition's shard
-// serves it. If there are fewer than min bytes the request waits for an append, up to max wait. Both isolation levels see
+// serves it. If there are fewer than min bytes, and no limit keeps any out, the request waits for an append, up to max wait. Both isolation levels see
 // the same records. The topic __changes.<space> shows the shards' change logs.
 //
 // Versions: 4 to 17; topic ids from 13 on.
@@ -60,7 +60,7 @@ func (s *Server) fetch(ctx context.Context, c *conn, _ header, r kmsg.Request) (
 	}
 	var err error
 	if w.world, err = s.world(); err != nil {
-		w.resp.ErrorCode = codeOf(err, faceData)
+		w.resp.ErrorCode = codeOf(err, faceFetch)
 		return w.resp, nil
 	}
 	w.prepare(ctx)
@@ -91,10 +91,7 @@ func (w *fetchWork) prepare(ctx context.Context) {
 		} else {
 			topic, err = w.s.topics.ByName(ctx, t.Topic)
 		}
-		code := codeOf(err, faceData)
-		if code == codeUnknownTopicOrPartition && w.req.Version >= 13 {
-			code = codeUnknownTopicID
-		}
+		code := fetchCode(err, w.req.Version)
 		for j := range t.Partitions {
 			p, rp := &t.Partitions[j], &rt.Partitions[j]
 			*rp = kmsg.NewFetchResponseTopicPartition()
@@ -137,6 +134,14 @@ func (w *fetchWork) bytesMax() int32 {
 	return int32(min(int64(n), sum))
 }
 
+// bytesMin returns how many bytes there must be for an answer before the wait is over: no more than it may hold, as in Kafka.
+func (w *fetchWork) bytesMin(bytesMax int32) int {
+	return int(min(w.req.MinBytes, max(bytesMax, 1)))
+}
+
+// wide says that there are so many partitions that a fetch watches their shards as a whole.
+func (w *fetchWork) wide() bool { return len(w.parts) > watchesMax }
+
 // run looks until there is enough to answer.
 func (w *fetchWork) run(c *conn) error {
 	if len(w.parts) == 0 {
@@ -157,6 +162,7 @@ func (w *fetchWork) run(c *conn) error {
 		reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(end.C)},
 		reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(c.polls.Done())})
 	bytesMax := w.bytesMax()
+	bytesMin := w.bytesMin(bytesMax)
 	for last := w.failed || len(signals) == 2; ; {
 		ctx, cancel := context.WithTimeout(c.work, w.s.cfg.RequestTimeout)
 		release, err := w.s.fetches.take(ctx, int(bytesMax))
@@ -165,17 +171,17 @@ func (w *fetchWork) run(c *conn) error {
 			w.fail(err)
 			return nil
 		}
-		n := w.look(ctx, bytesMax)
+		n, more := w.look(ctx, bytesMax)
 		cancel()
-		if last || w.failed || n >= int(w.req.MinBytes) {
+		if last || w.failed || more || n >= bytesMin {
 			c.held = release
 			return nil
 		}
 		release()
 		chosen, _, _ := reflect.Select(signals)
 		last = chosen >= len(signals)-2
-		if !last && n > 0 {
-			// Too little came: let more come before looking again.
+		if !last && (n > 0 || w.wide()) {
+			// Too little came, or what came may be for others: let more come before looking again.
 			pause := time.NewTimer(fetchPause)
 			select {
 			case <-pause.C:
@@ -190,7 +196,7 @@ func (w *fetchWork) run(c *conn) error {
 // watch registers for appends to the partitions.
 func (w *fetchWork) watch() []*shard.Watch {
 	var list []*shard.Watch
-	many := len(w.parts) > watchesMax
+	many := w.wide()
 	type seen struct {
 		on      shard.ID
 		changes bool
@@ -214,9 +220,9 @@ func (w *fetchWork) watch() []*shard.Watch {
 	return list
 }
 
-// look reads all partitions once and returns how many bytes there were.
-func (w *fetchWork) look(ctx context.Context, bytesMax int32) int {
-	total, first := 0, true
+// look reads all partitions once and returns how many bytes there were, and whether a limit kept more out.
+func (w *fetchWork) look(ctx context.Context, bytesMax int32) (total int, more bool) {
+	first := true
 	for i := 0; i < len(w.parts); {
 		// Partitions of one shard that follow each other are asked for together.
 		on := w.parts[i].on
@@ -250,14 +256,15 @@ func (w *fetchWork) look(ctx context.Context, bytesMax int32) int {
 			}
 			total += len(f.Batches)
 			first = first && len(f.Batches) == 0
+			more = more || f.More
 		}
 		i = j
 	}
-	return total
+	return total, more
 }
 
 func (w *fetchWork) failPart(rp *kmsg.FetchResponseTopicPartition, err error) {
-	rp.ErrorCode, rp.RecordBatches = codeOf(err, faceData), []byte{}
+	rp.ErrorCode, rp.RecordBatches = codeOf(err, faceFetch), []byte{}
 	w.resp.ThrottleMillis = max(w.resp.ThrottleMillis, throttle(err))
 	w.failed = true
 }

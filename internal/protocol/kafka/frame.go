@@ -13,11 +13,15 @@ import (
 // frameStep is how much of a frame is read at a time, so that memory follows what arrives and not what is claimed.
 const frameStep = 64 << 10
 
+// frameStretch is how much of a frame has to come within the time for a frame.
+const frameStretch = 16 << 20
+
 // budgetUnit is what budgets count in.
 const budgetUnit = 64 << 10
 
-// readFrame reads one request behind its four bytes of length. take is asked for room once the length is known.
-func readFrame(r *bufio.Reader, bytesMax int, take func(n int) error) ([]byte, error) {
+// readFrame reads one request behind its four bytes of length. take is asked for room once the length is known, and stretch is
+// called for each frameStretch that has come.
+func readFrame(r *bufio.Reader, bytesMax int, take func(n int) error, stretch func() error) ([]byte, error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return nil, err
@@ -38,16 +42,20 @@ func readFrame(r *bufio.Reader, bytesMax int, take func(n int) error) ([]byte, e
 	b := make([]byte, 0, min(int(n), frameStep))
 	for len(b) < int(n) {
 		at := len(b)
-		end := min(int(n), max(2*at, frameStep))
-		if end > cap(b) {
-			b = append(make([]byte, 0, end), b...)
+		if at == cap(b) {
+			b = append(make([]byte, 0, min(int(n), 2*at)), b...)
 		}
-		b = b[:end]
+		b = b[:min(cap(b), at+frameStretch)]
 		if _, err := io.ReadFull(r, b[at:]); err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return nil, err
+		}
+		if at/frameStretch < len(b)/frameStretch {
+			if err := stretch(); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return b, nil

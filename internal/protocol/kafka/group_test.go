@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -304,5 +305,24 @@ func TestFindCoordinator_EveryVersion(t *testing.T) {
 				t.Errorf("version %d key %q kind %d: %+v", v, c.key, c.kind, r)
 			}
 		}
+	}
+}
+
+// See TestStatic_WhoWaitsLearnsThatItWasReplaced of package eventlog.
+func TestJoinGroup_StaticMemberThatWaitsIsFenced(t *testing.T) {
+	b := newBench(t, 1, Config{RebalanceDelay: 20 * time.Second})
+	old, young, other := b.dial(), b.dial(), b.dial()
+	join := joinReq("g", "")
+	join.InstanceID = p("i")
+	join.SetVersion(5)
+	id := old.send(join)
+	describe := kmsg.NewPtrDescribeGroupsRequest()
+	describe.Groups = []string{"g"}
+	for len(ask[*kmsg.DescribeGroupsResponse](other, describe, 5).Groups[0].Members) == 0 {
+		runtime.Gosched()
+	}
+	young.send(join)
+	if r := old.receive(join, id).(*kmsg.JoinGroupResponse); r.ErrorCode != codeFencedInstanceID {
+		t.Errorf("the older process is told %d, want %d", r.ErrorCode, codeFencedInstanceID)
 	}
 }

@@ -40,6 +40,11 @@ func (s *Server) initProducerID(ctx context.Context, _ *conn, _ header, r kmsg.R
 		// A lost id is no harm: the client asks for another one.
 		resp.ProducerID, resp.ProducerEpoch = -1, -1
 		resp.ErrorCode, resp.ThrottleMillis = codeOf(err, faceGroup), throttle(err)
+		if resp.ErrorCode == codeCoordinatorNotAvailable {
+			// Upon that one Java's producer looks for the coordinator of its transactional id, which it has not; upon this one it asks
+			// again (TransactionManager.InitProducerIdHandler).
+			resp.ErrorCode = codeCoordinatorLoadInProgress
+		}
 	}
 	return resp, nil
 }

@@ -133,7 +133,7 @@ func (s *Server) join(c *conn, h header, req *kmsg.JoinGroupRequest, resp *kmsg.
 	var st eventlog.JoinState
 	limit := time.Duration(j.RebalanceMs)*time.Millisecond + s.cfg.RequestTimeout
 	err = s.waitGroup(c, req.Group, on, limit, func(ctx context.Context) (bool, error) {
-		b, err := s.topics.query(ctx, on, eventlog.QueryJoin(req.Group, id))
+		b, err := s.topics.query(ctx, on, eventlog.QueryJoin(j.Group, id, j.Instance))
 		if err == nil {
 			st, err = eventlog.DecodeJoinState(b)
 		}

@@ -31,11 +31,15 @@ func (s *Server) listGroups(ctx context.Context, _ *conn, _ header, r kmsg.Reque
 	wanted := func(list []string, v string) bool {
 		return len(list) == 0 || slices.ContainsFunc(list, func(x string) bool { return strings.EqualFold(x, v) })
 	}
+	size := 0
 	for _, id := range w.space.Shards {
 		if !w.leads(id) {
 			continue
 		}
 		b, err := s.topics.query(ctx, id, eventlog.QueryGroups())
+		if size += len(b); size > s.cfg.answerBytesMax {
+			return nil, s.tooLarge(size)
+		}
 		var list []eventlog.GroupInfo
 		if err == nil {
 			list, err = eventlog.DecodeGroups(b)

@@ -13,7 +13,8 @@ import (
 // ListOffsets (key 2)
 //
 // Behaviour: the next offset (-1), the first (-2 and, as nothing is tiered, -4), the record with the latest time stamp
-// (-3), and by time the first record stamped at or after it: exact to the record, also inside compressed batches.
+// (-3), and by time the first record stamped at or after it: exact to the record, also inside compressed batches. Which
+// batches have such a record their headers say: Produce sets that right in what is not compressed, and trusts the producer in the rest.
 //
 // Versions: 1 to 10.
 //
@@ -113,7 +114,15 @@ func (s *Server) listOffset(ctx context.Context, w *world, t *eventlog.Topic, on
 	}
 	rp.LeaderEpoch = h.LeaderEpoch
 	rp.Offset, rp.Timestamp = h.BaseOffset, h.FirstTimestamp
-	body, err := decompress(h.Attributes&eventlog.AttrCodec, b[eventlog.BatchHeaderSize:])
+	codec := h.Attributes & eventlog.AttrCodec
+	if codec != 0 {
+		release, err := s.unpacked.take(ctx, decompressedMax)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	body, err := decompress(codec, b[eventlog.BatchHeaderSize:])
 	if err != nil {
 		// The producer's compression cannot be undone: the batch is the best there is, and starts early enough.
 		s.log.Debug("cannot look into a compressed batch", "error", err.Error())

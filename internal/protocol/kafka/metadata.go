@@ -85,8 +85,19 @@ func (s *Server) metadata(ctx context.Context, _ *conn, _ header, r kmsg.Request
 		return resp, nil
 	}
 	create := !s.cfg.NoAutoCreate && (req.Version < 4 || req.AllowAutoTopicCreation)
-	for i := range req.Topics {
-		resp.Topics = append(resp.Topics, s.describeNamed(ctx, &w, &req.Topics[i], create))
+	type asked struct {
+		id     [16]byte
+		name   string
+		noName bool
+	}
+	topics := once(req.Topics, func(t *kmsg.MetadataRequestTopic) asked {
+		if t.TopicID != [16]byte{} {
+			return asked{id: t.TopicID}
+		}
+		return asked{name: value(t.Topic), noName: t.Topic == nil}
+	})
+	for i := range topics {
+		resp.Topics = append(resp.Topics, s.describeNamed(ctx, &w, &topics[i], create))
 	}
 	return resp, nil
 }

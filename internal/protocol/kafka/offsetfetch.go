@@ -32,8 +32,14 @@ func (s *Server) offsetFetch(ctx context.Context, _ *conn, _ header, r kmsg.Requ
 		}
 		groups = []kmsg.OffsetFetchRequestGroup{g}
 	}
+	groups = mergeGroups(groups)
+	size := 0
 	for i := range groups {
-		resp.Groups = append(resp.Groups, s.fetchGroup(ctx, &groups[i]))
+		g, n := s.fetchGroup(ctx, &groups[i])
+		if size += n; size > s.cfg.answerBytesMax {
+			return nil, s.tooLarge(size)
+		}
+		resp.Groups = append(resp.Groups, g)
 	}
 	if req.Version < 8 {
 		g := resp.Groups[0]
@@ -52,8 +58,51 @@ func (s *Server) offsetFetch(ctx context.Context, _ *conn, _ header, r kmsg.Requ
 	return resp, nil
 }
 
-// fetchGroup answers for one group.
-func (s *Server) fetchGroup(ctx context.Context, g *kmsg.OffsetFetchRequestGroup) kmsg.OffsetFetchResponseGroup {
+// mergeGroups makes one of the questions about the same group, topic and partition.
+func mergeGroups(list []kmsg.OffsetFetchRequestGroup) (out []kmsg.OffsetFetchRequestGroup) {
+	at := make(map[string]int)
+	for i := range list {
+		g := &list[i]
+		j, again := at[g.Group]
+		switch {
+		case !again:
+			at[g.Group] = len(out)
+			out = append(out, *g)
+		case g.Topics == nil || out[j].Topics == nil:
+			// No list of topics asks for all.
+			out[j].Topics = nil
+		default:
+			out[j].Topics = append(out[j].Topics, g.Topics...)
+		}
+	}
+	for i := range out {
+		out[i].Topics = mergeTopics(out[i].Topics)
+	}
+	return out
+}
+
+func mergeTopics(list []kmsg.OffsetFetchRequestGroupTopic) []kmsg.OffsetFetchRequestGroupTopic {
+	if list == nil {
+		return nil
+	}
+	out := make([]kmsg.OffsetFetchRequestGroupTopic, 0, len(list))
+	at := make(map[string]int)
+	for _, t := range list {
+		if j, again := at[t.Topic]; again {
+			out[j].Partitions = append(out[j].Partitions, t.Partitions...)
+			continue
+		}
+		at[t.Topic] = len(out)
+		out = append(out, t)
+	}
+	for i := range out {
+		out[i].Partitions = once(out[i].Partitions, func(p *int32) int32 { return *p })
+	}
+	return out
+}
+
+// fetchGroup answers for one group, and says how many bytes there are about it.
+func (s *Server) fetchGroup(ctx context.Context, g *kmsg.OffsetFetchRequestGroup) (kmsg.OffsetFetchResponseGroup, int) {
 	out := kmsg.NewOffsetFetchResponseGroup()
 	out.Group = g.Group
 	all := g.Topics == nil
@@ -70,6 +119,10 @@ func (s *Server) fetchGroup(ctx context.Context, g *kmsg.OffsetFetchRequestGroup
 	if err == nil {
 		got, err = eventlog.DecodeCommits(b)
 		code = codeOf(err, faceGroup)
+	}
+	if code == codeCoordinatorNotAvailable {
+		// Java's consumers before 4.0 throw at the application for that one, and look for the coordinator again for this.
+		code = codeNotCoordinator
 	}
 	out.ErrorCode = code
 	type place struct {
@@ -103,5 +156,5 @@ func (s *Server) fetchGroup(ctx context.Context, g *kmsg.OffsetFetchRequestGroup
 		}
 		out.Topics = append(out.Topics, x)
 	}
-	return out
+	return out, len(b)
 }

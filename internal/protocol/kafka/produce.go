@@ -15,7 +15,7 @@ import (
 // Produce (key 0)
 //
 // Behaviour: each batch is checked (format, counts, checksum; the records too unless they are compressed) and handed to
-// its partition's shard as it is; the batches of one request for one shard are one log entry. Acks 1 and all mean the
+// its partition's shard as it is, but for a latest time stamp that is not that of the records, which is set right. The batches of one request for one shard are one log entry. Acks 1 and all mean the
 // same: a majority has the batch on disk. Acks 0 gets no answer, and an error closes the connection, as in Kafka. An
 // unknown outcome is REQUEST_TIMED_OUT: an idempotent producer may repeat the batch and gets the offset it had.
 //
@@ -28,6 +28,10 @@ import (
 // PRODUCER_FENCED would end Java's producer for good, and INVALID_PRODUCER_EPOCH makes franz-go send the batch again.
 //
 // Not supported: transactions; topic ids (version 13).
+
+// timeAheadMax is how far ahead of the node's clock a record may be stamped, as in Kafka (message.timestamp.after.max.ms). A batch goes when its
+// latest record is old enough: one stamped far ahead, in microseconds for milliseconds, say, would end retention for all behind it.
+const timeAheadMax = time.Hour
 
 // appendBytesMax is how many bytes of batches go into one command.
 const appendBytesMax = 4 << 20
@@ -146,18 +150,23 @@ func (w *produceWork) check(s *Server, t *eventlog.Topic, p *kmsg.ProduceRequest
 		return 0, nil
 	}
 	h, err := eventlog.CheckBatch(p.Records)
-	if err != nil || t.Fence == "" {
-		return 0, err
+	token := int64(0)
+	if err == nil && t.Fence != "" {
+		token, h, err = w.token(s, t, h, p.Records, on)
 	}
-	return w.token(s, t, h, p.Records[eventlog.BatchHeaderSize:], on)
+	if ahead := time.Until(time.UnixMilli(h.MaxTimestamp)); err == nil && ahead > timeAheadMax {
+		err = errs.Coded(errs.Invalid, "INVALIDTIMESTAMP", "a record is stamped %v ahead of this node's clock; at most %v are allowed: time stamps are in milliseconds", ahead.Round(time.Second), timeAheadMax)
+	}
+	return token, err
 }
 
-// token reads the fencing token of a batch for a topic with a lock.
-func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader, body []byte, on shard.ID) (int64, error) {
+// token reads the fencing token of a batch for a topic with a lock, and returns the batch's header as it is then.
+func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader, batch []byte, on shard.ID) (int64, eventlog.BatchHeader, error) {
+	body := batch[eventlog.BatchHeaderSize:]
 	if codec := h.Attributes & eventlog.AttrCodec; codec != 0 {
 		release, err := s.unpacked.take(w.ctx, decompressedMax)
 		if err != nil {
-			return 0, err
+			return 0, h, err
 		}
 		defer release()
 		body, err = decompress(codec, body)
@@ -166,18 +175,21 @@ func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader
 			err = errs.Coded(errs.Invalid, "INVALIDRECORD", "the batch cannot be unpacked to look for fencing tokens: %s", err)
 		}
 		if err != nil {
-			return 0, err
+			return 0, h, err
 		}
 	}
 	token, err := eventlog.BatchToken(h, body, t.Name, t.Fence)
+	if err == nil && h.Attributes&eventlog.AttrCodec != 0 {
+		h, err = eventlog.RightTime(batch, h, body)
+	}
 	if err == nil && on != w.world.space.Shards[0] {
 		err = eventlog.Stale(s.tokens.Check(w.ctx, []byte(t.Fence), token))
 		if errs.Is(err, errs.Fenced) && h.ProducerID >= 0 {
 			// It may have been appended when the token was good, and the answer lost.
-			return eventlog.TokenStale, nil
+			return eventlog.TokenStale, h, nil
 		}
 	}
-	return token, err
+	return token, h, err
 }
 
 func (w *produceWork) refuse(s *Server, rp *kmsg.ProduceResponseTopicPartition, err error) {

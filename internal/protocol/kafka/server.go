@@ -69,6 +69,8 @@ func (s *Server) admit(nc net.Conn) {
 		s.conns.Remove(c)
 	})
 	if err != nil {
+		// The server's context must not go on knowing it.
+		c.endWork()
 		_ = nc.Close()
 	}
 	if errors.Is(err, conns.ErrFull) {
@@ -85,6 +87,25 @@ func (s *Server) Close() error {
 	s.stop()
 	s.conns.Wait()
 	return nil
+}
+
+// tooLarge is why a connection is closed in place of a larger answer: few answers have room for an error of all of it.
+func (s *Server) tooLarge(bytes int) error {
+	return errs.New(errs.TooLarge, "an answer of %d bytes or more; at most %d are sent: ask for less at a time", bytes, s.cfg.answerBytesMax)
+}
+
+// once returns a list without what is in it a second time by its key. The list is overwritten.
+func once[T any, K comparable](list []T, key func(*T) K) []T {
+	seen := make(map[K]struct{}, min(len(list), 1024))
+	out := list[:0]
+	for i := range list {
+		k := key(&list[i])
+		if _, again := seen[k]; !again {
+			seen[k] = struct{}{}
+			out = append(out, list[i])
+		}
+	}
+	return out
 }
 
 // api finds what is served under a key.

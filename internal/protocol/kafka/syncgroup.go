@@ -41,7 +41,7 @@ func (s *Server) syncGroup(_ context.Context, c *conn, _ header, r kmsg.Request)
 	if err == nil {
 		// The group's own deadline ends the wait: it removes a leader that does not assign.
 		err = s.waitGroup(c, req.Group, on, s.cfg.SessionMax+s.cfg.RequestTimeout, func(ctx context.Context) (bool, error) {
-			b, err := s.topics.query(ctx, on, eventlog.QuerySync(req.Group, req.MemberID, req.Generation))
+			b, err := s.topics.query(ctx, on, eventlog.QuerySync(y.Group, y.MemberID, y.Instance, y.Generation))
 			if err == nil {
 				st, err = eventlog.DecodeSyncState(b)
 			}

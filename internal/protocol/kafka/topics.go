@@ -121,7 +121,15 @@ func (t *Topics) Create(ctx context.Context, x eventlog.Topic) (*eventlog.Topic,
 		return nil, err
 	}
 	r := t.submit(ctx, sp.Shards[0], eventlog.EncodeCreateTopic(x))
-	return t.keep(ctx, sp, r.Data, r.Err)
+	if r.Err != nil {
+		return nil, r.Err
+	}
+	made, err := t.keep(ctx, sp, r.Data, nil)
+	if err != nil {
+		// Whatever it was, the topic is there: nobody must be told that nothing was done.
+		return nil, errs.Wrap(errs.OutcomeUnknown, err, "topic %q was created, but not all shards know of it yet; they will before it is used", x.Name)
+	}
+	return made, nil
 }
 
 // complete fills in what the caller left open.

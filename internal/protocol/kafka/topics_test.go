@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -106,6 +107,39 @@ func TestTopics_RetentionIsPlacedBeforeUse(t *testing.T) {
 	b, err := ts.query(t.Context(), on, eventlog.QueryEnds([]eventlog.Ends{{Topic: id, Partition: part}}))
 	if ends, err2 := eventlog.DecodeEnds(b); err != nil || err2 != nil || ends[0].Start != 1 {
 		t.Errorf("retention on the second shard: %+v, %v, %v", ends, err, err2)
+	}
+}
+
+// deaf is a client whose shard 2 takes no commands.
+type deaf struct {
+	*shardtest.Client
+	err error
+}
+
+func (c *deaf) Submit(ctx context.Context, r shard.Route, cmd shard.Command) *shard.Future {
+	if r.Shard == 2 && c.err != nil {
+		return shard.Failed(c.err)
+	}
+	return c.Client.Submit(ctx, r, cmd)
+}
+
+func TestTopics_CreatedButNotPlacedIsUnknown(t *testing.T) {
+	c := &deaf{Client: shardtest.New(t, shardtest.Options{Shards: 2}, eventlog.Module{})}
+	ts := NewTopics(c, "default", 0)
+	x := eventlog.Topic{Name: "r", Partitions: 2, RetentionMs: 1000}
+	for _, kind := range []errs.Kind{errs.Overloaded, errs.Unavailable, errs.OutcomeUnknown} {
+		c.err = errs.New(kind, "shard 2 is away")
+		x.Name += "r"
+		if _, err := ts.Create(t.Context(), x); !errs.Is(err, errs.OutcomeUnknown) {
+			t.Errorf("%v: the topic was created, and the answer is %v", kind, err)
+		}
+	}
+	c.err = nil
+	if made, err := ts.ByName(t.Context(), x.Name); err != nil || made.RetentionMs != 1000 {
+		t.Errorf("afterwards: %+v, %v", made, err)
+	}
+	if _, err := ts.Create(t.Context(), x); !errs.Is(err, errs.Exists) {
+		t.Errorf("created again: %v", err)
 	}
 }
 

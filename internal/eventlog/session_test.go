@@ -1,0 +1,103 @@
+package eventlog
+
+import (
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// Two processes have the same name by mistake. The older one waits, to join or for its assignment, when the younger takes its place. It
+// is told so, which ends it: as an unknown member it would join anew, and take the place back.
+func TestStatic_WhoWaitsLearnsThatItWasReplaced(t *testing.T) {
+	w := newWorld(t)
+	fenced := func(q []byte) {
+		t.Helper()
+		if _, err := w.ask(q); code(err) != CodeFencedInstance {
+			t.Errorf("query %d of the older: got %v, want %s", q[1], err, CodeFencedInstance)
+		}
+	}
+	w.must(EncodeJoin(joinAs("", "a", "i")))
+	w.must(EncodeJoin(joinAs("", "b", "i")))
+	fenced(QueryJoin("g", "a", "i"))
+	if _, err := w.ask(QueryJoin("g", "a", "")); code(err) != CodeUnknownMember {
+		t.Errorf("without its name: %v", err)
+	}
+	w.c.Advance(time.Second)
+	if g := w.info("g"); g.State != GroupCompleting {
+		t.Fatalf("the group is %v", g.State)
+	}
+	w.must(EncodeJoin(joinAs("", "c", "i")))
+	fenced(QueryJoin("g", "b", "i"))
+	fenced(QuerySync("g", "b", "i", 1))
+	if b, err := w.ask(QueryJoin("g", "c", "i")); err != nil {
+		t.Errorf("the younger: %v", err)
+	} else if st, err := DecodeJoinState(b); err != nil || st.Waiting || st.Generation != 1 {
+		t.Errorf("the younger: %+v, %v", st, err)
+	}
+	if _, err := w.ask(QuerySync("g", "c", "i", 1)); err != nil {
+		t.Errorf("the younger: %v", err)
+	}
+}
+
+// enter makes a group of one member, which has its assignment.
+func (w *world) enter(id string) {
+	w.t.Helper()
+	w.must(EncodeJoin(joinAs("", id, "")))
+	w.c.Advance(time.Second)
+	w.must(EncodeSync(Sync{Group: "g", MemberID: id, Generation: w.info("g").Generation, Assignments: []Assignment{{id, []byte("a")}}}))
+	if g := w.info("g"); g.State != GroupStable || len(g.Members) != 1 {
+		w.t.Fatalf("the group is %v with %d members", g.State, len(g.Members))
+	}
+}
+
+// There was no leader for longer than a session, so that no heartbeat could arrive. The first that the next leader does is to fire what
+// is due.
+func TestSession_OutlivesATimeWithoutALeader(t *testing.T) {
+	w := newWorld(t)
+	w.enter("m")
+	const session = 10 * time.Second
+	now := w.c.Now()
+	members := func(when string, want int) {
+		t.Helper()
+		if n := len(w.info("g").Members); n != want {
+			t.Errorf("%s: %d members, want %d", when, n, want)
+		}
+	}
+	fire := func(term uint64, after time.Duration) {
+		now = now.Add(after)
+		w.applyIn(term, shard.TimersEntry(now))
+	}
+	fire(2, time.Minute)
+	members("at the next leader's first look", 1)
+	fire(2, session-time.Second)
+	members("before a session under the next leader is over", 1)
+	fire(2, 2*time.Second)
+	members("after it", 0)
+}
+
+// A session that is renewed under the present leader ends in its time.
+func TestSession_EndsAfterTheLastHeartbeat(t *testing.T) {
+	w := newWorld(t)
+	w.enter("m")
+	e := shard.AppendBatchHeader(nil, shard.BatchHeader{Stamp: w.c.Now()})
+	w.applyIn(5, shard.AppendCommand(e, shard.Command{Module: shard.ModuleEventlog, Data: EncodeHeartbeat("g", "m", "", 1)}))
+	w.applyIn(5, shard.TimersEntry(w.c.Now().Add(9*time.Second)))
+	if n := len(w.info("g").Members); n != 1 {
+		t.Errorf("before its end: %d members", n)
+	}
+	w.applyIn(5, shard.TimersEntry(w.c.Now().Add(11*time.Second)))
+	if n := len(w.info("g").Members); n != 0 {
+		t.Errorf("after its end: %d members", n)
+	}
+}
+
+// Rows were written before sessions knew their term.
+func TestMember_RowWithoutATerm(t *testing.T) {
+	m := &member{id: "m", sessionMs: 10, joined: 1, protocols: []Protocol{{"range", []byte("x")}}, assigned: 1, assignment: []byte("a")}
+	b := m.encode()
+	old := decodeMember(b[:len(b)-1])
+	if m.term = 7; old.term != 0 || old.id != "m" || string(old.assignment) != "a" || decodeMember(m.encode()).term != 7 {
+		t.Errorf("got %+v", old)
+	}
+}
