@@ -49,9 +49,10 @@ type conn struct {
 
 	// pending are writes handed in, whose answers are outstanding. reads are reads not yet handed in. At most one of the
 	// two holds anything.
-	pending      []pending
-	pendingBytes int
-	reads        readBatch
+	pending       []pending
+	pendingBytes  int
+	pendingValues int
+	reads         readBatch
 	req          *request
 	seed         uint64
 	// seen remembers the revisions of this connection's writes, for stale reads that see them.
@@ -108,6 +109,8 @@ type pending struct {
 	shard  shard.ID
 	future *shard.Future
 	mute   bool
+	// value says that the answer may hold a value.
+	value bool
 }
 
 type readBatch struct {

@@ -6,8 +6,8 @@
 // connection, such as a read behind a write, waits for them first, so that a client sees its own writes in order.
 // Connections whose clients send one short read after the other, and wait for each answer, are served together meanwhile: see gatherer.
 //
-// Nothing is queued without a bound: a connection has at most inFlightMax requests and inFlightBytes bytes handed in, and
-// one that does not read its answers is not read from either.
+// Nothing is queued without a bound: a connection has at most inFlightMax requests and inFlightBytes bytes handed in, of which at most
+// valuesInFlightMax may be answered with values, and one that does not read its answers is not read from either.
 //
 // # Cluster behaviour
 //
@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,6 +42,8 @@ import (
 const (
 	inFlightMax   = 1024
 	inFlightBytes = 16 << 20
+	// valuesInFlightMax bounds the writes handed in whose answers may hold a value each, which may be long although the requests are not.
+	valuesInFlightMax = 8
 	// outFlushBytes is the size from which answers are written although more input is there.
 	outFlushBytes = 64 << 10
 	// refuseTimeout is how long the refusal of a connection may take; others wait meanwhile.
@@ -157,7 +160,7 @@ func New(cfg Config, client shard.Client, topics Topics, log *slog.Logger, reg p
 	s.metric = newMetrics(reg)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	for _, spec := range datatypes.Commands() {
-		s.add(&command{Spec: spec, flat: spec.Name == "hrandfield"})
+		s.add(&command{Spec: spec, flat: spec.Name == "hrandfield", value: spec.Name == "getset" || spec.Name == "getdel" || spec.Name == "getex"})
 	}
 	for _, c := range connectionCommands() {
 		s.add(&c)
@@ -294,7 +297,9 @@ type command struct {
 	// local runs a command that the server answers itself; nil for those that run in a shard.
 	local func(c *conn, args [][]byte)
 	// flat: see appendReply.
-	flat   bool
+	flat bool
+	// value says that the answer to a write may hold a value; for SET its arguments do.
+	value  bool
 	metric commandMetrics
 }
 
@@ -305,6 +310,14 @@ func (c *command) arityError() string {
 // gathers says whether a gatherer serves the command: it does with reads of a key that take little time.
 func (c *command) gathers() bool {
 	return c.Flags&(datatypes.ReadOnly|datatypes.Fast|datatypes.EveryShard) == datatypes.ReadOnly|datatypes.Fast && c.local == nil && c.First > 0
+}
+
+// answersValue says whether the answer to a write, whose arguments are those behind the name, may hold a value.
+func (c *command) answersValue(args [][]byte) bool {
+	if c.value || c.Name != "set" || len(args) < 3 {
+		return c.value
+	}
+	return slices.ContainsFunc(args[2:], func(a []byte) bool { return equalFold(a, "get") })
 }
 
 type commandMetrics struct{ ok, failed prometheus.Counter }
