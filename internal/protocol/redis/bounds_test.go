@@ -1,9 +1,12 @@
 package redis
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -102,5 +105,97 @@ func TestAnswersInFlight_GoneOnceAnswered(t *testing.T) {
 	h.answer("$-1\r\n")
 	if got := c.recv(); got != "nil" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// writes is a connection that notes how long the writes of its server are, and calls each before one, if it is set.
+type writes struct {
+	net.Conn
+	each func()
+	mu   sync.Mutex
+	all  []int
+}
+
+func (w *writes) Write(b []byte) (int, error) {
+	if w.each != nil {
+		w.each()
+	}
+	w.mu.Lock()
+	w.all = append(w.all, len(b))
+	w.mu.Unlock()
+	return w.Conn.Write(b)
+}
+
+func (w *writes) longest() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Max(w.all)
+}
+
+// dialNoting connects without a network, so that what the server writes at once is seen.
+func (r *rig) dialNoting(each func()) (*client, *writes) {
+	nc, peer := net.Pipe()
+	w := &writes{Conn: nc, each: each}
+	r.s.ServeConn(w)
+	r.t.Cleanup(func() { _ = peer.Close() })
+	return &client{r.t, peer, bufio.NewReader(peer)}, w
+}
+
+func TestExec_LongAnswersOfTheServerAreWrittenAsTheyAreMade(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{})
+	c, w := r.dialNoting(nil)
+	const n = 300
+	one := c.do("command")
+	c.want("set k v", "+OK")
+	c.want("multi", "+OK")
+	go c.send(strings.Repeat(string(encode("command")), n) + string(encode("get", "k")))
+	for range n + 1 {
+		if got := c.recv(); got != "+QUEUED" {
+			t.Fatal(got)
+		}
+	}
+	if got := c.do("exec"); got != "["+strings.Repeat(one+" ", n)+`"v"]` {
+		t.Errorf("an answer of %d bytes, want %d of %d", len(got), n, len(one))
+	}
+	if got := w.longest(); got > 2*outFlushBytes {
+		t.Errorf("%d bytes were written at once", got)
+	}
+	// What is not sent takes no room either.
+	nc, peer := net.Pipe()
+	defer func() { _ = nc.Close(); _ = peer.Close() }()
+	mute := newConn(r.s, nc)
+	mute.refresh()
+	do := func(words ...string) {
+		var args [][]byte
+		for _, a := range words {
+			args = append(args, []byte(a))
+		}
+		mute.handle(args)
+	}
+	do("echo", "before")
+	do("client", "reply", "off")
+	do("multi")
+	for range n {
+		do("command")
+	}
+	do("exec")
+	do("client", "reply", "on")
+	if got := string(mute.out); got != "$6\r\nbefore\r\n+OK\r\n" || cap(mute.out) > 4*outFlushBytes {
+		t.Errorf("%q is to be written, with room for %d bytes", got, cap(mute.out))
+	}
+	c.want("multi", "+OK")
+	c.want("client reply off", "-ERR Command not allowed inside a transaction")
+	c.want("exec", "-EXECABORT...")
+}
+
+func TestCommandInfo_FewNames(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{})
+	c := r.dial()
+	for _, sub := range []string{"info", "docs"} {
+		names := strings.Repeat(" get", commandNamesMax)
+		if got := c.do(strings.Fields("command " + sub + names)...); strings.Count(got, `"get"`) != commandNamesMax {
+			t.Errorf("COMMAND %s of as many names as may be: %.80s", sub, got)
+		}
+		c.want("command "+sub+names+" get", "-ERR COMMAND "+strings.ToUpper(sub)+" of 1025 names; at most 1024 may be asked for at once")
 	}
 }

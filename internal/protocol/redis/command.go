@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -22,6 +23,8 @@ func cmdCommand(c *conn, args [][]byte) {
 		return
 	}
 	switch sub := strings.ToLower(string(args[1][:min(len(args[1]), 64)])); {
+	case (sub == "info" || sub == "docs") && len(args)-2 > commandNamesMax:
+		c.fail(fmt.Sprintf("ERR COMMAND %s of %d names; at most %d may be asked for at once", strings.ToUpper(sub), len(args)-2, commandNamesMax))
 	case sub == "count" && len(args) == 2:
 		c.int(int64(len(c.s.list)))
 	case sub == "info":
@@ -40,6 +43,9 @@ func cmdCommand(c *conn, args [][]byte) {
 		c.unknownSub("COMMAND", args[1])
 	}
 }
+
+// commandNamesMax bounds the commands that COMMAND INFO and COMMAND DOCS are asked for at once: a name costs little, and its answer much.
+const commandNamesMax = 1024
 
 // named answers with an array: f of each named command or null, or of all commands if none is named.
 func (c *conn) named(names [][]byte, f func(*command)) {

@@ -35,8 +35,10 @@ type conn struct {
 	p     parser
 	out   []byte
 	proto int
-	// failed says that the answer being made is an error.
-	failed bool
+	// failed says that the answer being made is an error, mute that it is not sent. start is where it begins in out, unless part of it was
+	// written already.
+	failed, mute bool
+	start        int
 	// closing ends the connection once what is in out was written.
 	closing bool
 	// replies says which answers are sent: see CLIENT REPLY.
@@ -345,8 +347,8 @@ func (c *conn) handle(args [][]byte) {
 // answer runs f, which adds one answer, once all earlier answers are there.
 func (c *conn) answer(cmd *command, mute bool, f func()) {
 	c.settle()
-	start, before := len(c.out), c.replies
-	c.failed = false
+	before := c.replies
+	c.start, c.mute, c.failed = len(c.out), mute, false
 	f()
 	if before == repliesOff && c.replies == repliesOn {
 		// CLIENT REPLY ON and RESET are answered.
@@ -358,11 +360,27 @@ func (c *conn) answer(cmd *command, mute bool, f func()) {
 		cmd.metric.count(c.failed)
 	}
 	if mute || c.replies == repliesOff || c.replies == repliesSkip {
-		c.out = c.out[:start]
+		c.out = c.out[:c.start]
 	}
 	if c.replies == repliesSkip {
 		c.replies = repliesSkipNext
 	}
+}
+
+// spill makes room for more of a long answer that answer runs: it writes out what is there, or forgets it if it is not to be sent. It
+// returns false if the client is gone.
+func (c *conn) spill() bool {
+	switch {
+	case len(c.out) <= outFlushBytes:
+	case c.mute:
+		c.out = c.out[:c.start]
+	case !c.flush():
+		c.closing = true
+		return false
+	default:
+		c.start = 0
+	}
+	return true
 }
 
 // unknown answers a command that is not in the table.

@@ -99,7 +99,8 @@ func (c *conn) enqueue(cmd *command, args [][]byte) error {
 	if cmd.Name == "fence" {
 		return c.enqueueFence(args)
 	}
-	if cmd.Flags&datatypes.NoMulti != 0 {
+	if cmd.Flags&datatypes.NoMulti != 0 || cmd.Name == "client" && equalFold(args[1], "reply") {
+		// In the middle of EXEC's answer, CLIENT REPLY would leave out part of it.
 		return &errs.Error{Kind: errs.Invalid, Code: "ERR", Msg: "Command not allowed inside a transaction"}
 	}
 	m.bytes += 16 + datatypes.ArgsSize(args)
@@ -208,6 +209,9 @@ func (c *conn) execResult(m *multi, data []byte) {
 	}
 	c.array(len(m.cmds))
 	for _, q := range m.cmds {
+		if !c.spill() {
+			return
+		}
 		if q.cmd.local != nil {
 			q.cmd.local(c, q.args)
 			continue
