@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"weak"
 
 	"github.com/quorate/quorate/internal/datatypes"
@@ -197,5 +198,26 @@ func TestCommandInfo_FewNames(t *testing.T) {
 			t.Errorf("COMMAND %s of as many names as may be: %.80s", sub, got)
 		}
 		c.want("command "+sub+names+" get", "-ERR COMMAND "+strings.ToUpper(sub)+" of 1025 names; at most 1024 may be asked for at once")
+	}
+}
+
+func TestLongAnswer_EachPieceHasItsOwnTime(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{PartialTimeout: 80 * time.Millisecond})
+	var since []int64
+	c, w := r.dialNoting(func() {
+		// The janitor's clock goes on while the client takes its time.
+		began := r.s.all()[0].writingSince.Load()
+		since = append(since, began)
+		eventually(t, "a tick", func() bool { return r.s.tick.Load() > began })
+	})
+	v := strings.Repeat("v", 40*outFlushBytes)
+	if got := c.do("echo", v); got != `"`+v+`"` {
+		t.Errorf("got %d bytes", len(got))
+	}
+	if got := w.longest(); got > outFlushBytes {
+		t.Errorf("%d bytes were written at once", got)
+	}
+	if !slices.IsSorted(since) || len(slices.Compact(since)) < 40 {
+		t.Errorf("the pieces began at %v", since)
 	}
 }

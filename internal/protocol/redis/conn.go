@@ -55,8 +55,8 @@ type conn struct {
 	pendingBytes  int
 	pendingValues int
 	reads         readBatch
-	req          *request
-	seed         uint64
+	req           *request
+	seed          uint64
 	// seen remembers the revisions of this connection's writes, for stale reads that see them.
 	seen []seenRevision
 
@@ -295,8 +295,12 @@ func (c *conn) flush() bool {
 	if len(c.out) == 0 {
 		return true
 	}
-	c.writingSince.Store(c.s.tick.Load())
-	_, err := c.nc.Write(c.out)
+	var err error
+	// Each piece has its own time: a client that reads slowly is not one that does not read.
+	for rest := c.out; len(rest) > 0 && err == nil; rest = rest[min(len(rest), outFlushBytes):] {
+		c.writingSince.Store(c.s.tick.Load())
+		_, err = c.nc.Write(rest[:min(len(rest), outFlushBytes)])
+	}
 	c.writingSince.Store(0)
 	c.written(len(c.out))
 	return err == nil

@@ -70,7 +70,7 @@ type Config struct {
 	// PartialTimeout is how long a request that has begun may go on without a byte; default 30 s. In all it may take ten
 	// times that.
 	PartialTimeout time.Duration
-	// WriteTimeout is how long answers may find no room in the client's socket; default 60 s.
+	// WriteTimeout is how long the next 64 KiB of answers may find no room in the client's socket; default 60 s.
 	WriteTimeout time.Duration
 	// CloseTimeout is how long Close waits for answers under way; default 5 s.
 	CloseTimeout time.Duration
