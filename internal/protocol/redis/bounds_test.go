@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -12,6 +14,8 @@ import (
 	"testing"
 	"time"
 	"weak"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/quorate/quorate/internal/datatypes"
 	"github.com/quorate/quorate/internal/shard"
@@ -219,5 +223,152 @@ func TestLongAnswer_EachPieceHasItsOwnTime(t *testing.T) {
 	}
 	if !slices.IsSorted(since) || len(slices.Compact(since)) < 40 {
 		t.Errorf("the pieces began at %v", since)
+	}
+}
+
+// script is a connection whose reads are a test's, and which takes all that is written.
+type script struct {
+	net.Conn
+	read func(b []byte) (int, error)
+}
+
+func (s *script) Read(b []byte) (int, error)      { return s.read(b) }
+func (s *script) Write(b []byte) (int, error)     { return len(b), nil }
+func (s *script) SetReadDeadline(time.Time) error { return nil }
+
+// slow is a client for whose writes the clock goes on.
+type slow struct {
+	*shardtest.Client
+	during func()
+}
+
+func (s *slow) Submit(ctx context.Context, r shard.Route, c shard.Command) *shard.Future {
+	s.during()
+	return s.Client.Submit(ctx, r, c)
+}
+
+// partialRig has a connection that the test itself serves, and that the janitor does not know.
+func partialRig(t *testing.T) (*Server, *slow, *script, *conn) {
+	t.Helper()
+	sl := &slow{Client: shardtest.New(t, shardtest.Options{}, datatypes.New(datatypes.Config{})), during: func() {}}
+	s := New(Config{}, sl, nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	t.Cleanup(s.Close)
+	nc, peer := net.Pipe()
+	t.Cleanup(func() { _ = nc.Close(); _ = peer.Close() })
+	sc := &script{Conn: nc}
+	return s, sl, sc, newConn(s, sc)
+}
+
+// Ticks of the default configuration are seconds.
+const someTime = 20
+
+func TestPartialRequest_HasItsTimeSinceTheOneBefore(t *testing.T) {
+	s, _, sc, c := partialRig(t)
+	one := string(encode("set", "k", "0123456789"))
+	next := one[:10]
+	sc.read = func(b []byte) (int, error) {
+		s.tick.Add(someTime)
+		if c.overdue(s.tick.Load()) {
+			t.Fatal("a busy pipeline counts as a request that does not arrive")
+		}
+		n := copy(b, next)
+		next = one[10:] + one[:10]
+		return n, nil
+	}
+	for i := range 100 {
+		if !c.fill() || !c.turn() {
+			t.Fatalf("ended after %d reads", i)
+		}
+	}
+}
+
+func TestPartialRequest_TheServersTimeDoesNotCount(t *testing.T) {
+	s, sl, sc, c := partialRig(t)
+	one := string(encode("set", "k", "0123456789"))
+	next := one[:10]
+	judge := func() {
+		// So would the janitor.
+		if c.overdue(s.tick.Load()) {
+			t.Fatal("the time of the server counts")
+		}
+	}
+	sl.during = func() {
+		s.tick.Add(1000)
+		judge()
+	}
+	sc.read = func(b []byte) (int, error) {
+		judge()
+		n := copy(b, next)
+		next = one[10:] + one + one[:10]
+		return n, nil
+	}
+	for i := range 5 {
+		// The verdict may have been that it takes too long, just before the input arrived.
+		c.wakeReason.Store(wakePartial)
+		if !c.fill() || !c.turn() {
+			t.Fatalf("ended after %d reads", i)
+		}
+	}
+	late := false
+	sc.read = func(b []byte) (int, error) {
+		if late = !late; late {
+			return 0, os.ErrDeadlineExceeded
+		}
+		return copy(b, next), nil
+	}
+	if !c.fill() || c.wakeReason.Load() != 0 {
+		t.Error("closed for a verdict that came too late")
+	}
+}
+
+func TestPartialRequest_TricklesForABoundedTime(t *testing.T) {
+	s, _, sc, c := partialRig(t)
+	one := "*2\r\n$4\r\nECHO\r\n$1000\r\n" + strings.Repeat("x", 1000)
+	reads, over := 0, false
+	sc.read = func(b []byte) (int, error) {
+		s.tick.Add(someTime)
+		over = c.overdue(s.tick.Load())
+		reads++
+		return copy(b, one[reads-1:reads]), nil
+	}
+	for !over && reads < 100 {
+		if !c.fill() || !c.turn() {
+			t.Fatalf("ended after %d reads", reads)
+		}
+	}
+	// Ten times thirty seconds.
+	if reads < 14 || reads > 17 {
+		t.Errorf("over after %d reads, one in %d seconds", reads, someTime)
+	}
+	sc.read = func(b []byte) (int, error) {
+		for range 2 {
+			if c.overdue(s.tick.Load()) {
+				return 0, os.ErrDeadlineExceeded
+			}
+			s.tick.Add(40)
+		}
+		return 0, os.ErrDeadlineExceeded
+	}
+	c.wakeReason.Store(wakePartial)
+	if c.fill() || !c.closing {
+		t.Error("a request that does not go on is waited for")
+	}
+}
+
+func TestLastAnswers_ArriveAlthoughMoreWasSent(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{})
+	c := r.dial()
+	v := strings.Repeat("v", 1<<20)
+	c.want("set k "+v, "+OK")
+	// What the server does not read would make the system throw away the answers that are not sent yet.
+	c.send(string(encode("get", "k")) + "*bad\r\n" + strings.Repeat("x", 100<<10))
+	eventually(t, "the server closes", func() bool { return r.s.conns.Len() == 0 })
+	for _, want := range []string{`"` + v + `"`, "-ERR Protocol error: invalid multibulk length"} {
+		if got, err := c.try(); got != want {
+			t.Fatalf("got %.80s, %v", got, err)
+		}
+	}
+	if !c.closed() {
+		t.Error("open")
 	}
 }

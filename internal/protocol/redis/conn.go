@@ -67,6 +67,10 @@ type conn struct {
 	addedArgs [][]byte
 	addedHead []byte
 
+	// began is the tick from which on the request that arrives has its time, and ended what the parser had counted then.
+	began int64
+	ended uint64
+
 	// lone counts the requests in a row that came alone and that a gatherer would serve.
 	lone int
 	// gathering is the gatherer's, while it serves the connection.
@@ -185,13 +189,21 @@ func (c *conn) serve() {
 		_ = c.nc.Close()
 		c.giveUp()
 	}()
-	for c.fill() && c.turn() {
-		for c.lone >= c.s.cfg.loneMin && c.gather() {
-			if !c.turn() {
-				return
-			}
+	for c.fill() && c.turn() && c.gathered() {
+	}
+	if c.closing {
+		c.linger()
+	}
+}
+
+// gathered lets a gatherer serve the connection while it can, and says whether the connection goes on.
+func (c *conn) gathered() bool {
+	for c.lone >= c.s.cfg.loneMin && c.gather() {
+		if !c.turn() {
+			return false
 		}
 	}
+	return true
 }
 
 // turn does what the input asks for, and says whether the connection goes on.
@@ -211,12 +223,15 @@ func (c *conn) turn() bool {
 
 // fill reads more input, and says whether the connection goes on.
 func (c *conn) fill() bool {
-	tick := c.s.tick.Load()
-	if !c.p.partial() {
-		c.partialSince.Store(0)
-	} else if c.partialSince.Load() == 0 {
+	if c.p.partial() {
+		tick := c.s.tick.Load()
+		if c.began == 0 || c.ended != c.p.ended {
+			// Until now the server was busy with what came before.
+			c.began, c.ended = tick, c.p.ended
+		}
 		c.lastRead.Store(tick)
-		c.partialSince.Store(tick)
+		c.partialSince.Store(c.began)
+		defer c.partialSince.Store(0)
 	}
 	for {
 		if why := c.wakeReason.Load(); why&(wakeShutdown|wakeKilled) != 0 {
@@ -232,13 +247,13 @@ func (c *conn) fill() bool {
 			if why&(wakeShutdown|wakeKilled) != 0 {
 				return false
 			}
-			if why&wakePartial != 0 && c.partialSince.Load() != 0 {
+			if why&wakePartial != 0 && c.overdue(c.s.tick.Load()) {
 				c.s.log.Warn("closed a Redis connection whose request did not arrive in time", "addr", c.addr, "client_id", c.id)
 				c.fail("ERR Protocol error: the request was begun but did not arrive in time")
-				c.flush()
+				c.closing = c.flush()
 				return false
 			}
-			// The request arrived just before the janitor's verdict.
+			// The input arrived just before the janitor's verdict.
 			c.wakeReason.And(^int32(wakePartial))
 			_ = c.nc.SetReadDeadline(time.Time{})
 			continue
@@ -249,6 +264,23 @@ func (c *conn) fill() bool {
 		if err != nil {
 			return false
 		}
+	}
+}
+
+// overdue says whether the request that has begun takes too long to arrive. It may be called from any goroutine.
+func (c *conn) overdue(now int64) bool {
+	began, last := c.partialSince.Load(), c.lastRead.Load()
+	return began != 0 && (now-last > c.s.ticks(c.s.cfg.PartialTimeout) || now-began > c.s.ticks(10*c.s.cfg.PartialTimeout))
+}
+
+// linger lets the client have its last answers: what a socket that is closed with input unread has not sent yet is lost.
+func (c *conn) linger() {
+	w, ok := c.nc.(interface{ CloseWrite() error })
+	if !ok || w.CloseWrite() != nil || c.nc.SetReadDeadline(time.Now().Add(lingerTimeout)) != nil {
+		return
+	}
+	if c.wakeReason.Load()&(wakeShutdown|wakeKilled) == 0 {
+		_, _ = io.CopyN(io.Discard, c.nc, lingerBytesMax)
 	}
 }
 

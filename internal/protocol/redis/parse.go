@@ -27,6 +27,8 @@ func (e protocolError) Error() string { return "Protocol error: " + string(e) }
 type parser struct {
 	buf  []byte
 	r, w int
+	// ended counts the requests that came to their end, empty ones and those that were read over, too.
+	ended uint64
 
 	// State of the request that begins at buf[r]. at is the offset from r of what comes next.
 	open bool
@@ -83,6 +85,9 @@ func (p *parser) next() (args [][]byte, tooLong bool, err error) {
 	for p.r < p.w {
 		if !p.open && p.buf[p.r] != '*' {
 			args, complete, err := p.inline()
+			if complete {
+				p.ended++
+			}
 			if args != nil || err != nil || !complete {
 				return args, false, err
 			}
@@ -92,6 +97,7 @@ func (p *parser) next() (args [][]byte, tooLong bool, err error) {
 		if err != nil || !done {
 			return nil, false, err
 		}
+		p.ended++
 		over := p.over
 		p.open, p.over = false, false
 		if over {

@@ -48,6 +48,9 @@ const (
 	outFlushBytes = 64 << 10
 	// refuseTimeout is how long the refusal of a connection may take; others wait meanwhile.
 	refuseTimeout = time.Second
+	// lingerTimeout and lingerBytesMax are how long, and how much of what the client goes on to send, is read over after the last answer.
+	lingerTimeout  = time.Second
+	lingerBytesMax = 16 << 20
 )
 
 // Config sets up a Server. The zero value means the defaults.
@@ -68,7 +71,7 @@ type Config struct {
 	// RequestTimeout bounds the wait for one answer; default 10 s. Past it the outcome is unknown.
 	RequestTimeout time.Duration
 	// PartialTimeout is how long a request that has begun may go on without a byte; default 30 s. In all it may take ten
-	// times that.
+	// times that. The time that the server itself is busy with what came before does not count.
 	PartialTimeout time.Duration
 	// WriteTimeout is how long the next 64 KiB of answers may find no room in the client's socket; default 60 s.
 	WriteTimeout time.Duration
@@ -240,15 +243,16 @@ func (s *Server) Close() {
 	s.wg.Wait()
 }
 
+// ticks returns how many rounds of the janitor a time is, at least.
+func (s *Server) ticks(d time.Duration) int64 { return int64(d/s.tickEvery) + 1 }
+
 // janitor ends waits that took too long. It looks at the connections' own notes, so that a request pays for its time-outs
 // with a store of a counter, not with a timer.
 func (s *Server) janitor() {
 	defer s.wg.Done()
 	t := time.NewTicker(s.tickEvery)
 	defer t.Stop()
-	ticks := func(d time.Duration) int64 { return int64(d/s.tickEvery) + 1 }
-	request, write := ticks(s.cfg.RequestTimeout), ticks(s.cfg.WriteTimeout)
-	idle, total := ticks(s.cfg.PartialTimeout), ticks(10*s.cfg.PartialTimeout)
+	request, write := s.ticks(s.cfg.RequestTimeout), s.ticks(s.cfg.WriteTimeout)
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -268,8 +272,7 @@ func (s *Server) janitor() {
 				s.log.Warn("closed a Redis connection that does not read its answers", "addr", c.addr, "client_id", c.id)
 				c.kill()
 			}
-			began, last := c.partialSince.Load(), c.lastRead.Load()
-			if began != 0 && (now-last > idle || now-began > total) {
+			if c.overdue(now) {
 				c.wake(wakePartial)
 			}
 		}
