@@ -189,7 +189,10 @@ func (c *conn) serve() {
 		_ = c.nc.Close()
 		c.giveUp()
 	}()
-	for c.fill() && c.turn() && c.gathered() {
+	for c.fill() && c.turn() {
+		if !c.gathered() {
+			break
+		}
 	}
 	if c.closing {
 		c.linger()

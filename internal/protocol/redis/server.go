@@ -13,7 +13,7 @@
 //
 // Every node serves every key: it forwards what another node leads. A connection that has asked for the slot map (CLUSTER
 // SLOTS, SHARDS or NODES) or has sent READONLY, READWRITE or ASKING belongs to a cluster client: it is sent to the leader by
-// MOVED, its commands may name one slot only, and commands without a key concern the shards that this node leads. One that
+// MOVED, its commands may name one slot only, and reads without a key concern the shards that this node leads. One that
 // never asked is served as by a single Redis.
 package redis
 

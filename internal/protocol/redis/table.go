@@ -115,6 +115,10 @@ storage of a majority before it is acknowledged, and every read is linearizable 
 - Keys of one request, and of one transaction, must be on one shard; a space has one unless it was made with more.
 - Every node serves every key. A client that asks for the slot map (CLUSTER SLOTS, SHARDS, NODES) gets MOVED redirections on
   that connection; one that never asks is forwarded.
+- To a client that gets redirections, SCAN, KEYS, DBSIZE and RANDOMKEY of a node are about the shards that the node leads, after READONLY
+  about those that it holds; they answer ` + "`-CLUSTERDOWN`" + ` while a shard has no known leader. FLUSHALL and FLUSHDB on any node remove
+  all keys of the space. A shard whose leadership goes to another node while such a client scans node after node may be missed, or come
+  twice: who needs every key scans without asking for the slot map, or all nodes once more.
 
 ## Commands
 
