@@ -115,8 +115,11 @@ func (c *conn) randomKey(cmd *command) error {
 	if err != nil {
 		return err
 	}
+	c.seed++
+	// The high bits of a product with an odd constant differ even where seeds follow one another.
+	start := int(c.seed * 0x9e3779b97f4a7c15 >> 33)
 	for i := range shards {
-		out, err := c.query(shards[(int(c.seed>>1)+i)%len(shards)], cmd.Op, nil)
+		out, err := c.query(shards[(start+i)%len(shards)], cmd.Op, nil)
 		if err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/quorate/quorate/internal/datatypes"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/shardtest"
 )
@@ -96,4 +97,24 @@ func TestScan_OverAChangeOfLeaderMissesNothingSilently(t *testing.T) {
 	smart.want("scan 0 count 9", `["...`)
 	lead(r.c, 1, 1, 0, 1)
 	smart.want("scan 0 count 9", "-CLUSTERDOWN...")
+}
+
+func TestRandomKey_OfAnyShard(t *testing.T) {
+	r := newRig(t, shardtest.Options{Shards: 4}, Config{})
+	c := r.dial()
+	c.want("set foo 1", "+OK")
+	for range 40 {
+		c.want("randomkey", `"foo"`)
+	}
+	for i := range 100 {
+		c.want(fmt.Sprintf("set k%d v", i), "+OK")
+	}
+	sp, _ := r.c.Topology().Space("default")
+	seen := map[shard.ID]bool{}
+	for range 200 {
+		seen[sp.SlotShard(datatypes.Slot([]byte(strings.Trim(c.do("randomkey"), `"`))))] = true
+	}
+	if len(seen) != 4 {
+		t.Errorf("keys of %d shards of 4 in 200 draws", len(seen))
+	}
 }
