@@ -19,18 +19,18 @@ import (
 // Versions: as in Redis 7.0.
 // Not supported: subcommands that change the cluster.
 
+var clusterSubs = subcommands{
+	arity: map[string]int{"slots": 2, "shards": 2, "nodes": 2, "info": 2, "myid": 2, "keyslot": 3, "countkeysinslot": 3, "getkeysinslot": 4, "links": 2, "help": 2},
+	refused: refusals{{"the cluster is managed by Quorate's own administration",
+		"meet forget addslots addslotsrange delslots delslotsrange setslot failover reset replicate replicas slaves flushslots bumpepoch saveconfig set-config-epoch count-failure-reports"}},
+}
+
 func cmdCluster(c *conn, args [][]byte) {
 	if !c.s.cfg.ClusterMode {
 		c.fail("ERR This instance has cluster support disabled")
 		return
 	}
-	sub := strings.ToLower(string(args[1][:min(len(args[1]), 64)]))
-	want := map[string]int{"slots": 2, "shards": 2, "nodes": 2, "info": 2, "myid": 2, "keyslot": 3, "countkeysinslot": 3, "getkeysinslot": 4, "links": 2, "help": 2}
-	if n, ok := want[sub]; ok && n != len(args) {
-		c.fail("ERR wrong number of arguments for 'cluster|" + sub + "' command")
-		return
-	}
-	switch sub {
+	switch subcommand(args) {
 	case "slots":
 		c.cluster = true
 		c.clusterSlots()
@@ -52,11 +52,6 @@ func cmdCluster(c *conn, args [][]byte) {
 		c.array(0)
 	case "help":
 		c.helpText("CLUSTER", "SLOTS", "SHARDS", "NODES", "INFO", "MYID", "KEYSLOT <key>", "COUNTKEYSINSLOT <slot>", "GETKEYSINSLOT <slot> <count>")
-	case "meet", "forget", "addslots", "addslotsrange", "delslots", "delslotsrange", "setslot", "failover", "reset", "replicate",
-		"replicas", "slaves", "flushslots", "bumpepoch", "saveconfig", "set-config-epoch", "count-failure-reports":
-		c.fail("ERR unsupported command 'cluster|" + sub + "': the cluster is managed by Quorate's own administration")
-	default:
-		c.unknownSub("CLUSTER", args[1])
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 // Versions: the answers have the form of Redis 7.0.
 // Not supported: GETKEYSANDFLAGS; LIST FILTERBY MODULE matches nothing.
 
+var commandSubs = subcommands{arity: map[string]int{"count": 2, "info": -2, "docs": -2, "list": -2, "getkeys": -4, "help": 2}}
+
 func cmdCommand(c *conn, args [][]byte) {
 	if len(args) == 1 {
 		c.array(len(c.s.list))
@@ -22,25 +24,24 @@ func cmdCommand(c *conn, args [][]byte) {
 		}
 		return
 	}
-	switch sub := strings.ToLower(string(args[1][:min(len(args[1]), 64)])); {
-	case (sub == "info" || sub == "docs") && len(args)-2 > commandNamesMax:
+	sub := subcommand(args)
+	if (sub == "info" || sub == "docs") && len(args)-2 > commandNamesMax {
 		c.fail(fmt.Sprintf("ERR COMMAND %s of %d names; at most %d may be asked for at once", strings.ToUpper(sub), len(args)-2, commandNamesMax))
-	case sub == "count" && len(args) == 2:
+		return
+	}
+	switch sub {
+	case "count":
 		c.int(int64(len(c.s.list)))
-	case sub == "info":
+	case "info":
 		c.named(args[2:], func(cmd *command) { c.commandInfo(cmd) })
-	case sub == "docs":
+	case "docs":
 		c.commandDocs(args[2:])
-	case sub == "list":
+	case "list":
 		c.commandList(args[2:])
-	case sub == "getkeys" && len(args) > 2:
+	case "getkeys":
 		c.getKeys(args[2:])
-	case sub == "count" || sub == "getkeys":
-		c.fail("ERR wrong number of arguments for 'command|" + sub + "' command")
-	case sub == "help":
+	case "help":
 		c.helpText("COMMAND", "(no subcommand)", "COUNT", "INFO [<command-name> ...]", "DOCS [<command-name> ...]", "LIST [FILTERBY (ACLCAT <category> | PATTERN <pattern>)]", "GETKEYS <full-command>")
-	default:
-		c.unknownSub("COMMAND", args[1])
 	}
 }
 

@@ -361,12 +361,11 @@ func (c *conn) handle(args [][]byte) {
 	case cmd == nil:
 		c.answer(nil, mute, func() { c.unknown(args) })
 		return
-	case !cmd.ArityOK(len(args)):
-		c.answer(cmd, mute, func() {
-			c.abortMulti()
-			c.fail(cmd.arityError())
-		})
-		return
+	case !cmd.ArityOK(len(args)) || cmd.subs != nil:
+		if why := cmd.wrong(args); why != "" {
+			c.answer(cmd, mute, func() { c.refuse(cmd, why) })
+			return
+		}
 	}
 	c.last.Store(cmd)
 	switch {
@@ -422,6 +421,17 @@ func (c *conn) spill() bool {
 	return true
 }
 
+// refuse answers a request that is wrong in a way that makes a transaction fail.
+func (c *conn) refuse(cmd *command, why string) {
+	if cmd.Name == "exec" {
+		// It ends the transaction, if there is one, as in Redis.
+		c.endMulti()
+		why = "EXECABORT Transaction discarded because of: " + strings.TrimPrefix(why, "ERR ")
+	}
+	c.abortMulti()
+	c.fail(why)
+}
+
 // unknown answers a command that is not in the table.
 func (c *conn) unknown(args [][]byte) {
 	name := string(args[0])
@@ -434,7 +444,7 @@ func (c *conn) unknown(args [][]byte) {
 		return
 	}
 	c.abortMulti()
-	if why, ok := unsupported(low); ok {
+	if why, ok := unsupportedCommands.why(low); ok {
 		c.fail("ERR unsupported command '" + low + "': " + why)
 		return
 	}

@@ -297,8 +297,10 @@ func (s *Server) find(name []byte) *command {
 // command is an entry of the server's table.
 type command struct {
 	datatypes.Spec
-	// local runs a command that the server answers itself; nil for those that run in a shard.
+	// local runs a command that the server answers itself; nil for those that run in a shard. It is called with subcommands that subs has.
 	local func(c *conn, args [][]byte)
+	// subs are the command's subcommands, nil if it has none.
+	subs *subcommands
 	// flat: see appendReply.
 	flat bool
 	// value says that the answer to a write may hold a value; for SET its arguments do.

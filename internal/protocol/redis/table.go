@@ -12,6 +12,39 @@ const immediate datatypes.Flags = 1 << 31
 
 const connFlags = datatypes.NoScript | datatypes.Loading | datatypes.Stale | datatypes.Fast
 
+// subcommands are those of a command that is nothing but a name for them.
+type subcommands struct {
+	// arity counts the arguments of each as Spec.Arity does, the command's name included.
+	arity   map[string]int
+	refused refusals
+}
+
+// wrong says what is wrong with a request of the command, as far as that follows from its subcommand and the number of its arguments.
+func (c *command) wrong(args [][]byte) string {
+	if !c.ArityOK(len(args)) {
+		return c.arityError()
+	}
+	if c.subs == nil || len(args) == 1 {
+		return ""
+	}
+	sub := subcommand(args)
+	if why, ok := c.subs.refused.why(sub); ok {
+		return "ERR unsupported command '" + c.Name + "|" + sub + "': " + why
+	}
+	switch n, ok := c.subs.arity[sub]; {
+	case !ok:
+		return fmt.Sprintf("ERR unknown subcommand '%.128s'. Try %s HELP.", args[1], strings.ToUpper(c.Name))
+	case n > 0 && n != len(args) || len(args) < -n:
+		return "ERR wrong number of arguments for '" + c.Name + "|" + sub + "' command"
+	}
+	return ""
+}
+
+// subcommand returns the name of the subcommand; one that is longer than any is cut.
+func subcommand(args [][]byte) string {
+	return strings.ToLower(string(args[1][:min(len(args[1]), 64)]))
+}
+
 // connectionCommands lists what the server answers itself. A new command is one entry here and its handler.
 func connectionCommands() []command {
 	cmd := func(name string, arity int, flags datatypes.Flags, group, since, args, summary, note string, f func(*conn, [][]byte)) command {
@@ -55,13 +88,21 @@ func connectionCommands() []command {
 		case "fence":
 			// The first key of the command behind it; COMMAND GETKEYS knows all.
 			l.First, l.Last, l.Step = 4, 4, 1
+		case "client":
+			l.subs = &clientSubs
+		case "cluster":
+			l.subs = &clusterSubs
+		case "command":
+			l.subs = &commandSubs
+		case "config":
+			l.subs = &configSubs
 		}
 	}
 	return list
 }
 
 // unsupportedCommands lists the commands of Redis that are refused by name, by the reason.
-var unsupportedCommands = []struct{ why, names string }{
+var unsupportedCommands = refusals{
 	{"pub/sub is not served; follow a topic or the change log over the Kafka protocol instead",
 		"subscribe unsubscribe psubscribe punsubscribe publish pubsub ssubscribe sunsubscribe spublish"},
 	{"scripts are not served; use MULTI, which runs in one step", "eval eval_ro evalsha evalsha_ro script function fcall fcall_ro"},
@@ -83,9 +124,12 @@ var unsupportedCommands = []struct{ why, names string }{
 	{"it is not for clients; use Quorate's own administration", "shutdown debug module sentinel"},
 }
 
-// unsupported says why a command of Redis is refused.
-func unsupported(name string) (why string, ok bool) {
-	for _, u := range unsupportedCommands {
+// refusals are names of Redis that are refused, by the reason.
+type refusals []struct{ why, names string }
+
+// why says why a name is refused, if it is.
+func (r refusals) why(name string) (why string, ok bool) {
+	for _, u := range r {
 		for n := range strings.FieldsSeq(u.names) {
 			if n == name {
 				return u.why, true
