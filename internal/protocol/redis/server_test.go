@@ -189,7 +189,7 @@ func TestEventAdd_StateAndEventTogether(t *testing.T) {
 	r := newRig(t, shardtest.Options{Shards: 4}, Config{ClusterMode: true})
 	c := r.dial()
 	c.want("event.add orders hello", "[:0 :0]")
-	c.want("event.add orders hello KEY k PARTITION 2 HEADER a 1 b 2 header c 3", "[:2 :1]")
+	c.want("event.add orders hello KEY k PARTITION 2 HEADER a 1 b 2 c 3", "[:2 :1]")
 	c.want("multi", "+OK")
 	c.want("set order:{42} paid", "+QUEUED")
 	c.want("event.add orders{42} paid key {42}", "+QUEUED")

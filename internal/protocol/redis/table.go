@@ -157,6 +157,7 @@ storage of a majority before it is acknowledged, and every read is linearizable 
 - ` + "`-UNKNOWN outcome unknown`" + ` says that a write may or may not have been, or may still be, applied. No client
   library tries it again by itself. ` + "`-CLUSTERDOWN`" + ` and ` + "`-BUSY`" + ` say that nothing was done.
 - Keys of one request, and of one transaction, must be on one shard; a space has one unless it was made with more.
+- HEADER is the last option of EVENT.ADD: all words behind it are names and values of headers, also KEY, PARTITION and HEADER.
 - Every node serves every key. A client that asks for the slot map (CLUSTER SLOTS, SHARDS, NODES) gets MOVED redirections on
   that connection; one that never asks is forwarded.
 - To a client that gets redirections, SCAN, KEYS, DBSIZE and RANDOMKEY of a node are about the shards that the node leads, after READONLY
