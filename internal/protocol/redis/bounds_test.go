@@ -372,3 +372,50 @@ func TestLastAnswers_ArriveAlthoughMoreWasSent(t *testing.T) {
 		t.Error("open")
 	}
 }
+
+func TestTooLong_ClientReplyHolds(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{})
+	c := r.dial()
+	long := string(encode("set", "a", strings.Repeat("x", datatypes.CommandBytesMax+1<<20)))
+	ping := func(s string) string { return string(encode("ping", s)) }
+	c.send(string(encode("client", "reply", "skip")) + long + ping("1"))
+	c.send(long + ping("2"))
+	c.send(string(encode("client", "reply", "off")) + long + string(encode("client", "reply", "on")) + ping("3"))
+	const tooLong = "-ERR the request is longer than the limit of 8388608 bytes; send it in smaller parts"
+	for _, want := range []string{`"1"`, tooLong, `"2"`, "+OK", `"3"`} {
+		if got := c.recv(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
+func TestWatch_BytesOfKeysAreBounded(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{})
+	c := r.dial()
+	keys := func(from, to int) []string {
+		line := []string{"watch"}
+		for i := from; i < to; i++ {
+			line = append(line, fmt.Sprintf("%0*d", datatypes.KeyBytesMax, i))
+		}
+		return line
+	}
+	const most = datatypes.CommandBytesMax / datatypes.KeyBytesMax
+	for range 2 {
+		if got := c.do(keys(0, most-1)...); got != "+OK" {
+			t.Fatal(got)
+		}
+		// A key that is watched twice is there once.
+		if got := c.do(keys(0, most/2)...); got != "+OK" {
+			t.Fatal(got)
+		}
+		if got := c.do(keys(most-1, most)...); got != "+OK" {
+			t.Fatal(got)
+		}
+		c.want("watch k", "-ERR the watched keys are longer than the limit of 8388608 bytes; UNWATCH those that are not needed")
+		c.want("unwatch", "+OK")
+	}
+	c.want("watch k", "+OK")
+	c.want("multi", "+OK")
+	c.want("get k", "+QUEUED")
+	c.want("exec", "[nil]")
+}

@@ -306,10 +306,10 @@ func (c *conn) parse() (n int64) {
 			break
 		}
 		if tooLong {
-			c.settle()
-			c.abortMulti()
-			c.fail(fmt.Sprintf("ERR the request is longer than the limit of %d bytes; send it in smaller parts", datatypes.CommandBytesMax))
-			c.s.metric.unknown.count(true)
+			c.answer(nil, c.muted(), func() {
+				c.abortMulti()
+				c.fail(fmt.Sprintf("ERR the request is longer than the limit of %d bytes; send it in smaller parts", datatypes.CommandBytesMax))
+			})
 			continue
 		}
 		if args == nil {
@@ -350,13 +350,18 @@ func (c *conn) written(n int) {
 	}
 }
 
-// handle runs one request: it hands it in, or answers it.
-func (c *conn) handle(args [][]byte) {
-	cmd := c.s.find(args[0])
+// muted says whether the answer to the next request is not sent.
+func (c *conn) muted() bool {
 	mute := c.replies != repliesOn
 	if c.replies == repliesSkipNext {
 		c.replies = repliesOn
 	}
+	return mute
+}
+
+// handle runs one request: it hands it in, or answers it.
+func (c *conn) handle(args [][]byte) {
+	cmd, mute := c.s.find(args[0]), c.muted()
 	switch {
 	case cmd == nil:
 		c.answer(nil, mute, func() { c.unknown(args) })
