@@ -81,6 +81,8 @@ type conn struct {
 	once  []datatypes.Fence
 
 	watched []datatypes.Watched
+	// watchedBytes is the length of the watched keys.
+	watchedBytes int
 	// watchShard holds the watched keys.
 	watchShard shard.ID
 
