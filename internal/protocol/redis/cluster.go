@@ -2,6 +2,7 @@ package redis
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"strconv"
@@ -56,19 +57,23 @@ func cmdCluster(c *conn, args [][]byte) {
 }
 
 func (c *conn) slotKeys(args [][]byte) {
-	slot, err := strconv.Atoi(string(args[2]))
-	if err != nil || slot < 0 || slot >= shard.SlotCount {
-		c.fail("ERR Invalid slot")
+	slot, err := strconv.ParseInt(string(args[2]), 10, 64)
+	count, wrong := int64(0), "ERR Invalid slot"
+	if len(args) == 4 && err == nil {
+		count, err = strconv.ParseInt(string(args[3]), 10, 64)
+		wrong = "ERR Invalid slot or number of keys"
+	}
+	switch {
+	case err != nil:
+		c.fail("ERR value is not an integer or out of range")
+		return
+	case slot < 0 || slot >= shard.SlotCount || count < 0:
+		c.fail(wrong)
 		return
 	}
 	q := datatypes.EncodeSlotCount(uint16(slot))
 	if len(args) == 4 {
-		n, err := strconv.ParseUint(string(args[3]), 10, 32)
-		if err != nil {
-			c.fail("ERR Invalid number of keys")
-			return
-		}
-		q = datatypes.EncodeSlotKeys(uint16(slot), uint32(n))
+		q = datatypes.EncodeSlotKeys(uint16(slot), uint32(min(count, math.MaxUint32)))
 	}
 	if err := c.place(); err != nil {
 		c.error(err)
@@ -172,7 +177,7 @@ func (c *conn) clusterSlots() {
 				c.bulk(o.host)
 				c.int(int64(o.port))
 				c.bulk(o.id)
-				c.array(0)
+				c.mapOf(0)
 			}
 		}
 	}

@@ -62,7 +62,7 @@ func (c *conn) named(names [][]byte, f func(*command)) {
 		if cmd := c.s.find(n); cmd != nil {
 			f(cmd)
 		} else {
-			c.nullArray()
+			c.null()
 		}
 	}
 }
@@ -75,7 +75,7 @@ func flagNames(f datatypes.Flags) []string {
 	}{
 		{datatypes.Write, "write"}, {datatypes.ReadOnly, "readonly"}, {datatypes.DenyOOM, "denyoom"}, {datatypes.Admin, "admin"},
 		{datatypes.NoScript, "noscript"}, {datatypes.Blocking, "blocking"}, {datatypes.Loading, "loading"},
-		{datatypes.Stale, "stale"}, {datatypes.Fast, "fast"}, {datatypes.NoAuth, "no_auth"}, {datatypes.NoMulti, "no_multi"}, {datatypes.MovableKeys, "movablekeys"},
+		{datatypes.Stale, "stale"}, {datatypes.Fast, "fast"}, {datatypes.NoAuth, "no_auth"}, {datatypes.MovableKeys, "movablekeys"},
 	} {
 		if f&n.f != 0 {
 			names = append(names, n.name)
@@ -115,9 +115,9 @@ func (c *conn) commandInfo(cmd *command) {
 	c.int(int64(s.Last))
 	c.int(int64(s.Step))
 	c.words(categories(s))
-	c.array(0)
+	c.setOf(0)
 	c.keySpecs(s)
-	c.array(0)
+	c.setOf(0)
 }
 
 // words answers with a set of simple strings.
@@ -130,19 +130,19 @@ func (c *conn) words(list []string) {
 
 func (c *conn) keySpecs(s *datatypes.Spec) {
 	if s.First == 0 {
-		c.array(0)
+		c.setOf(0)
 		return
 	}
-	c.array(1)
+	c.setOf(1)
 	c.mapOf(3)
 	c.bulk("flags")
 	switch {
 	case s.Flags&datatypes.MovableKeys != 0:
-		c.words([]string{"RW", "UPDATE", "incomplete"})
+		c.words([]string{"RW", "update", "incomplete"})
 	case s.Flags&datatypes.Write == 0:
-		c.words([]string{"RO", "ACCESS"})
+		c.words([]string{"RO", "access"})
 	default:
-		c.words([]string{"RW", "UPDATE"})
+		c.words([]string{"RW", "update"})
 	}
 	c.bulk("begin_search")
 	c.mapOf(2)

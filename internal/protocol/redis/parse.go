@@ -263,7 +263,8 @@ func parseLen(b []byte) (int, bool) {
 	return n, true
 }
 
-// splitWords splits a line at spaces, with "quoted\x00" and 'quoted' words.
+// splitWords splits a line at spaces, with "quoted\x00" and 'quoted' words. As in Redis, a vertical tab and a form feed are spaces only
+// in front of a word and behind a quoted one.
 func splitWords(line []byte) (words [][]byte, ok bool) {
 	for i := 0; ; {
 		for i < len(line) && isSpace(line[i]) {
@@ -273,7 +274,7 @@ func splitWords(line []byte) (words [][]byte, ok bool) {
 			return words, true
 		}
 		word := []byte{}
-		for i < len(line) && !isSpace(line[i]) {
+		for i < len(line) && (!isSpace(line[i]) || line[i] == '\v' || line[i] == '\f') {
 			if line[i] != '"' && line[i] != '\'' {
 				word = append(word, line[i])
 				i++
@@ -284,6 +285,7 @@ func splitWords(line []byte) (words [][]byte, ok bool) {
 				return nil, false
 			}
 			word = append(word, w...)
+			break
 		}
 		words = append(words, word)
 	}

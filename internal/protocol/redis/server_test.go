@@ -90,9 +90,9 @@ func TestShapes_RESP2AndRESP3(t *testing.T) {
 		{"hrandfield h", `"f"`, `"f"`},
 		{"scan 0", `["0" ["h"]]`, `["0" ["h"]]`},
 		{"config get save", `["save" ""]`, `{"save" ""}`},
-		{"command info get", `[["get" :2 [+readonly +fast] :1 :1 :1 [+@read +@string +@fast] [] [["flags" [+RO +ACCESS] "begin_search" ["type" "index" "spec" ["index" :1]] "find_keys" ["type" "range" "spec" ["lastkey" :0 "keystep" :1 "limit" :0]]]] []]]`,
-			`[["get" :2 <+readonly +fast> :1 :1 :1 <+@read +@string +@fast> [] [{"flags" <+RO +ACCESS> "begin_search" {"type" "index" "spec" {"index" :1}} "find_keys" {"type" "range" "spec" {"lastkey" :0 "keystep" :1 "limit" :0}}}] []]]`},
-		{"command info nope", `[nil*]`, `[nil]`},
+		{"command info get", `[["get" :2 [+readonly +fast] :1 :1 :1 [+@read +@string +@fast] [] [["flags" [+RO +access] "begin_search" ["type" "index" "spec" ["index" :1]] "find_keys" ["type" "range" "spec" ["lastkey" :0 "keystep" :1 "limit" :0]]]] []]]`,
+			`[["get" :2 <+readonly +fast> :1 :1 :1 <+@read +@string +@fast> <> <{"flags" <+RO +access> "begin_search" {"type" "index" "spec" {"index" :1}} "find_keys" {"type" "range" "spec" {"lastkey" :0 "keystep" :1 "limit" :0}}}> <>]]`},
+		{"command info nope", `[nil]`, `[nil]`},
 	} {
 		two.want(tc.line, tc.two)
 		three.want(tc.line, tc.three)
@@ -141,8 +141,9 @@ func TestMulti_AsInRedis(t *testing.T) {
 	c.want("get", "-ERR wrong number of arguments for 'get' command")
 	c.want("exec", "-EXECABORT...")
 	c.want("multi", "+OK")
-	c.want("hello 3", "-ERR Command not allowed inside a transaction")
-	c.want("exec", "-EXECABORT...")
+	c.want("hello 2 setname me", "+QUEUED")
+	c.want("hello nope", "+QUEUED")
+	c.want("exec", `[["server" "redis" "version" "7.0.15" "proto" :2 "id" :1 "mode" "standalone" "role" "master" "modules" []] -ERR Protocol version is not an integer or out of range]`)
 	c.want("get a", `"2"`)
 	c.want("multi", "+OK")
 	c.want("set a 9", "+QUEUED")

@@ -53,7 +53,7 @@ func connectionCommands() []command {
 		}, local: f}
 	}
 	list := []command{
-		cmd("hello", -1, connFlags|datatypes.NoAuth|datatypes.NoMulti, "connection", "6.0.0", "[protover [AUTH username password] [SETNAME clientname]]", "Chooses the protocol version.", "AUTH is refused: there are no passwords yet.", cmdHello),
+		cmd("hello", -1, connFlags|datatypes.NoAuth, "connection", "6.0.0", "[protover [AUTH username password] [SETNAME clientname]]", "Chooses the protocol version.", "AUTH is refused: there are no passwords yet.", cmdHello),
 		cmd("auth", -2, connFlags|datatypes.NoAuth, "connection", "1.0.0", "[username] password", "Authenticates the connection.", "Always refused: there are no passwords yet.", cmdAuth),
 		cmd("ping", -1, datatypes.Fast, "connection", "1.0.0", "[message]", "Answers PONG.", "", cmdPing),
 		cmd("echo", 2, datatypes.Fast|datatypes.Loading|datatypes.Stale, "connection", "1.0.0", "message", "Answers with the message.", "", cmdEcho),

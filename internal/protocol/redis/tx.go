@@ -100,7 +100,7 @@ func (c *conn) enqueue(cmd *command, args [][]byte) error {
 	if cmd.Name == "fence" {
 		return c.enqueueFence(args)
 	}
-	if cmd.Flags&datatypes.NoMulti != 0 || cmd.Name == "client" && equalFold(args[1], "reply") {
+	if cmd.Name == "client" && equalFold(args[1], "reply") {
 		// In the middle of EXEC's answer, CLIENT REPLY would leave out part of it.
 		return &errs.Error{Kind: errs.Invalid, Code: "ERR", Msg: "Command not allowed inside a transaction"}
 	}
