@@ -13,14 +13,16 @@ import (
 // Versions: as in Redis 7.0; SETINFO and NO-TOUCH as in 7.2, since client libraries send them.
 // Not supported: TRACKING, TRACKINGINFO, CACHING, PAUSE, UNPAUSE, UNBLOCK, by name.
 
+var clientSubs = subcommands{
+	arity: map[string]int{"id": 2, "setname": 3, "getname": 2, "setinfo": 4, "info": 2, "list": -2, "kill": -3, "reply": 3, "no-evict": 3, "no-touch": 3, "getredir": 2, "help": 2},
+	refused: refusals{
+		{"client-side caching is not served; follow the change log over the Kafka protocol instead", "tracking trackinginfo caching"},
+		{"it is not served", "pause unpause unblock"},
+	},
+}
+
 func cmdClient(c *conn, args [][]byte) {
-	sub := strings.ToLower(string(args[1][:min(len(args[1]), 64)]))
-	want := map[string]int{"id": 2, "setname": 3, "getname": 2, "setinfo": 4, "info": 2, "reply": 3, "no-evict": 3, "no-touch": 3, "getredir": 2, "help": 2}
-	if n, ok := want[sub]; ok && n != len(args) {
-		c.fail("ERR wrong number of arguments for 'client|" + sub + "' command")
-		return
-	}
-	switch sub {
+	switch subcommand(args) {
 	case "id":
 		c.int(c.id)
 	case "setname":
@@ -59,19 +61,9 @@ func cmdClient(c *conn, args [][]byte) {
 		c.ok()
 	case "getredir":
 		c.int(-1)
-	case "tracking", "trackinginfo", "caching":
-		c.fail("ERR unsupported command 'client|" + sub + "': client-side caching is not served; follow the change log over the Kafka protocol instead")
-	case "pause", "unpause", "unblock":
-		c.fail("ERR unsupported command 'client|" + sub + "': it is not served")
 	case "help":
 		c.helpText("CLIENT", "ID | SETNAME <name> | GETNAME | SETINFO <option> <value> | INFO", "LIST [TYPE <type>] [ID <id> ...]", "KILL <addr> | KILL ID <id> | ADDR <addr> | LADDR <addr> | TYPE <type> | SKIPME <yes|no> ...", "REPLY ON|OFF|SKIP", "NO-EVICT ON|OFF | NO-TOUCH ON|OFF")
-	default:
-		c.unknownSub("CLIENT", args[1])
 	}
-}
-
-func (c *conn) unknownSub(name string, sub []byte) {
-	c.fail(fmt.Sprintf("ERR unknown subcommand '%.128s'. Try %s HELP.", sub, name))
 }
 
 func (c *conn) helpText(name string, lines ...string) {
@@ -170,9 +162,6 @@ func (c *conn) clientKill(args [][]byte) {
 		match = func(o *conn) bool { return prev(o) && f(o) }
 	}
 	switch {
-	case len(args) == 0:
-		c.fail("ERR wrong number of arguments for 'client|kill' command")
-		return
 	case len(args) == 1:
 		old, skipMe = true, false
 		and(func(o *conn) bool { return o.addr == string(args[0]) })

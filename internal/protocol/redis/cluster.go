@@ -2,6 +2,7 @@ package redis
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"strconv"
@@ -19,18 +20,18 @@ import (
 // Versions: as in Redis 7.0.
 // Not supported: subcommands that change the cluster.
 
+var clusterSubs = subcommands{
+	arity: map[string]int{"slots": 2, "shards": 2, "nodes": 2, "info": 2, "myid": 2, "keyslot": 3, "countkeysinslot": 3, "getkeysinslot": 4, "links": 2, "help": 2},
+	refused: refusals{{"the cluster is managed by Quorate's own administration",
+		"meet forget addslots addslotsrange delslots delslotsrange setslot failover reset replicate replicas slaves flushslots bumpepoch saveconfig set-config-epoch count-failure-reports"}},
+}
+
 func cmdCluster(c *conn, args [][]byte) {
 	if !c.s.cfg.ClusterMode {
 		c.fail("ERR This instance has cluster support disabled")
 		return
 	}
-	sub := strings.ToLower(string(args[1][:min(len(args[1]), 64)]))
-	want := map[string]int{"slots": 2, "shards": 2, "nodes": 2, "info": 2, "myid": 2, "keyslot": 3, "countkeysinslot": 3, "getkeysinslot": 4, "links": 2, "help": 2}
-	if n, ok := want[sub]; ok && n != len(args) {
-		c.fail("ERR wrong number of arguments for 'cluster|" + sub + "' command")
-		return
-	}
-	switch sub {
+	switch subcommand(args) {
 	case "slots":
 		c.cluster = true
 		c.clusterSlots()
@@ -52,28 +53,27 @@ func cmdCluster(c *conn, args [][]byte) {
 		c.array(0)
 	case "help":
 		c.helpText("CLUSTER", "SLOTS", "SHARDS", "NODES", "INFO", "MYID", "KEYSLOT <key>", "COUNTKEYSINSLOT <slot>", "GETKEYSINSLOT <slot> <count>")
-	case "meet", "forget", "addslots", "addslotsrange", "delslots", "delslotsrange", "setslot", "failover", "reset", "replicate",
-		"replicas", "slaves", "flushslots", "bumpepoch", "saveconfig", "set-config-epoch", "count-failure-reports":
-		c.fail("ERR unsupported command 'cluster|" + sub + "': the cluster is managed by Quorate's own administration")
-	default:
-		c.unknownSub("CLUSTER", args[1])
 	}
 }
 
 func (c *conn) slotKeys(args [][]byte) {
-	slot, err := strconv.Atoi(string(args[2]))
-	if err != nil || slot < 0 || slot >= shard.SlotCount {
-		c.fail("ERR Invalid slot")
+	slot, err := strconv.ParseInt(string(args[2]), 10, 64)
+	count, wrong := int64(0), "ERR Invalid slot"
+	if len(args) == 4 && err == nil {
+		count, err = strconv.ParseInt(string(args[3]), 10, 64)
+		wrong = "ERR Invalid slot or number of keys"
+	}
+	switch {
+	case err != nil:
+		c.fail("ERR value is not an integer or out of range")
+		return
+	case slot < 0 || slot >= shard.SlotCount || count < 0:
+		c.fail(wrong)
 		return
 	}
 	q := datatypes.EncodeSlotCount(uint16(slot))
 	if len(args) == 4 {
-		n, err := strconv.ParseUint(string(args[3]), 10, 32)
-		if err != nil {
-			c.fail("ERR Invalid number of keys")
-			return
-		}
-		q = datatypes.EncodeSlotKeys(uint16(slot), uint32(n))
+		q = datatypes.EncodeSlotKeys(uint16(slot), uint32(min(count, math.MaxUint32)))
 	}
 	if err := c.place(); err != nil {
 		c.error(err)
@@ -177,7 +177,7 @@ func (c *conn) clusterSlots() {
 				c.bulk(o.host)
 				c.int(int64(o.port))
 				c.bulk(o.id)
-				c.array(0)
+				c.mapOf(0)
 			}
 		}
 	}

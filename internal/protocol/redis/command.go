@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -13,6 +14,8 @@ import (
 // Versions: the answers have the form of Redis 7.0.
 // Not supported: GETKEYSANDFLAGS; LIST FILTERBY MODULE matches nothing.
 
+var commandSubs = subcommands{arity: map[string]int{"count": 2, "info": -2, "docs": -2, "list": -2, "getkeys": -4, "help": 2}}
+
 func cmdCommand(c *conn, args [][]byte) {
 	if len(args) == 1 {
 		c.array(len(c.s.list))
@@ -21,25 +24,29 @@ func cmdCommand(c *conn, args [][]byte) {
 		}
 		return
 	}
-	switch sub := strings.ToLower(string(args[1][:min(len(args[1]), 64)])); {
-	case sub == "count" && len(args) == 2:
+	sub := subcommand(args)
+	if (sub == "info" || sub == "docs") && len(args)-2 > commandNamesMax {
+		c.fail(fmt.Sprintf("ERR COMMAND %s of %d names; at most %d may be asked for at once", strings.ToUpper(sub), len(args)-2, commandNamesMax))
+		return
+	}
+	switch sub {
+	case "count":
 		c.int(int64(len(c.s.list)))
-	case sub == "info":
+	case "info":
 		c.named(args[2:], func(cmd *command) { c.commandInfo(cmd) })
-	case sub == "docs":
+	case "docs":
 		c.commandDocs(args[2:])
-	case sub == "list":
+	case "list":
 		c.commandList(args[2:])
-	case sub == "getkeys" && len(args) > 2:
+	case "getkeys":
 		c.getKeys(args[2:])
-	case sub == "count" || sub == "getkeys":
-		c.fail("ERR wrong number of arguments for 'command|" + sub + "' command")
-	case sub == "help":
+	case "help":
 		c.helpText("COMMAND", "(no subcommand)", "COUNT", "INFO [<command-name> ...]", "DOCS [<command-name> ...]", "LIST [FILTERBY (ACLCAT <category> | PATTERN <pattern>)]", "GETKEYS <full-command>")
-	default:
-		c.unknownSub("COMMAND", args[1])
 	}
 }
+
+// commandNamesMax bounds the commands that COMMAND INFO and COMMAND DOCS are asked for at once: a name costs little, and its answer much.
+const commandNamesMax = 1024
 
 // named answers with an array: f of each named command or null, or of all commands if none is named.
 func (c *conn) named(names [][]byte, f func(*command)) {
@@ -55,7 +62,7 @@ func (c *conn) named(names [][]byte, f func(*command)) {
 		if cmd := c.s.find(n); cmd != nil {
 			f(cmd)
 		} else {
-			c.nullArray()
+			c.null()
 		}
 	}
 }
@@ -68,7 +75,7 @@ func flagNames(f datatypes.Flags) []string {
 	}{
 		{datatypes.Write, "write"}, {datatypes.ReadOnly, "readonly"}, {datatypes.DenyOOM, "denyoom"}, {datatypes.Admin, "admin"},
 		{datatypes.NoScript, "noscript"}, {datatypes.Blocking, "blocking"}, {datatypes.Loading, "loading"},
-		{datatypes.Stale, "stale"}, {datatypes.Fast, "fast"}, {datatypes.NoAuth, "no_auth"}, {datatypes.NoMulti, "no_multi"}, {datatypes.MovableKeys, "movablekeys"},
+		{datatypes.Stale, "stale"}, {datatypes.Fast, "fast"}, {datatypes.NoAuth, "no_auth"}, {datatypes.MovableKeys, "movablekeys"},
 	} {
 		if f&n.f != 0 {
 			names = append(names, n.name)
@@ -108,9 +115,9 @@ func (c *conn) commandInfo(cmd *command) {
 	c.int(int64(s.Last))
 	c.int(int64(s.Step))
 	c.words(categories(s))
-	c.array(0)
+	c.setOf(0)
 	c.keySpecs(s)
-	c.array(0)
+	c.setOf(0)
 }
 
 // words answers with a set of simple strings.
@@ -123,19 +130,19 @@ func (c *conn) words(list []string) {
 
 func (c *conn) keySpecs(s *datatypes.Spec) {
 	if s.First == 0 {
-		c.array(0)
+		c.setOf(0)
 		return
 	}
-	c.array(1)
+	c.setOf(1)
 	c.mapOf(3)
 	c.bulk("flags")
 	switch {
 	case s.Flags&datatypes.MovableKeys != 0:
-		c.words([]string{"RW", "UPDATE", "incomplete"})
+		c.words([]string{"RW", "update", "incomplete"})
 	case s.Flags&datatypes.Write == 0:
-		c.words([]string{"RO", "ACCESS"})
+		c.words([]string{"RO", "access"})
 	default:
-		c.words([]string{"RW", "UPDATE"})
+		c.words([]string{"RW", "update"})
 	}
 	c.bulk("begin_search")
 	c.mapOf(2)

@@ -35,8 +35,10 @@ type conn struct {
 	p     parser
 	out   []byte
 	proto int
-	// failed says that the answer being made is an error.
-	failed bool
+	// failed says that the answer being made is an error, mute that it is not sent. start is where it begins in out, unless part of it was
+	// written already.
+	failed, mute bool
+	start        int
 	// closing ends the connection once what is in out was written.
 	closing bool
 	// replies says which answers are sent: see CLIENT REPLY.
@@ -49,11 +51,12 @@ type conn struct {
 
 	// pending are writes handed in, whose answers are outstanding. reads are reads not yet handed in. At most one of the
 	// two holds anything.
-	pending      []pending
-	pendingBytes int
-	reads        readBatch
-	req          *request
-	seed         uint64
+	pending       []pending
+	pendingBytes  int
+	pendingValues int
+	reads         readBatch
+	req           *request
+	seed          uint64
 	// seen remembers the revisions of this connection's writes, for stale reads that see them.
 	seen []seenRevision
 
@@ -63,6 +66,10 @@ type conn struct {
 	added     datatypes.Event
 	addedArgs [][]byte
 	addedHead []byte
+
+	// began is the tick from which on the request that arrives has its time, and ended what the parser had counted then.
+	began int64
+	ended uint64
 
 	// lone counts the requests in a row that came alone and that a gatherer would serve.
 	lone int
@@ -74,6 +81,8 @@ type conn struct {
 	once  []datatypes.Fence
 
 	watched []datatypes.Watched
+	// watchedBytes is the length of the watched keys.
+	watchedBytes int
 	// watchShard holds the watched keys.
 	watchShard shard.ID
 
@@ -108,6 +117,8 @@ type pending struct {
 	shard  shard.ID
 	future *shard.Future
 	mute   bool
+	// value says that the answer may hold a value.
+	value bool
 }
 
 type readBatch struct {
@@ -181,12 +192,23 @@ func (c *conn) serve() {
 		c.giveUp()
 	}()
 	for c.fill() && c.turn() {
-		for c.lone >= c.s.cfg.loneMin && c.gather() {
-			if !c.turn() {
-				return
-			}
+		if !c.gathered() {
+			break
 		}
 	}
+	if c.closing {
+		c.linger()
+	}
+}
+
+// gathered lets a gatherer serve the connection while it can, and says whether the connection goes on.
+func (c *conn) gathered() bool {
+	for c.lone >= c.s.cfg.loneMin && c.gather() {
+		if !c.turn() {
+			return false
+		}
+	}
+	return true
 }
 
 // turn does what the input asks for, and says whether the connection goes on.
@@ -206,12 +228,15 @@ func (c *conn) turn() bool {
 
 // fill reads more input, and says whether the connection goes on.
 func (c *conn) fill() bool {
-	tick := c.s.tick.Load()
-	if !c.p.partial() {
-		c.partialSince.Store(0)
-	} else if c.partialSince.Load() == 0 {
+	if c.p.partial() {
+		tick := c.s.tick.Load()
+		if c.began == 0 || c.ended != c.p.ended {
+			// Until now the server was busy with what came before.
+			c.began, c.ended = tick, c.p.ended
+		}
 		c.lastRead.Store(tick)
-		c.partialSince.Store(tick)
+		c.partialSince.Store(c.began)
+		defer c.partialSince.Store(0)
 	}
 	for {
 		if why := c.wakeReason.Load(); why&(wakeShutdown|wakeKilled) != 0 {
@@ -227,13 +252,13 @@ func (c *conn) fill() bool {
 			if why&(wakeShutdown|wakeKilled) != 0 {
 				return false
 			}
-			if why&wakePartial != 0 && c.partialSince.Load() != 0 {
+			if why&wakePartial != 0 && c.overdue(c.s.tick.Load()) {
 				c.s.log.Warn("closed a Redis connection whose request did not arrive in time", "addr", c.addr, "client_id", c.id)
 				c.fail("ERR Protocol error: the request was begun but did not arrive in time")
-				c.flush()
+				c.closing = c.flush()
 				return false
 			}
-			// The request arrived just before the janitor's verdict.
+			// The input arrived just before the janitor's verdict.
 			c.wakeReason.And(^int32(wakePartial))
 			_ = c.nc.SetReadDeadline(time.Time{})
 			continue
@@ -244,6 +269,23 @@ func (c *conn) fill() bool {
 		if err != nil {
 			return false
 		}
+	}
+}
+
+// overdue says whether the request that has begun takes too long to arrive. It may be called from any goroutine.
+func (c *conn) overdue(now int64) bool {
+	began, last := c.partialSince.Load(), c.lastRead.Load()
+	return began != 0 && (now-last > c.s.ticks(c.s.cfg.PartialTimeout) || now-began > c.s.ticks(10*c.s.cfg.PartialTimeout))
+}
+
+// linger lets the client have its last answers: what a socket that is closed with input unread has not sent yet is lost.
+func (c *conn) linger() {
+	w, ok := c.nc.(interface{ CloseWrite() error })
+	if !ok || w.CloseWrite() != nil || c.nc.SetReadDeadline(time.Now().Add(lingerTimeout)) != nil {
+		return
+	}
+	if c.wakeReason.Load()&(wakeShutdown|wakeKilled) == 0 {
+		_, _ = io.CopyN(io.Discard, c.nc, lingerBytesMax)
 	}
 }
 
@@ -266,10 +308,10 @@ func (c *conn) parse() (n int64) {
 			break
 		}
 		if tooLong {
-			c.settle()
-			c.abortMulti()
-			c.fail(fmt.Sprintf("ERR the request is longer than the limit of %d bytes; send it in smaller parts", datatypes.CommandBytesMax))
-			c.s.metric.unknown.count(true)
+			c.answer(nil, c.muted(), func() {
+				c.abortMulti()
+				c.fail(fmt.Sprintf("ERR the request is longer than the limit of %d bytes; send it in smaller parts", datatypes.CommandBytesMax))
+			})
 			continue
 		}
 		if args == nil {
@@ -290,8 +332,12 @@ func (c *conn) flush() bool {
 	if len(c.out) == 0 {
 		return true
 	}
-	c.writingSince.Store(c.s.tick.Load())
-	_, err := c.nc.Write(c.out)
+	var err error
+	// Each piece has its own time: a client that reads slowly is not one that does not read.
+	for rest := c.out; len(rest) > 0 && err == nil; rest = rest[min(len(rest), outFlushBytes):] {
+		c.writingSince.Store(c.s.tick.Load())
+		_, err = c.nc.Write(rest[:min(len(rest), outFlushBytes)])
+	}
 	c.writingSince.Store(0)
 	c.written(len(c.out))
 	return err == nil
@@ -306,23 +352,27 @@ func (c *conn) written(n int) {
 	}
 }
 
-// handle runs one request: it hands it in, or answers it.
-func (c *conn) handle(args [][]byte) {
-	cmd := c.s.find(args[0])
+// muted says whether the answer to the next request is not sent.
+func (c *conn) muted() bool {
 	mute := c.replies != repliesOn
 	if c.replies == repliesSkipNext {
 		c.replies = repliesOn
 	}
+	return mute
+}
+
+// handle runs one request: it hands it in, or answers it.
+func (c *conn) handle(args [][]byte) {
+	cmd, mute := c.s.find(args[0]), c.muted()
 	switch {
 	case cmd == nil:
 		c.answer(nil, mute, func() { c.unknown(args) })
 		return
-	case !cmd.ArityOK(len(args)):
-		c.answer(cmd, mute, func() {
-			c.abortMulti()
-			c.fail(cmd.arityError())
-		})
-		return
+	case !cmd.ArityOK(len(args)) || cmd.subs != nil:
+		if why := cmd.wrong(args); why != "" {
+			c.answer(cmd, mute, func() { c.refuse(cmd, why) })
+			return
+		}
 	}
 	c.last.Store(cmd)
 	switch {
@@ -342,8 +392,8 @@ func (c *conn) handle(args [][]byte) {
 // answer runs f, which adds one answer, once all earlier answers are there.
 func (c *conn) answer(cmd *command, mute bool, f func()) {
 	c.settle()
-	start, before := len(c.out), c.replies
-	c.failed = false
+	before := c.replies
+	c.start, c.mute, c.failed = len(c.out), mute, false
 	f()
 	if before == repliesOff && c.replies == repliesOn {
 		// CLIENT REPLY ON and RESET are answered.
@@ -355,11 +405,38 @@ func (c *conn) answer(cmd *command, mute bool, f func()) {
 		cmd.metric.count(c.failed)
 	}
 	if mute || c.replies == repliesOff || c.replies == repliesSkip {
-		c.out = c.out[:start]
+		c.out = c.out[:c.start]
 	}
 	if c.replies == repliesSkip {
 		c.replies = repliesSkipNext
 	}
+}
+
+// spill makes room for more of a long answer that answer runs: it writes out what is there, or forgets it if it is not to be sent. It
+// returns false if the client is gone.
+func (c *conn) spill() bool {
+	switch {
+	case len(c.out) <= outFlushBytes:
+	case c.mute:
+		c.out = c.out[:c.start]
+	case !c.flush():
+		c.closing = true
+		return false
+	default:
+		c.start = 0
+	}
+	return true
+}
+
+// refuse answers a request that is wrong in a way that makes a transaction fail.
+func (c *conn) refuse(cmd *command, why string) {
+	if cmd.Name == "exec" {
+		// It ends the transaction, if there is one, as in Redis.
+		c.endMulti()
+		why = "EXECABORT Transaction discarded because of: " + strings.TrimPrefix(why, "ERR ")
+	}
+	c.abortMulti()
+	c.fail(why)
 }
 
 // unknown answers a command that is not in the table.
@@ -374,7 +451,7 @@ func (c *conn) unknown(args [][]byte) {
 		return
 	}
 	c.abortMulti()
-	if why, ok := unsupported(low); ok {
+	if why, ok := unsupportedCommands.why(low); ok {
 		c.fail("ERR unsupported command '" + low + "': " + why)
 		return
 	}

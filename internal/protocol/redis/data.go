@@ -35,13 +35,17 @@ func (c *conn) write(cmd *command, at shard.ID, args [][]byte, mute bool) {
 		c.answer(cmd, mute, func() { c.error(err) })
 		return
 	}
-	c.submit(pending{cmd: cmd, shard: at, mute: mute}, data)
+	c.submit(pending{cmd: cmd, shard: at, mute: mute, value: cmd.answersValue(args)}, data)
 }
 
 // submit hands in a command of the log, within the connection's bounds.
 func (c *conn) submit(p pending, data []byte) {
-	if len(c.pending) >= inFlightMax || c.pendingBytes > 0 && c.pendingBytes+len(data) > inFlightBytes {
+	if len(c.pending) >= inFlightMax || c.pendingBytes > 0 && c.pendingBytes+len(data) > inFlightBytes ||
+		p.value && c.pendingValues >= valuesInFlightMax {
 		c.settle()
+	}
+	if p.value {
+		c.pendingValues++
 	}
 	p.future = c.s.client.Submit(c.request(), shard.Route{Shard: p.shard}, shard.Command{Module: shard.ModuleDatatypes, Data: data})
 	c.pending = append(c.pending, p)
@@ -80,6 +84,8 @@ func (c *conn) settleWrites() {
 	for i := range c.pending {
 		p := &c.pending[i]
 		c.addResult(p, c.await(ctx, p.future))
+		// It holds the answer, which the client may take its time to read.
+		p.future = nil
 		if len(c.out) > outFlushBytes && !c.flush() {
 			// The client is gone. The remaining answers interest nobody, but order within the connection does not matter
 			// any more either: it ends.
@@ -90,7 +96,7 @@ func (c *conn) settleWrites() {
 	if cap(c.pending) > 64 && len(c.pending) < 16 {
 		c.pending = nil
 	}
-	c.pending, c.pendingBytes = c.pending[:0], 0
+	c.pending, c.pendingBytes, c.pendingValues = c.pending[:0], 0, 0
 	// The next wait gets its own time.
 	c.req = nil
 }

@@ -14,7 +14,8 @@ import (
 //
 // Behaviour: appends a record to a Kafka topic and answers [partition, offset]. In MULTI the record and the other commands
 // are one commit. In topic{tag}, topic is the name and the tag's slot decides the shard, so that the event can be with
-// the keys that carry the tag. Several HEADERs may be given, each with one or more pairs of name and value.
+// the keys that carry the tag. HEADER comes last: all that follows it are names and values of headers, whatever they are called.
+// A word HEADER among them is such a name.
 // Versions: a command of Quorate.
 // Not supported: topics outside the connection's space.
 
@@ -83,20 +84,16 @@ func parseEvent(args [][]byte) (e datatypes.Event, partition int32, err error) {
 				return e, 0, errs.New(errs.Invalid, "PARTITION must be a number from 0 to 2147483647")
 			}
 			partition, rest = int32(n), rest[2:]
-		case (word("header") || len(e.Headers) > 0) && len(rest) > 1:
-			if word("header") {
-				rest = rest[1:]
+		case word("header") && len(rest) > 2 && len(rest)%2 == 1:
+			rest = rest[1:]
+			if len(rest)/2 > headersMax {
+				return e, 0, errs.New(errs.TooLarge, "more than %d headers", headersMax)
 			}
-			if len(rest) < 2 {
-				return e, 0, errSyntax()
+			for ; len(rest) > 0; rest = rest[2:] {
+				e.Headers = append(e.Headers, datatypes.EventHeader{Name: string(rest[0]), Value: slices.Clone(rest[1])})
 			}
-			e.Headers = append(e.Headers, datatypes.EventHeader{Name: string(rest[0]), Value: slices.Clone(rest[1])})
-			rest = rest[2:]
 		default:
 			return e, 0, errSyntax()
-		}
-		if len(e.Headers) > headersMax {
-			return e, 0, errs.New(errs.TooLarge, "more than %d headers", headersMax)
 		}
 	}
 	if len(e.Key) > datatypes.KeyBytesMax {

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/quorate/quorate/internal/datatypes"
@@ -10,23 +11,29 @@ import (
 
 // Commands without a key: DBSIZE, KEYS, RANDOMKEY, SCAN, FLUSHDB and FLUSHALL.
 //
-// Behaviour: they concern all shards of the space, one after the other; for a cluster client only those that this node
-// leads, since it asks every node.
+// Behaviour: they concern all shards of the space, one after the other. For a cluster client, which asks every node, those
+// that read concern the shards that this node leads, after READONLY those that it holds. As long as it is not known who leads a
+// shard, every node would leave it out: then they fail. FLUSHDB and FLUSHALL remove the keys of all shards on any node.
 // Versions: as in Redis 7.0.
-// Not supported: one consistent view over several shards.
+// Not supported: one consistent view over several shards. A cluster client does not see a shard whose leadership goes from a node
+// that it has yet to ask to one that it has asked.
 
-// myShards returns the shards that a command without a key concerns.
-func (c *conn) myShards() []shard.ID {
-	if !c.cluster || !c.s.cfg.ClusterMode {
-		return c.space.Shards
+// myShards returns the shards that a read without a key concerns.
+func (c *conn) myShards() ([]shard.ID, error) {
+	if !c.cluster {
+		return c.space.Shards, nil
 	}
-	var led []shard.ID
+	var mine []shard.ID
 	for _, id := range c.space.Shards {
-		if info, ok := c.topo.Shard(id); ok && info.Leader == c.topo.Self {
-			led = append(led, id)
+		info, ok := c.topo.Shard(id)
+		switch {
+		case c.readonly && ok && holds(info, c.topo.Self), ok && !c.readonly && info.Leader == c.topo.Self:
+			mine = append(mine, id)
+		case !c.readonly && info.Leader == 0:
+			return nil, errs.New(errs.Unavailable, "the leader of shard %d is not known; try again", id)
 		}
 	}
-	return led
+	return mine, nil
 }
 
 func (c *conn) everyShard(cmd *command, args [][]byte) {
@@ -54,7 +61,11 @@ func (c *conn) everyShard(cmd *command, args [][]byte) {
 
 // countKeys returns the number of keys, and of those that expire.
 func (c *conn) countKeys() (keys, expires uint64, err error) {
-	for _, id := range c.myShards() {
+	shards, err := c.myShards()
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, id := range shards {
 		out, err := c.ask(id, datatypes.EncodeKeyCount())
 		if err != nil {
 			return 0, 0, err
@@ -77,9 +88,13 @@ func (c *conn) dbSize() error {
 }
 
 func (c *conn) keys(cmd *command, args [][]byte) error {
+	shards, err := c.myShards()
+	if err != nil {
+		return err
+	}
 	var all []byte
 	total := 0
-	for _, id := range c.myShards() {
+	for _, id := range shards {
 		out, err := c.query(id, cmd.Op, args)
 		if err != nil {
 			return err
@@ -96,9 +111,15 @@ func (c *conn) keys(cmd *command, args [][]byte) error {
 }
 
 func (c *conn) randomKey(cmd *command) error {
-	shards := c.myShards()
+	shards, err := c.myShards()
+	if err != nil {
+		return err
+	}
+	c.seed++
+	// The high bits of a product with an odd constant differ even where seeds follow one another.
+	start := int(c.seed * 0x9e3779b97f4a7c15 >> 33)
 	for i := range shards {
-		out, err := c.query(shards[(int(c.seed>>1)+i)%len(shards)], cmd.Op, nil)
+		out, err := c.query(shards[(start+i)%len(shards)], cmd.Op, nil)
 		if err != nil {
 			return err
 		}
@@ -118,15 +139,15 @@ func (c *conn) scan(cmd *command, args [][]byte) error {
 	if err != nil {
 		return &errs.Error{Kind: errs.Invalid, Code: "ERR", Msg: "invalid cursor"}
 	}
-	mine := map[shard.ID]bool{}
-	for _, id := range c.myShards() {
-		mine[id] = true
+	mine, err := c.myShards()
+	if err != nil {
+		return err
 	}
 	next := uint64(0)
 	body := []byte("*0\r\n")
 	for i, id := range c.space.Shards {
 		first, last := c.space.SlotRange(i)
-		if !mine[id] || cursor>>32 > uint64(last) {
+		if !slices.Contains(mine, id) || cursor>>32 > uint64(last) {
 			continue
 		}
 		at := max(cursor, uint64(first)<<32)
@@ -157,7 +178,7 @@ func (c *conn) flushAll(args [][]byte) error {
 	if len(args) > 1 || len(args) == 1 && !equalFold(args[0], "async") && !equalFold(args[0], "sync") {
 		return errSyntax()
 	}
-	for _, id := range c.myShards() {
+	for _, id := range c.space.Shards {
 		for bound, cursor := uint64(0), uint64(0); ; {
 			data, err := c.underFences(id, c.once, datatypes.EncodeFlushStep(bound, cursor))
 			if err != nil {

@@ -154,7 +154,6 @@ func (c *conn) gather() bool {
 	if c.s.conns.Len() < c.s.cfg.gatherMin {
 		return false
 	}
-	c.partialSince.Store(0)
 	served := false
 	if sc, ok := c.nc.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {

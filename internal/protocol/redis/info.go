@@ -143,20 +143,17 @@ func (c *conn) infoSection(b *strings.Builder, section string) error {
 	return nil
 }
 
+var configSubs = subcommands{
+	arity:   map[string]int{"get": -3, "help": 2},
+	refused: refusals{{"settings belong to the node's own configuration file", "set rewrite resetstat"}},
+}
+
 func cmdConfig(c *conn, args [][]byte) {
-	switch sub := strings.ToLower(string(args[1][:min(len(args[1]), 64)])); sub {
+	switch subcommand(args) {
 	case "get":
-		if len(args) < 3 {
-			c.fail("ERR wrong number of arguments for 'config|get' command")
-			return
-		}
 		c.configGet(args[2:])
-	case "set", "rewrite", "resetstat":
-		c.fail("ERR unsupported command 'config|" + sub + "': settings belong to the node's own configuration file")
 	case "help":
 		c.helpText("CONFIG", "GET <pattern>")
-	default:
-		c.unknownSub("CONFIG", args[1])
 	}
 }
 

@@ -27,6 +27,8 @@ func (e protocolError) Error() string { return "Protocol error: " + string(e) }
 type parser struct {
 	buf  []byte
 	r, w int
+	// ended counts the requests that came to their end, empty ones and those that were read over, too.
+	ended uint64
 
 	// State of the request that begins at buf[r]. at is the offset from r of what comes next.
 	open bool
@@ -83,6 +85,9 @@ func (p *parser) next() (args [][]byte, tooLong bool, err error) {
 	for p.r < p.w {
 		if !p.open && p.buf[p.r] != '*' {
 			args, complete, err := p.inline()
+			if complete {
+				p.ended++
+			}
 			if args != nil || err != nil || !complete {
 				return args, false, err
 			}
@@ -92,6 +97,7 @@ func (p *parser) next() (args [][]byte, tooLong bool, err error) {
 		if err != nil || !done {
 			return nil, false, err
 		}
+		p.ended++
 		over := p.over
 		p.open, p.over = false, false
 		if over {
@@ -257,7 +263,8 @@ func parseLen(b []byte) (int, bool) {
 	return n, true
 }
 
-// splitWords splits a line at spaces, with "quoted\x00" and 'quoted' words.
+// splitWords splits a line at spaces, with "quoted\x00" and 'quoted' words. As in Redis, a vertical tab and a form feed are spaces only
+// in front of a word and behind a quoted one.
 func splitWords(line []byte) (words [][]byte, ok bool) {
 	for i := 0; ; {
 		for i < len(line) && isSpace(line[i]) {
@@ -267,7 +274,7 @@ func splitWords(line []byte) (words [][]byte, ok bool) {
 			return words, true
 		}
 		word := []byte{}
-		for i < len(line) && !isSpace(line[i]) {
+		for i < len(line) && (!isSpace(line[i]) || line[i] == '\v' || line[i] == '\f') {
 			if line[i] != '"' && line[i] != '\'' {
 				word = append(word, line[i])
 				i++
@@ -278,6 +285,7 @@ func splitWords(line []byte) (words [][]byte, ok bool) {
 				return nil, false
 			}
 			word = append(word, w...)
+			break
 		}
 		words = append(words, word)
 	}

@@ -47,6 +47,8 @@ func TestParser_IncrementalEqualsWhole(t *testing.T) {
 		"*1\r\n$3\r\nGETxx":                     "error Protocol error: expected CRLF after bulk data\n",
 		"*2147483647\r\n":                       "error Protocol error: invalid multibulk length\n",
 		"  \t \r\nPING\r\n":                     "[\"PING\"]\npartial false",
+		// As in Redis, these are spaces in front of a word, and behind a quoted one.
+		"get a\vb\fc \v\"d\"\v\fe\f\n": "[\"get\" \"a\\vb\\fc\" \"d\" \"e\\f\"]\npartial false",
 		// As in Redis, a header ends with a carriage return and any byte.
 		"\n*0\r\r":            "partial false",
 		"\n*1\r\r$1\r\rx\r\n": "[\"x\"]\npartial false",

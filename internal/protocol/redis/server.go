@@ -6,14 +6,14 @@
 // connection, such as a read behind a write, waits for them first, so that a client sees its own writes in order.
 // Connections whose clients send one short read after the other, and wait for each answer, are served together meanwhile: see gatherer.
 //
-// Nothing is queued without a bound: a connection has at most inFlightMax requests and inFlightBytes bytes handed in, and
-// one that does not read its answers is not read from either.
+// Nothing is queued without a bound: a connection has at most inFlightMax requests and inFlightBytes bytes handed in, of which at most
+// valuesInFlightMax may be answered with values, and one that does not read its answers is not read from either.
 //
 // # Cluster behaviour
 //
 // Every node serves every key: it forwards what another node leads. A connection that has asked for the slot map (CLUSTER
 // SLOTS, SHARDS or NODES) or has sent READONLY, READWRITE or ASKING belongs to a cluster client: it is sent to the leader by
-// MOVED, its commands may name one slot only, and commands without a key concern the shards that this node leads. One that
+// MOVED, its commands may name one slot only, and reads without a key concern the shards that this node leads. One that
 // never asked is served as by a single Redis.
 package redis
 
@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,10 +42,15 @@ import (
 const (
 	inFlightMax   = 1024
 	inFlightBytes = 16 << 20
+	// valuesInFlightMax bounds the writes handed in whose answers may hold a value each, which may be long although the requests are not.
+	valuesInFlightMax = 8
 	// outFlushBytes is the size from which answers are written although more input is there.
 	outFlushBytes = 64 << 10
 	// refuseTimeout is how long the refusal of a connection may take; others wait meanwhile.
 	refuseTimeout = time.Second
+	// lingerTimeout and lingerBytesMax are how long, and how much of what the client goes on to send, is read over after the last answer.
+	lingerTimeout  = time.Second
+	lingerBytesMax = 16 << 20
 )
 
 // Config sets up a Server. The zero value means the defaults.
@@ -65,9 +71,9 @@ type Config struct {
 	// RequestTimeout bounds the wait for one answer; default 10 s. Past it the outcome is unknown.
 	RequestTimeout time.Duration
 	// PartialTimeout is how long a request that has begun may go on without a byte; default 30 s. In all it may take ten
-	// times that.
+	// times that. The time that the server itself is busy with what came before does not count.
 	PartialTimeout time.Duration
-	// WriteTimeout is how long answers may find no room in the client's socket; default 60 s.
+	// WriteTimeout is how long the next 64 KiB of answers may find no room in the client's socket; default 60 s.
 	WriteTimeout time.Duration
 	// CloseTimeout is how long Close waits for answers under way; default 5 s.
 	CloseTimeout time.Duration
@@ -157,7 +163,7 @@ func New(cfg Config, client shard.Client, topics Topics, log *slog.Logger, reg p
 	s.metric = newMetrics(reg)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	for _, spec := range datatypes.Commands() {
-		s.add(&command{Spec: spec, flat: spec.Name == "hrandfield"})
+		s.add(&command{Spec: spec, flat: spec.Name == "hrandfield", value: spec.Name == "getset" || spec.Name == "getdel" || spec.Name == "getex"})
 	}
 	for _, c := range connectionCommands() {
 		s.add(&c)
@@ -237,15 +243,16 @@ func (s *Server) Close() {
 	s.wg.Wait()
 }
 
+// ticks returns how many rounds of the janitor a time is, at least.
+func (s *Server) ticks(d time.Duration) int64 { return int64(d/s.tickEvery) + 1 }
+
 // janitor ends waits that took too long. It looks at the connections' own notes, so that a request pays for its time-outs
 // with a store of a counter, not with a timer.
 func (s *Server) janitor() {
 	defer s.wg.Done()
 	t := time.NewTicker(s.tickEvery)
 	defer t.Stop()
-	ticks := func(d time.Duration) int64 { return int64(d/s.tickEvery) + 1 }
-	request, write := ticks(s.cfg.RequestTimeout), ticks(s.cfg.WriteTimeout)
-	idle, total := ticks(s.cfg.PartialTimeout), ticks(10*s.cfg.PartialTimeout)
+	request, write := s.ticks(s.cfg.RequestTimeout), s.ticks(s.cfg.WriteTimeout)
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -265,8 +272,7 @@ func (s *Server) janitor() {
 				s.log.Warn("closed a Redis connection that does not read its answers", "addr", c.addr, "client_id", c.id)
 				c.kill()
 			}
-			began, last := c.partialSince.Load(), c.lastRead.Load()
-			if began != 0 && (now-last > idle || now-began > total) {
+			if c.overdue(now) {
 				c.wake(wakePartial)
 			}
 		}
@@ -291,10 +297,14 @@ func (s *Server) find(name []byte) *command {
 // command is an entry of the server's table.
 type command struct {
 	datatypes.Spec
-	// local runs a command that the server answers itself; nil for those that run in a shard.
+	// local runs a command that the server answers itself; nil for those that run in a shard. It is called with subcommands that subs has.
 	local func(c *conn, args [][]byte)
+	// subs are the command's subcommands, nil if it has none.
+	subs *subcommands
 	// flat: see appendReply.
-	flat   bool
+	flat bool
+	// value says that the answer to a write may hold a value; for SET its arguments do.
+	value  bool
 	metric commandMetrics
 }
 
@@ -305,6 +315,14 @@ func (c *command) arityError() string {
 // gathers says whether a gatherer serves the command: it does with reads of a key that take little time.
 func (c *command) gathers() bool {
 	return c.Flags&(datatypes.ReadOnly|datatypes.Fast|datatypes.EveryShard) == datatypes.ReadOnly|datatypes.Fast && c.local == nil && c.First > 0
+}
+
+// answersValue says whether the answer to a write, whose arguments are those behind the name, may hold a value.
+func (c *command) answersValue(args [][]byte) bool {
+	if c.value || c.Name != "set" || len(args) < 3 {
+		return c.value
+	}
+	return slices.ContainsFunc(args[2:], func(a []byte) bool { return equalFold(a, "get") })
 }
 
 type commandMetrics struct{ ok, failed prometheus.Counter }

@@ -12,6 +12,39 @@ const immediate datatypes.Flags = 1 << 31
 
 const connFlags = datatypes.NoScript | datatypes.Loading | datatypes.Stale | datatypes.Fast
 
+// subcommands are those of a command that is nothing but a name for them.
+type subcommands struct {
+	// arity counts the arguments of each as Spec.Arity does, the command's name included.
+	arity   map[string]int
+	refused refusals
+}
+
+// wrong says what is wrong with a request of the command, as far as that follows from its subcommand and the number of its arguments.
+func (c *command) wrong(args [][]byte) string {
+	if !c.ArityOK(len(args)) {
+		return c.arityError()
+	}
+	if c.subs == nil || len(args) == 1 {
+		return ""
+	}
+	sub := subcommand(args)
+	if why, ok := c.subs.refused.why(sub); ok {
+		return "ERR unsupported command '" + c.Name + "|" + sub + "': " + why
+	}
+	switch n, ok := c.subs.arity[sub]; {
+	case !ok:
+		return fmt.Sprintf("ERR unknown subcommand '%.128s'. Try %s HELP.", args[1], strings.ToUpper(c.Name))
+	case n > 0 && n != len(args) || len(args) < -n:
+		return "ERR wrong number of arguments for '" + c.Name + "|" + sub + "' command"
+	}
+	return ""
+}
+
+// subcommand returns the name of the subcommand; one that is longer than any is cut.
+func subcommand(args [][]byte) string {
+	return strings.ToLower(string(args[1][:min(len(args[1]), 64)]))
+}
+
 // connectionCommands lists what the server answers itself. A new command is one entry here and its handler.
 func connectionCommands() []command {
 	cmd := func(name string, arity int, flags datatypes.Flags, group, since, args, summary, note string, f func(*conn, [][]byte)) command {
@@ -20,14 +53,14 @@ func connectionCommands() []command {
 		}, local: f}
 	}
 	list := []command{
-		cmd("hello", -1, connFlags|datatypes.NoAuth|datatypes.NoMulti, "connection", "6.0.0", "[protover [AUTH username password] [SETNAME clientname]]", "Chooses the protocol version.", "AUTH is refused: there are no passwords yet.", cmdHello),
+		cmd("hello", -1, connFlags|datatypes.NoAuth, "connection", "6.0.0", "[protover [AUTH username password] [SETNAME clientname]]", "Chooses the protocol version.", "AUTH is refused: there are no passwords yet.", cmdHello),
 		cmd("auth", -2, connFlags|datatypes.NoAuth, "connection", "1.0.0", "[username] password", "Authenticates the connection.", "Always refused: there are no passwords yet.", cmdAuth),
 		cmd("ping", -1, datatypes.Fast, "connection", "1.0.0", "[message]", "Answers PONG.", "", cmdPing),
 		cmd("echo", 2, datatypes.Fast|datatypes.Loading|datatypes.Stale, "connection", "1.0.0", "message", "Answers with the message.", "", cmdEcho),
 		cmd("quit", -1, connFlags|datatypes.NoAuth|immediate, "connection", "1.0.0", "", "Closes the connection.", "", cmdQuit),
 		cmd("reset", 1, connFlags|datatypes.NoAuth|immediate, "connection", "6.2.0", "", "Resets the connection.", "", cmdReset),
 		cmd("select", 2, datatypes.Fast|datatypes.Loading|datatypes.Stale, "connection", "1.0.0", "index", "Chooses a database.", "Database 0 only; tenants are spaces.", cmdSelect),
-		cmd("client", -2, datatypes.NoScript|datatypes.Loading|datatypes.Stale, "connection", "2.4.0", "ID | SETNAME name | GETNAME | SETINFO | INFO | LIST | KILL | REPLY | NO-EVICT | NO-TOUCH", "Handles connections.", "TRACKING, CACHING, PAUSE and UNBLOCK are refused.", cmdClient),
+		cmd("client", -2, datatypes.NoScript|datatypes.Loading|datatypes.Stale, "connection", "2.4.0", "ID | SETNAME name | GETNAME | SETINFO | INFO | LIST | KILL | REPLY | NO-EVICT | NO-TOUCH", "Handles connections.", "TRACKING, CACHING, PAUSE and UNBLOCK are refused, and REPLY within MULTI.", cmdClient),
 		cmd("readonly", 1, datatypes.Fast|datatypes.Loading|datatypes.Stale, "cluster", "3.0.0", "", "Allows reads of this node's replicas.", "Reads still see the connection's own writes.", cmdReadOnly),
 		cmd("readwrite", 1, datatypes.Fast|datatypes.Loading|datatypes.Stale, "cluster", "3.0.0", "", "Ends READONLY.", "", cmdReadWrite),
 		cmd("asking", 1, datatypes.Fast, "cluster", "3.0.0", "", "Announces a redirected request.", "Without effect: slots never move while they are served.", cmdAsking),
@@ -55,13 +88,21 @@ func connectionCommands() []command {
 		case "fence":
 			// The first key of the command behind it; COMMAND GETKEYS knows all.
 			l.First, l.Last, l.Step = 4, 4, 1
+		case "client":
+			l.subs = &clientSubs
+		case "cluster":
+			l.subs = &clusterSubs
+		case "command":
+			l.subs = &commandSubs
+		case "config":
+			l.subs = &configSubs
 		}
 	}
 	return list
 }
 
 // unsupportedCommands lists the commands of Redis that are refused by name, by the reason.
-var unsupportedCommands = []struct{ why, names string }{
+var unsupportedCommands = refusals{
 	{"pub/sub is not served; follow a topic or the change log over the Kafka protocol instead",
 		"subscribe unsubscribe psubscribe punsubscribe publish pubsub ssubscribe sunsubscribe spublish"},
 	{"scripts are not served; use MULTI, which runs in one step", "eval eval_ro evalsha evalsha_ro script function fcall fcall_ro"},
@@ -83,9 +124,12 @@ var unsupportedCommands = []struct{ why, names string }{
 	{"it is not for clients; use Quorate's own administration", "shutdown debug module sentinel"},
 }
 
-// unsupported says why a command of Redis is refused.
-func unsupported(name string) (why string, ok bool) {
-	for _, u := range unsupportedCommands {
+// refusals are names of Redis that are refused, by the reason.
+type refusals []struct{ why, names string }
+
+// why says why a name is refused, if it is.
+func (r refusals) why(name string) (why string, ok bool) {
+	for _, u := range r {
 		for n := range strings.FieldsSeq(u.names) {
 			if n == name {
 				return u.why, true
@@ -113,8 +157,13 @@ storage of a majority before it is acknowledged, and every read is linearizable 
 - ` + "`-UNKNOWN outcome unknown`" + ` says that a write may or may not have been, or may still be, applied. No client
   library tries it again by itself. ` + "`-CLUSTERDOWN`" + ` and ` + "`-BUSY`" + ` say that nothing was done.
 - Keys of one request, and of one transaction, must be on one shard; a space has one unless it was made with more.
+- HEADER is the last option of EVENT.ADD: all words behind it are names and values of headers, also KEY, PARTITION and HEADER.
 - Every node serves every key. A client that asks for the slot map (CLUSTER SLOTS, SHARDS, NODES) gets MOVED redirections on
   that connection; one that never asks is forwarded.
+- To a client that gets redirections, SCAN, KEYS, DBSIZE and RANDOMKEY of a node are about the shards that the node leads, after READONLY
+  about those that it holds; they answer ` + "`-CLUSTERDOWN`" + ` while a shard has no known leader. FLUSHALL and FLUSHDB on any node remove
+  all keys of the space. A shard whose leadership goes to another node while such a client scans node after node may be missed, or come
+  twice: who needs every key scans without asking for the slot map, or all nodes once more.
 
 ## Commands
 

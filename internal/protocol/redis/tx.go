@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 
@@ -39,7 +40,7 @@ type queuedCommand struct {
 	args [][]byte
 }
 
-// watchedMax bounds the keys that a connection watches.
+// watchedMax bounds the keys that a connection watches, which together may be as long as a command.
 const watchedMax = 4096
 
 func cmdMulti(c *conn, _ [][]byte) {
@@ -73,7 +74,7 @@ func (c *conn) endMulti() {
 	}
 	c.multi = nil
 	c.queued.Store(0)
-	c.watched = nil
+	c.unwatch()
 }
 
 // abortMulti remembers that a command could not be queued.
@@ -99,7 +100,8 @@ func (c *conn) enqueue(cmd *command, args [][]byte) error {
 	if cmd.Name == "fence" {
 		return c.enqueueFence(args)
 	}
-	if cmd.Flags&datatypes.NoMulti != 0 {
+	if cmd.Name == "client" && equalFold(args[1], "reply") {
+		// In the middle of EXEC's answer, CLIENT REPLY would leave out part of it.
 		return &errs.Error{Kind: errs.Invalid, Code: "ERR", Msg: "Command not allowed inside a transaction"}
 	}
 	m.bytes += 16 + datatypes.ArgsSize(args)
@@ -208,6 +210,9 @@ func (c *conn) execResult(m *multi, data []byte) {
 	}
 	c.array(len(m.cmds))
 	for _, q := range m.cmds {
+		if !c.spill() {
+			return
+		}
 		if q.cmd.local != nil {
 			q.cmd.local(c, q.args)
 			continue
@@ -227,6 +232,16 @@ func cmdWatch(c *conn, args [][]byte) {
 	keys := args[1:]
 	if len(c.watched)+len(keys) > watchedMax {
 		c.fail("ERR too many watched keys; the limit is " + strconv.Itoa(watchedMax))
+		return
+	}
+	bytes := c.watchedBytes
+	for _, k := range keys {
+		if !c.watches(k) {
+			bytes += len(k)
+		}
+	}
+	if bytes > datatypes.CommandBytesMax {
+		c.fail(fmt.Sprintf("ERR the watched keys are longer than the limit of %d bytes", datatypes.CommandBytesMax))
 		return
 	}
 	at, _, err := c.route(c.s.commands["watch"], args)
@@ -254,14 +269,22 @@ func cmdWatch(c *conn, args [][]byte) {
 	c.watchShard = at
 	for i, k := range keys {
 		// The first version counts: a key that is watched twice has been watched since the first time.
-		if !slices.ContainsFunc(c.watched, func(w datatypes.Watched) bool { return string(w.Key) == string(k) }) {
+		if !c.watches(k) {
 			c.watched = append(c.watched, datatypes.Watched{Key: slices.Clone(k), Version: versions[i]})
+			c.watchedBytes += len(k)
 		}
 	}
 	c.ok()
 }
 
 func cmdUnwatch(c *conn, _ [][]byte) {
-	c.watched = nil
+	c.unwatch()
 	c.ok()
+}
+
+func (c *conn) unwatch() { c.watched, c.watchedBytes = nil, 0 }
+
+// watches says whether a key is watched.
+func (c *conn) watches(key []byte) bool {
+	return slices.ContainsFunc(c.watched, func(w datatypes.Watched) bool { return string(w.Key) == string(key) })
 }
