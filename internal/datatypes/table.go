@@ -20,8 +20,6 @@ const (
 	// Dangerous and Keyspace add an ACL category.
 	Dangerous
 	Keyspace
-	// NoMulti commands cannot be queued in a transaction.
-	NoMulti
 	// EveryShard commands have no key and concern all shards of a space.
 	EveryShard
 	// MovableKeys commands have keys where First, Last and Step do not say.
