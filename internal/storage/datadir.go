@@ -35,9 +35,10 @@ type Dir struct {
 const damageMark = "STATE-DAMAGED"
 
 // OpenDir opens a node's data directory, making it if there is none. A damaged state store is emptied, since everything in
-// it can be had from the peers; where it is the only copy, OpenDir fails with errs.Corrupt and leaves it. If the system does
-// not let it be opened, which says nothing of what is in it, OpenDir fails with errs.Unavailable. If another process has the
-// directory, it fails with errs.Exists; if it was made for another owner, with errs.Invalid.
+// it can be had from the peers; where it is the only copy, OpenDir fails with errs.Corrupt and leaves it, and so it does with
+// a raft log that has lost records. If the system does not let one of them be opened, which says nothing of what is in it,
+// OpenDir fails with errs.Unavailable. If another process has the directory, it fails with errs.Exists; if it was made for
+// another owner, with errs.Invalid.
 func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *Dir, err error) {
 	if err := at.MkdirAll(path, 0o755); err != nil {
 		return nil, errs.Wrap(errs.Invalid, err, "make data directory %s", path)
@@ -81,6 +82,7 @@ func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 			return nil, err
 		}
 	}
+	lc.OnlyCopy = lc.OnlyCopy || sc.OnlyCopy
 	if d.Log, d.Recovery, err = OpenLog(at, at.PathJoin(path, "log"), lc); err != nil {
 		return nil, err
 	}
@@ -92,6 +94,16 @@ func refused(err error) bool {
 	return slices.ContainsFunc([]error{
 		fs.ErrPermission, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOSPC, syscall.EDQUOT, syscall.ENOMEM,
 	}, func(e error) bool { return errors.Is(err, e) })
+}
+
+// diskError gives what the disk answered its kind: Corrupt, which has the data given up where peers have them too, unless the
+// system would not let us at them.
+func diskError(err error, format string, args ...any) error {
+	kind := errs.Corrupt
+	if refused(err) {
+		kind = errs.Unavailable
+	}
+	return errs.Wrap(kind, err, format, args...)
 }
 
 // MarkDamaged makes the next OpenDir empty the state store.

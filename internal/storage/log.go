@@ -65,6 +65,9 @@ type LogConfig struct {
 	RewriteBytes int64
 	// NoVerify skips the checksums of records: a control of the bit-flip drill, refused outside sandboxes.
 	NoVerify bool
+	// OnlyCopy says that no peer has what is in the log. OpenLog then fails with errs.Corrupt, and leaves everything as it
+	// is, where it would otherwise report shards as suspect and go on without what is lost.
+	OnlyCopy bool
 	// ID is the identity of a log that is made; 0 takes a random one. An existing log keeps its own. Tests and the
 	// simulation set it, so that equal calls give equal bytes.
 	ID uint64
