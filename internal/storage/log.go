@@ -418,7 +418,7 @@ func readEntries(s ShardID, index uint64, slots []slot, held []*segment, check b
 		}
 		buf := make([]byte, end-int64(slots[0].off))
 		if k, err := seg.file.ReadAt(buf, int64(slots[0].off)); k < len(buf) {
-			return nil, errs.Wrap(errs.Corrupt, err, "read raft log segment %d at %d", seg.seq, slots[0].off)
+			return nil, diskError(err, "read raft log segment %d at %d", seg.seq, slots[0].off)
 		}
 		for i := range n {
 			k := slots[i].len()

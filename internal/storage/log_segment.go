@@ -551,5 +551,5 @@ func notRefused(err error, name string) error {
 	if !refused(err) {
 		return err
 	}
-	return errs.Wrap(errs.Unavailable, err, "the raft log file %s cannot be read; nothing was changed. See to what the system says and start again", name)
+	return errs.Wrap(errs.Unavailable, err, "%s cannot be read; nothing was changed. See to what the system says and start again", name)
 }

@@ -123,7 +123,7 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	s.changed = sync.NewCond(&s.mu)
 	blobs.damaged = s.damaged
 	opts.EventListener = &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
-		_ = s.damaged(errs.Wrap(errs.Corrupt, i.Details, "state store file %s", i.Path))
+		_ = s.damaged(diskError(i.Details, "state store file %s", i.Path))
 	}}
 	if cfg.Deterministic {
 		s.step = &stepwise{}
@@ -134,7 +134,7 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	var err error
 	if s.db, err = pebble.Open(dir, opts); err != nil {
 		cache.Unref()
-		return nil, errs.Wrap(errs.Corrupt, err, "open state store %s", dir)
+		return nil, diskError(err, "open state store %s", dir)
 	}
 	s.Rest()
 	if s.step == nil {
@@ -156,12 +156,12 @@ func (s *Store) checkOrder() error {
 	// A batch of nothing but a note for the log is given the next number, and leaves no trace.
 	b := s.db.NewBatch()
 	if err := errors.Join(b.LogData([]byte{0}, nil), b.Commit(pebble.NoSync)); err != nil {
-		return errs.Wrap(errs.Corrupt, errors.Join(err, b.Close()), "check state store %s", s.dir)
+		return diskError(errors.Join(err, b.Close()), "check state store %s", s.dir)
 	}
 	next := b.SeqNum()
 	levels, err := s.db.SSTables()
 	if err = errors.Join(err, b.Close()); err != nil {
-		return errs.Wrap(errs.Corrupt, err, "list the tables of the state store")
+		return diskError(err, "list the tables of the state store")
 	}
 	for _, tables := range levels {
 		for _, t := range tables {
