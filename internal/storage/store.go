@@ -144,6 +144,9 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	if err := s.checkOrder(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	if err := s.checkBlobs(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	return s, nil
 }
 

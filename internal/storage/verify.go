@@ -35,6 +35,9 @@ func (s *Store) VerifyTables(pace func(n int) error) error {
 			}
 		}
 	}
+	if err := s.checkBlobs(); err != nil {
+		return err
+	}
 	blobs, err := s.fs.finished(s.dir)
 	if err != nil {
 		return errs.Wrap(errs.Unavailable, err, "list the blob files of the state store")
