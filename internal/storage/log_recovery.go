@@ -315,21 +315,8 @@ func (r *recovery) acknowledged(seq uint64) (bool, error) {
 // scanSegment finds all valid records of b[from:to] with rising numbers not below next. Where none stands it looks for one
 // further on.
 func scanSegment(b []byte, from, to int, seed uint32, next uint64, check bool) []record {
-	var recs []record
-	for off := from; off+recordHeaderBytes <= to; {
-		// The checksum is computed only where the header makes sense, so the search costs little.
-		rec, ok := recordHeader(b[:to], off)
-		if ok = ok && rec.number >= next; ok {
-			rec, ok = recordAt(b[:to], off, seed, check)
-		}
-		if !ok {
-			off += 8
-			continue
-		}
-		recs = append(recs, rec)
-		next, off = rec.number+1, rec.end
-	}
-	return recs
+	s := sums{b: b[:to]}
+	return s.scan(from, seed, next, check)
 }
 
 // segment replays one segment. next is what the segment behind it says of its end.
