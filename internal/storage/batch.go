@@ -248,6 +248,8 @@ func (s *Store) write(t *memTable) error {
 	select {
 	case <-done:
 		return nil
+	case <-s.background.broken:
+		return s.background.err()
 	case <-s.end:
 		return errClosedEarly
 	}
