@@ -57,20 +57,23 @@ func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 		return nil, err
 	}
 	state := at.PathJoin(path, "state")
-	_, markErr := at.Stat(at.PathJoin(path, damageMark))
-	if markErr != nil {
+	marked, err := d.marked()
+	if err != nil {
+		return nil, err
+	}
+	if !marked {
 		d.Store, err = OpenStore(at, state, sc)
 	}
 	if err != nil && refused(err) {
 		return nil, errs.Wrap(errs.Unavailable, err, "the state store in %s cannot be opened; nothing was changed. See to what the system says and start again", path)
 	}
-	if (markErr == nil || err != nil) && sc.OnlyCopy {
+	if (marked || err != nil) && sc.OnlyCopy {
 		if err == nil {
 			err = errs.New(errs.Corrupt, "an earlier start found it damaged")
 		}
 		return nil, errs.Wrap(errs.Corrupt, err, "the state store in %s cannot be used, and this node has no peers to fetch it from; nothing was changed. Restore a copy of the data directory", path)
 	}
-	if markErr == nil || err != nil {
+	if marked || err != nil {
 		d.StoreLost = true
 		if err := d.mark(); err != nil {
 			return nil, err
@@ -112,6 +115,21 @@ func (d *Dir) MarkDamaged() error {
 	defer d.mu.Unlock()
 	d.damaged = true
 	return d.mark()
+}
+
+// marked says whether an earlier start, or the node while it ran, found the state store damaged. A mark that cannot be looked for may be
+// there.
+func (d *Dir) marked() (bool, error) {
+	name := d.fs.PathJoin(d.path, damageMark)
+	switch _, err := d.fs.Stat(name); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	default:
+		return false, errs.Wrap(errs.Unavailable, err, "whether there is a file %s, which would say that the state store is damaged, is not known; nothing was changed. "+
+			"See to what the system says and start again", name)
+	}
 }
 
 func (d *Dir) mark() error {

@@ -281,3 +281,32 @@ func TestOpenDir_OnlyCopyOfALogIsLeft(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// noStat is a file system that does not say whether there is a mark of damage.
+type noStat struct{ FS }
+
+func (n noStat) Stat(name string) (vfs.FileInfo, error) {
+	if strings.HasSuffix(name, damageMark) {
+		return nil, &fs.PathError{Op: "stat", Path: name, Err: syscall.EIO}
+	}
+	return n.FS.Stat(name)
+}
+
+// A mark of damage that cannot be looked for may be there: the state store is neither believed nor emptied.
+func TestOpenDir_MarkThatCannotBeLookedFor(t *testing.T) {
+	mem := MemFS()
+	d, err := OpenDir(mem, "data", shop, LogConfig{}, StoreConfig{})
+	must(t, err)
+	put(t, d.Store, "k", "v")
+	must(t, d.Store.Flush())
+	must(t, d.Close())
+	if _, err := OpenDir(noStat{mem}, "data", shop, LogConfig{}, StoreConfig{}); !errs.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "nothing was changed") {
+		t.Errorf("got %v", err)
+	}
+	d, err = OpenDir(mem, "data", shop, LogConfig{}, StoreConfig{})
+	must(t, err)
+	if got := rows(t, d.Store, "", ""); got != "k=v" || d.StoreLost {
+		t.Errorf("got %q, lost %v", got, d.StoreLost)
+	}
+	must(t, d.Close())
+}
