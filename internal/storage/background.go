@@ -108,7 +108,7 @@ func (b *background) wait(failures *atomic.Int32) {
 	if n == 0 {
 		return
 	}
-	t := time.NewTimer(b.first << (min(n, attemptsMax) - 1))
+	t := time.NewTimer(b.first << (min(n, attemptsMax) - 1)) //nolint:forbidigo // a goroutine of Pebble waits for a real disk; what is stored does not depend on it
 	defer t.Stop()
 	select {
 	case <-t.C:
