@@ -50,6 +50,12 @@ type testNode struct {
 // startNodes starts a cluster of engines in this process, on disks in memory and loopback links.
 func startNodes(t *testing.T, n int, change ...func(*Config)) []*testNode {
 	t.Helper()
+	return startNodesOn(t, n, register{}, func(int) storage.FS { return storage.VolatileFS() }, change...)
+}
+
+// startNodesOn is startNodes with a model and disks of the caller's.
+func startNodesOn(t *testing.T, n int, model shard.Module, disk func(i int) storage.FS, change ...func(*Config)) []*testNode {
+	t.Helper()
 	var lns []net.Listener
 	for range n {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -73,7 +79,7 @@ func startNodes(t *testing.T, n int, change ...func(*Config)) []*testNode {
 		for _, f := range change {
 			f(&cfg)
 		}
-		all = append(all, startNode(t, cfg, lns[i]))
+		all = append(all, startNodeOn(t, cfg, lns[i], model, disk(i)))
 	}
 	return all
 }
@@ -81,17 +87,23 @@ func startNodes(t *testing.T, n int, change ...func(*Config)) []*testNode {
 // startNode starts one node with nothing on its disk, and ends it with the test.
 func startNode(t *testing.T, cfg Config, ln net.Listener) *testNode {
 	t.Helper()
-	dir, err := storage.OpenDir(storage.VolatileFS(), "data", storage.Owner{Cluster: "t", Node: uint32(cfg.Node), Shards: 2}, storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 1 << 20})
+	return startNodeOn(t, cfg, ln, register{}, storage.VolatileFS())
+}
+
+func startNodeOn(t *testing.T, cfg Config, ln net.Listener, model shard.Module, disk storage.FS) *testNode {
+	t.Helper()
+	dir, err := storage.OpenDir(disk, "data", storage.Owner{Cluster: "t", Node: uint32(cfg.Node), Shards: 2}, storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := Start(cfg, dir, []shard.Module{register{}}, ln, env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	e, err := Start(cfg, dir, []shard.Module{model}, ln, env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
 	node := &testNode{e, dir}
 	t.Cleanup(func() {
-		if err := node.Close(); err != nil {
+		stopped := node.Err()
+		if err := node.Close(); err != nil && (stopped == nil || !errors.Is(err, stopped)) {
 			t.Errorf("close node %d: %v", cfg.Node, err)
 		}
 		if err := dir.Close(); err != nil {

@@ -413,7 +413,8 @@ func (m *Machine) Commit(out *Applied) error {
 	m.stateBuf = m.st.encode(m.stateBuf[:0])
 	b.Set(append(append(m.keyBuf[:0], p...), byte(ModuleShard), rowState), m.stateBuf)
 	if err := b.Commit(); err != nil {
-		m.err = errs.Wrap(errs.Corrupt, err, "shard %d: commit to the state store", m.id)
+		// Not all that keeps a batch from being committed is damage, which would cost the whole state.
+		m.err = errs.Wrap(errs.KindOf(err), err, "shard %d: commit to the state store", m.id)
 		return m.err
 	}
 	m.ov.reset()

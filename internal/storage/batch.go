@@ -238,16 +238,18 @@ func (s *Store) write(t *memTable) error {
 			err = p.Commit(pebble.NoSync)
 		}
 		if err = errors.Join(err, p.Close()); err != nil {
-			return errs.Wrap(errs.Corrupt, err, "write rows to the state store")
+			return diskError(err, "write rows to the state store")
 		}
 	}
 	done, err := s.db.AsyncFlush()
 	if err != nil {
-		return errs.Wrap(errs.Corrupt, err, "flush state store")
+		return diskError(err, "flush state store")
 	}
 	select {
 	case <-done:
 		return nil
+	case <-s.background.broken:
+		return s.background.err()
 	case <-s.end:
 		return errClosedEarly
 	}

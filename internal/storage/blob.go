@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"path"
 	"strings"
 	"sync"
@@ -43,7 +44,7 @@ func separateValues() pebble.ValueSeparationPolicy {
 const blobSuffix = ".blob"
 
 // blobFS is what Pebble sees of the disk. It does two things for blob files that Pebble does not: it knows which of them are complete, and it checks what
-// is read of them. Pebble checks that too, but panics on some of the damage that it finds (its issue 5127, in 2.1.7).
+// is read of them. Pebble checks that too, but panics on some of the damage that it finds (its issue 5127, in 2.1.7), and on a file that is missing.
 type blobFS struct {
 	FS
 	// damaged is told of damage, and returns it.
@@ -74,11 +75,21 @@ func (b *blobFS) Create(name string, c vfs.DiskWriteCategory) (File, error) {
 // Open implements vfs.FS.
 func (b *blobFS) Open(name string, opts ...vfs.OpenOption) (File, error) {
 	f, err := b.FS.Open(name, opts...)
-	if err != nil || !strings.HasSuffix(name, blobSuffix) {
+	if !strings.HasSuffix(name, blobSuffix) {
 		return f, err
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, b.damaged(missingBlob(name))
+	}
+	if err != nil {
+		return nil, err
 	}
 	st, err := f.Stat()
 	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if st.Size() < blobFooterBytes {
+		err := b.damaged(errs.New(errs.Corrupt, "state store file %s has %d bytes, and even its footer has %d", name, st.Size(), blobFooterBytes))
 		return nil, errors.Join(err, f.Close())
 	}
 	return &checkedBlob{f, b, name, st.Size()}, nil
@@ -189,6 +200,50 @@ func (f *checkedBlob) ReadAt(p []byte, off int64) (int, error) {
 		return 0, f.fs.damaged(errs.New(errs.Corrupt, "state store file %s: %v", f.name, err))
 	}
 	return n, nil
+}
+
+// blobLooks bounds how often checkBlobs begins again. Merges come nowhere near that fast; if they did, the next check would be the one to find something.
+const blobLooks = 100
+
+func missingBlob(name string) error {
+	return errs.New(errs.Corrupt, "state store file %s is missing", name)
+}
+
+// checkBlobs makes sure that every blob file that is in use is there, in full length. Pebble does so for tables when it opens a store, and learns of a
+// blob file when somebody asks for a value in it, which may be long after the other copies of the value are gone.
+func (s *Store) checkBlobs() error {
+	for range blobLooks {
+		v := s.db.DebugCurrentVersion()
+		// An iterator keeps what is current, and the files of that, as they are.
+		it, err := s.db.NewIter(nil)
+		if err != nil {
+			return diskError(err, "look at the blob files of the state store")
+		}
+		if s.db.DebugCurrentVersion() != v {
+			// Something was merged just now. The iterator may keep what came after v.
+			if err := it.Close(); err != nil {
+				return diskError(err, "look at the blob files of the state store")
+			}
+			continue
+		}
+		for b := range v.BlobFiles.All() {
+			name := s.fs.PathJoin(s.dir, b.Physical.FileNum.String()+blobSuffix)
+			st, statErr := s.fs.Stat(name)
+			switch {
+			case errors.Is(statErr, fs.ErrNotExist):
+				err = missingBlob(name)
+			case statErr != nil:
+				err = diskError(statErr, "look at state store file %s", name)
+			case uint64(st.Size()) != b.Physical.Size:
+				err = errs.New(errs.Corrupt, "state store file %s has %d bytes, not %d", name, st.Size(), b.Physical.Size)
+			}
+			if err != nil {
+				break
+			}
+		}
+		return errors.Join(err, it.Close())
+	}
+	return nil
 }
 
 // verifyBlob checks all blocks of a blob file, which it closes.

@@ -224,3 +224,41 @@ func TestBlob_DamageMetByAMerge(t *testing.T) {
 		_ = s.Close()
 	}
 }
+
+// A blob file that has lost bytes, or is missing, is damage like any other, and found as early as that of a table.
+func TestStore_ShortOrMissingBlobFileIsDamage(t *testing.T) {
+	fs := MemFS()
+	s := openTestStore(t, fs, StoreConfig{})
+	put(t, s, "k", strings.Repeat("v", 2*blobValueBytes))
+	must(t, s.Flush())
+	clean := fs.CrashClone(vfs.CrashCloneCfg{})
+	name := stateFiles(t, clean, blobSuffix)[0]
+	whole, err := clean.UnsafeGetFileDataBuffer(name)
+	must(t, err)
+	for _, length := range []int{-1, 0, 20, blobFooterBytes - 1, blobFooterBytes, len(whole) - 1} { // -1: missing
+		harm := func(fs *vfs.MemFS) {
+			if length < 0 {
+				must(t, fs.Remove(name))
+			} else {
+				putFile(t, fs, name, whole[:length])
+			}
+		}
+		fs := clean.CrashClone(vfs.CrashCloneCfg{})
+		harm(fs)
+		if _, err := OpenStore(fs, "state", StoreConfig{}); !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), name) {
+			t.Errorf("blob file of %d bytes: opened, %v", length, err)
+		}
+		// While the store is open, whoever reads the value comes upon it, or the check that reads everything.
+		for _, read := range []func(s *Store) error{
+			func(s *Store) error { _, _, err := s.Get([]byte("k")); return err },
+			func(s *Store) error { return s.VerifyTables(func(int) error { return nil }) },
+		} {
+			fs := clean.CrashClone(vfs.CrashCloneCfg{})
+			s := openTestStore(t, fs, StoreConfig{})
+			harm(fs)
+			if err := read(s); !errs.Is(err, errs.Corrupt) {
+				t.Errorf("blob file of %d bytes: got %v", length, err)
+			}
+		}
+	}
+}

@@ -35,9 +35,10 @@ type Dir struct {
 const damageMark = "STATE-DAMAGED"
 
 // OpenDir opens a node's data directory, making it if there is none. A damaged state store is emptied, since everything in
-// it can be had from the peers; where it is the only copy, OpenDir fails with errs.Corrupt and leaves it. If the system does
-// not let it be opened, which says nothing of what is in it, OpenDir fails with errs.Unavailable. If another process has the
-// directory, it fails with errs.Exists; if it was made for another owner, with errs.Invalid.
+// it can be had from the peers; where it is the only copy, OpenDir fails with errs.Corrupt and leaves it, and so it does with
+// a raft log that has lost records. If the system does not let one of them be opened, which says nothing of what is in it,
+// OpenDir fails with errs.Unavailable. If another process has the directory, it fails with errs.Exists; if it was made for
+// another owner, with errs.Invalid.
 func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *Dir, err error) {
 	if err := at.MkdirAll(path, 0o755); err != nil {
 		return nil, errs.Wrap(errs.Invalid, err, "make data directory %s", path)
@@ -56,20 +57,23 @@ func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 		return nil, err
 	}
 	state := at.PathJoin(path, "state")
-	_, markErr := at.Stat(at.PathJoin(path, damageMark))
-	if markErr != nil {
+	marked, err := d.marked()
+	if err != nil {
+		return nil, err
+	}
+	if !marked {
 		d.Store, err = OpenStore(at, state, sc)
 	}
 	if err != nil && refused(err) {
 		return nil, errs.Wrap(errs.Unavailable, err, "the state store in %s cannot be opened; nothing was changed. See to what the system says and start again", path)
 	}
-	if (markErr == nil || err != nil) && sc.OnlyCopy {
+	if (marked || err != nil) && sc.OnlyCopy {
 		if err == nil {
 			err = errs.New(errs.Corrupt, "an earlier start found it damaged")
 		}
 		return nil, errs.Wrap(errs.Corrupt, err, "the state store in %s cannot be used, and this node has no peers to fetch it from; nothing was changed. Restore a copy of the data directory", path)
 	}
-	if markErr == nil || err != nil {
+	if marked || err != nil {
 		d.StoreLost = true
 		if err := d.mark(); err != nil {
 			return nil, err
@@ -81,6 +85,7 @@ func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 			return nil, err
 		}
 	}
+	lc.OnlyCopy = lc.OnlyCopy || sc.OnlyCopy
 	if d.Log, d.Recovery, err = OpenLog(at, at.PathJoin(path, "log"), lc); err != nil {
 		return nil, err
 	}
@@ -94,12 +99,37 @@ func refused(err error) bool {
 	}, func(e error) bool { return errors.Is(err, e) })
 }
 
+// diskError gives what the disk answered its kind: Corrupt, which has the data given up where peers have them too, unless the
+// system would not let us at them.
+func diskError(err error, format string, args ...any) error {
+	kind := errs.Corrupt
+	if refused(err) {
+		kind = errs.Unavailable
+	}
+	return errs.Wrap(kind, err, format, args...)
+}
+
 // MarkDamaged makes the next OpenDir empty the state store.
 func (d *Dir) MarkDamaged() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.damaged = true
 	return d.mark()
+}
+
+// marked says whether an earlier start, or the node while it ran, found the state store damaged. A mark that cannot be looked for may be
+// there.
+func (d *Dir) marked() (bool, error) {
+	name := d.fs.PathJoin(d.path, damageMark)
+	switch _, err := d.fs.Stat(name); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	default:
+		return false, errs.Wrap(errs.Unavailable, err, "whether there is a file %s, which would say that the state store is damaged, is not known; nothing was changed. "+
+			"See to what the system says and start again", name)
+	}
 }
 
 func (d *Dir) mark() error {

@@ -3,12 +3,14 @@ package storage
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -146,4 +148,165 @@ func TestOpenDir_WhatCannotBeOpenedIsNotDamaged(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// forbiddenLog is forbidden for the files of the raft log alone. skip files are opened before.
+type forbiddenLog struct {
+	FS
+	prefix string
+	err    error
+	skip   *int
+}
+
+func (f forbiddenLog) Open(name string, o ...vfs.OpenOption) (File, error) {
+	if f.PathBase(f.PathDir(name)) != "log" || !strings.HasPrefix(f.PathBase(name), f.prefix) {
+		return f.FS.Open(name, o...)
+	}
+	if *f.skip--; *f.skip >= 0 {
+		return f.FS.Open(name, o...)
+	}
+	return forbidden{f.FS, f.prefix, f.err}.Open(name, o...)
+}
+
+// dirWithLog returns a closed data directory whose log has three entries of shard 1 and a segment that was not finished.
+func dirWithLog(t *testing.T, sc StoreConfig) *vfs.MemFS {
+	t.Helper()
+	mem := MemFS()
+	d, err := OpenDir(mem, "data", shop, LogConfig{}, sc)
+	must(t, err)
+	must(t, d.Log.Append([]Write{{Shard: 1, Replica: 65537, Entries: entries(1, 3, 1, 40), State: HardState{Term: 1, Commit: 3}}}))
+	must(t, d.Close())
+	putFile(t, mem, "data/log/"+segmentName(2), []byte("begun"))
+	return mem
+}
+
+// logFiles returns names and contents of the files of a raft log.
+func logFiles(t *testing.T, mem *vfs.MemFS) map[string]string {
+	t.Helper()
+	names, err := mem.List("data/log")
+	must(t, err)
+	files := map[string]string{}
+	for _, n := range names {
+		b, err := readFile(mem, mem.PathJoin("data/log", n), nil, func(int64, int64, error) {})
+		must(t, err)
+		files[n] = string(b)
+	}
+	return files
+}
+
+// A raft log that the system does not let us open is not damaged: what is in it stays.
+func TestOpenDir_LogThatCannotBeOpenedIsNotDamaged(t *testing.T) {
+	for _, only := range []bool{false, true} {
+		sc := StoreConfig{OnlyCopy: only}
+		mem := dirWithLog(t, sc)
+		before := logFiles(t, mem)
+		for _, e := range []error{syscall.EACCES, syscall.EMFILE} {
+			// A segment is opened several times, for this and for that.
+			for _, prefix := range []string{"LOG", "0"} {
+				for skip := range 8 {
+					k := skip
+					d, err := OpenDir(forbiddenLog{mem, prefix, e, &k}, "data", shop, LogConfig{}, sc)
+					if err == nil {
+						if k >= 0 && skip > 0 {
+							must(t, d.Close())
+							mem = dirWithLog(t, sc)
+							before = logFiles(t, mem)
+							break // it was opened less often than that
+						}
+						t.Fatalf("only copy %v, %v on %q after %d: opened, with %+v", only, e, prefix, skip, *d.Recovery)
+					}
+					if !errs.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "nothing was changed") {
+						t.Errorf("only copy %v, %v on %q after %d: %v", only, e, prefix, skip, err)
+					}
+					if after := logFiles(t, mem); !maps.Equal(after, before) {
+						t.Fatalf("only copy %v, %v on %q after %d: files changed", only, e, prefix, skip)
+					}
+				}
+			}
+		}
+		d, err := OpenDir(mem, "data", shop, LogConfig{}, sc)
+		must(t, err)
+		if _, last := d.Log.Bounds(1); last != 3 || len(d.Recovery.Damaged) > 0 || d.Recovery.AllSuspect {
+			t.Errorf("only copy %v: the log ends at %d, %+v", only, last, *d.Recovery)
+		}
+		must(t, d.Close())
+	}
+}
+
+// Where there is no other copy, a raft log that may have lost something is left as it is: the disk may read it the next time.
+func TestOpenDir_OnlyCopyOfALogIsLeft(t *testing.T) {
+	sc := StoreConfig{OnlyCopy: true}
+	mem := dirWithLog(t, sc)
+	before := logFiles(t, mem)
+	for _, name := range []string{segmentName(1), ""} { // "": all of them
+		bad := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpFileReadAt && mem.PathBase(mem.PathDir(op.Path)) == "log" && strings.HasSuffix(op.Path, name) {
+				return syscall.EIO
+			}
+			return nil
+		}))
+		if _, err := OpenDir(bad, "data", shop, LogConfig{}, sc); !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), "nothing was changed") {
+			t.Fatalf("got %v", err)
+		}
+		if after := logFiles(t, mem); !maps.Equal(after, before) {
+			t.Fatalf("files changed")
+		}
+	}
+	d, err := OpenDir(mem, "data", shop, LogConfig{}, sc)
+	must(t, err)
+	if _, last := d.Log.Bounds(1); last != 3 || len(d.Recovery.Damaged) > 0 || d.Recovery.AllSuspect {
+		t.Errorf("a read error that has passed: the log ends at %d, %+v", last, *d.Recovery)
+	}
+	must(t, d.Close())
+
+	// Damage by which nothing is lost hinders nobody: checkpoint and header say the same.
+	head := []byte(logFiles(t, mem)[segmentName(2)])
+	head[40] ^= 1
+	putFile(t, mem, "data/log/"+segmentName(2), head)
+	d, err = OpenDir(mem, "data", shop, LogConfig{}, sc)
+	must(t, err)
+	if _, last := d.Log.Bounds(1); last != 3 || len(d.Recovery.Damaged) == 0 {
+		t.Errorf("a damaged header: the log ends at %d, %+v", last, *d.Recovery)
+	}
+	must(t, d.Close())
+
+	// What an earlier start found lost is not believed either.
+	for _, seq := range []uint64{1, 2} {
+		putFile(t, mem, "data/log/"+segmentName(seq), nil)
+	}
+	d, err = OpenDir(mem, "data", shop, LogConfig{}, StoreConfig{})
+	must(t, err)
+	must(t, d.Close())
+	if _, err := OpenDir(mem, "data", shop, LogConfig{}, sc); !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), "an earlier start") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// noStat is a file system that does not say whether there is a mark of damage.
+type noStat struct{ FS }
+
+func (n noStat) Stat(name string) (vfs.FileInfo, error) {
+	if strings.HasSuffix(name, damageMark) {
+		return nil, &fs.PathError{Op: "stat", Path: name, Err: syscall.EIO}
+	}
+	return n.FS.Stat(name)
+}
+
+// A mark of damage that cannot be looked for may be there: the state store is neither believed nor emptied.
+func TestOpenDir_MarkThatCannotBeLookedFor(t *testing.T) {
+	mem := MemFS()
+	d, err := OpenDir(mem, "data", shop, LogConfig{}, StoreConfig{})
+	must(t, err)
+	put(t, d.Store, "k", "v")
+	must(t, d.Store.Flush())
+	must(t, d.Close())
+	if _, err := OpenDir(noStat{mem}, "data", shop, LogConfig{}, StoreConfig{}); !errs.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "nothing was changed") {
+		t.Errorf("got %v", err)
+	}
+	d, err = OpenDir(mem, "data", shop, LogConfig{}, StoreConfig{})
+	must(t, err)
+	if got := rows(t, d.Store, "", ""); got != "k=v" || d.StoreLost {
+		t.Errorf("got %q, lost %v", got, d.StoreLost)
+	}
+	must(t, d.Close())
 }

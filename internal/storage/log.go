@@ -65,6 +65,9 @@ type LogConfig struct {
 	RewriteBytes int64
 	// NoVerify skips the checksums of records: a control of the bit-flip drill, refused outside sandboxes.
 	NoVerify bool
+	// OnlyCopy says that no peer has what is in the log. OpenLog then fails with errs.Corrupt, and leaves everything as it
+	// is, where it would otherwise report shards as suspect and go on without what is lost.
+	OnlyCopy bool
 	// ID is the identity of a log that is made; 0 takes a random one. An existing log keeps its own. Tests and the
 	// simulation set it, so that equal calls give equal bytes.
 	ID uint64
@@ -415,7 +418,7 @@ func readEntries(s ShardID, index uint64, slots []slot, held []*segment, check b
 		}
 		buf := make([]byte, end-int64(slots[0].off))
 		if k, err := seg.file.ReadAt(buf, int64(slots[0].off)); k < len(buf) {
-			return nil, errs.Wrap(errs.Corrupt, err, "read raft log segment %d at %d", seg.seq, slots[0].off)
+			return nil, diskError(err, "read raft log segment %d at %d", seg.seq, slots[0].off)
 		}
 		for i := range n {
 			k := slots[i].len()

@@ -3,6 +3,7 @@ package storage
 import (
 	crand "crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"sort"
 
@@ -30,11 +31,16 @@ type recovery struct {
 	// holes has the cut of shards that miss more entries than there should be slots for. The entries behind the cut and
 	// up to shardLog.cut are missing.
 	holes map[ShardID]Position
+
+	// unneeded are segments that the log does without. They stay until it is certain that it goes on from what was found.
+	unneeded []uint64
 }
 
-// OpenLog opens the log in dir, making it if there is none, and says what it found. Damage of the log's bytes is never an
-// error: what is left is opened, and Recovery tells what may be lost. An error means that the directory or its files
-// cannot be written, or hold a format of a later version.
+// OpenLog opens the log in dir, making it if there is none, and says what it found. Damage of the log's bytes is no error: what
+// is left is opened, and Recovery tells what may be lost. Only where it is the only copy, and a shard may have lost something, it
+// is one, errs.Corrupt. errs.Unavailable means that the system does not let the files be read, which says nothing of what is
+// in them. Both leave everything as it is. Any other error means that the directory or its files cannot be written, or hold
+// a format of a later version.
 func OpenLog(fs FS, dir string, cfg LogConfig) (*Log, *Recovery, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -125,7 +131,7 @@ func (r *recovery) identity(seqs []uint64) (fresh bool, err error) {
 			return true, nil
 		}
 		return false, nil
-	case errs.Is(err, errs.Unsupported):
+	case errs.Is(err, errs.Unsupported), errs.Is(err, errs.Unavailable):
 		return false, err
 	case errors.Is(err, fs.ErrNotExist) && len(seqs) == 0:
 		l.id = r.l.cfg.ID
@@ -138,7 +144,11 @@ func (r *recovery) identity(seqs []uint64) (fresh bool, err error) {
 	}
 	r.damage(identityName, 0, identityBytes, "identity file is missing or damaged: "+err.Error())
 	for _, seq := range seqs {
-		if b, err := r.read(seq); err == nil {
+		b, err := r.read(seq)
+		if errs.Is(err, errs.Unavailable) {
+			return false, err
+		}
+		if err == nil {
 			if id, ok := headerID(b); ok {
 				l.id = id
 				return false, nil
@@ -168,6 +178,9 @@ func (r *recovery) read(seq uint64) ([]byte, error) {
 // checkpoint has the same.
 func (r *recovery) probe(seq uint64) (info segmentInfo, ok, headerBad bool, err error) {
 	b, err := r.read(seq)
+	if errs.Is(err, errs.Unavailable) {
+		return segmentInfo{}, false, false, err
+	}
 	if err != nil {
 		return segmentInfo{}, false, true, nil
 	}
@@ -188,7 +201,6 @@ func (r *recovery) probe(seq uint64) (info segmentInfo, ok, headerBad bool, err 
 
 // segments reads all segments in order and returns the number of the last.
 func (r *recovery) segments(seqs []uint64) (last uint64, err error) {
-	l := r.l
 	last = r.ident.last
 	if !r.identOK && len(seqs) > 0 {
 		last = seqs[len(seqs)-1]
@@ -199,14 +211,16 @@ func (r *recovery) segments(seqs []uint64) (last uint64, err error) {
 		if seq <= last {
 			continue
 		}
-		if r.acknowledged(seq) {
+		acked, err := r.acknowledged(seq)
+		if err != nil {
+			return 0, err
+		}
+		if acked {
 			r.damage(identityName, 0, identityBytes, "identity file is older than the segments")
 			last = seq
 			continue
 		}
-		if err := l.fs.Remove(l.path(segmentName(seq))); err != nil {
-			return 0, errs.Wrap(errs.OutcomeUnknown, err, "remove unfinished raft log segment %d", seq)
-		}
+		r.unneeded = append(r.unneeded, seq) // it was being made
 	}
 	oldest := r.ident.oldest
 	infos := make(map[uint64]segmentInfo)
@@ -234,9 +248,7 @@ func (r *recovery) segments(seqs []uint64) (last uint64, err error) {
 	}
 	for _, seq := range seqs {
 		if seq < oldest {
-			if err := l.fs.Remove(l.path(segmentName(seq))); err != nil {
-				return 0, errs.Wrap(errs.OutcomeUnknown, err, "remove cut raft log segment %d", seq)
-			}
+			r.unneeded = append(r.unneeded, seq) // it was cut
 		}
 	}
 	if last == 0 || !r.identOK && len(seqs) == 0 {
@@ -246,12 +258,11 @@ func (r *recovery) segments(seqs []uint64) (last uint64, err error) {
 		}
 		return last, nil
 	}
-	r.walk(oldest, last, present, infos)
-	return last, nil
+	return last, r.walk(oldest, last, present, infos)
 }
 
 // walk replays the segments from oldest to last. Missing ones are few, unless LOG is from another world.
-func (r *recovery) walk(oldest, last uint64, present map[uint64]bool, infos map[uint64]segmentInfo) {
+func (r *recovery) walk(oldest, last uint64, present map[uint64]bool, infos map[uint64]segmentInfo) error {
 	for seq := oldest; seq <= last; seq++ {
 		if !present[seq] {
 			from := seq
@@ -274,49 +285,42 @@ func (r *recovery) walk(oldest, last uint64, present map[uint64]bool, infos map[
 			nextInfo = &info
 		}
 		info, ok := infos[seq]
-		r.segment(seq, info, ok, nextInfo, seq == last)
+		if err := r.segment(seq, info, ok, nextInfo, seq == last); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // acknowledged says whether a segment that LOG does not know of holds more than what a rotation writes.
-func (r *recovery) acknowledged(seq uint64) bool {
+func (r *recovery) acknowledged(seq uint64) (bool, error) {
 	b, err := r.read(seq)
+	if errs.Is(err, errs.Unavailable) {
+		return false, err
+	}
 	if err != nil {
-		return false
+		return false, nil
 	}
 	if _, err := decodeSegmentHeader(b, r.l.id, seq); err != nil {
-		return false
+		return false, nil
 	}
 	for _, rec := range scanSegment(b, segmentHeaderBytes, len(b), seedOf(r.l.id, seq), 0, true) {
 		if rec.kind != kindCheckpoint && rec.kind != kindRewrite {
-			return true
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }
 
 // scanSegment finds all valid records of b[from:to] with rising numbers not below next. Where none stands it looks for one
 // further on.
 func scanSegment(b []byte, from, to int, seed uint32, next uint64, check bool) []record {
-	var recs []record
-	for off := from; off+recordHeaderBytes <= to; {
-		// The checksum is computed only where the header makes sense, so the search costs little.
-		rec, ok := recordHeader(b[:to], off)
-		if ok = ok && rec.number >= next; ok {
-			rec, ok = recordAt(b[:to], off, seed, check)
-		}
-		if !ok {
-			off += 8
-			continue
-		}
-		recs = append(recs, rec)
-		next, off = rec.number+1, rec.end
-	}
-	return recs
+	s := sums{b: b[:to]}
+	return s.scan(from, seed, next, check)
 }
 
 // segment replays one segment. next is what the segment behind it says of its end.
-func (r *recovery) segment(seq uint64, info segmentInfo, known bool, next *segmentInfo, isLast bool) {
+func (r *recovery) segment(seq uint64, info segmentInfo, known bool, next *segmentInfo, isLast bool) error {
 	l := r.l
 	name := segmentName(seq)
 	var holes []stretch
@@ -333,13 +337,16 @@ func (r *recovery) segment(seq uint64, info segmentInfo, known bool, next *segme
 	}
 	var file File
 	if err == nil {
-		file, err = l.fs.Open(l.path(name))
+		file, err = openFile(l.fs, l.path(name))
+	}
+	if errs.Is(err, errs.Unavailable) {
+		return err
 	}
 	if err != nil {
 		r.damage(name, 0, 0, "segment cannot be opened: "+err.Error())
 		r.lost()
 		r.next = 0
-		return
+		return nil
 	}
 	g := &segment{seq: seq, seed: seedOf(l.id, seq), info: info, size: int64(len(b)), file: file, alloc: int64(len(b))}
 	g.holders.Store(1)
@@ -402,6 +409,7 @@ func (r *recovery) segment(seq uint64, info segmentInfo, known bool, next *segme
 	}
 	g.end = off
 	r.tail(g, b, e)
+	return nil
 }
 
 // stretch is a part of a segment file.
@@ -701,6 +709,14 @@ func (r *recovery) finish(last uint64) error {
 	}
 	r.out.AllSuspect = l.allSuspect
 	r.buf = nil
+	if l.cfg.OnlyCopy && (l.allSuspect || len(r.out.Suspect) > 0) {
+		return r.refuse()
+	}
+	for _, seq := range r.unneeded {
+		if err := l.fs.Remove(l.path(segmentName(seq))); err != nil {
+			return errs.Wrap(errs.OutcomeUnknown, err, "remove raft log segment %d, which is not needed", seq)
+		}
+	}
 
 	prevEnd := int64(0)
 	if len(l.segs) > 0 && l.current().seq == last {
@@ -720,4 +736,16 @@ func (r *recovery) finish(last uint64) error {
 	l.next = max(r.max+1, prevNext, r.ident.sealed)
 	l.synced = l.next
 	return l.startSegment(last+1, prevEnd, prevNext, 0)
+}
+
+// refuse says why the only copy of a log is not opened. Nothing was written yet: a disk that failed to read may do it the next
+// time, and somebody may still get something from the files.
+func (r *recovery) refuse() error {
+	why := "an earlier start found records lost"
+	if len(r.out.Damaged) > 0 {
+		d := r.out.Damaged[0]
+		why = fmt.Sprintf("%s at offset %d: %s", d.File, d.Offset, d.Reason)
+	}
+	return errs.New(errs.Corrupt, "the raft log in %s is damaged (%s), and this node has no peers to fetch it from; nothing was changed. "+
+		"If the disk could not be read for a moment, start again; if not, restore a copy of the data directory", r.l.dir, why)
 }

@@ -101,7 +101,12 @@ func copyFS(t testing.TB, from *vfs.MemFS) *vfs.MemFS {
 
 func setFile(t testing.TB, fs *vfs.MemFS, name string, b []byte) {
 	t.Helper()
-	f, err := fs.Create(fs.PathJoin(logDir, name), category)
+	putFile(t, fs, fs.PathJoin(logDir, name), b)
+}
+
+func putFile(t testing.TB, fs *vfs.MemFS, name string, b []byte) {
+	t.Helper()
+	f, err := fs.Create(name, category)
 	must(t, err)
 	_, err = f.Write(slices.Clone(b))
 	must(t, err)

@@ -499,16 +499,18 @@ func (l *Log) writeIdentity() error {
 	return nil
 }
 
-// readFile reads a whole file. Where bytes cannot be read, it leaves zeros and reports the stretch.
+// readFile reads a whole file. Where bytes cannot be read, it leaves zeros and reports the stretch. An error of kind Unavailable
+// says that the system does not let us read the file now, and nothing of what is in it: whoever takes that for damage destroys
+// a log that is whole.
 func readFile(fs FS, name string, buf []byte, unreadable func(off, n int64, err error)) ([]byte, error) {
-	f, err := fs.Open(name)
+	f, err := openFile(fs, name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, notRefused(err, name)
 	}
 	size := st.Size()
 	if size > 2*segmentBytesMax {
@@ -528,9 +530,26 @@ func readFile(fs FS, name string, buf []byte, unreadable func(off, n int64, err 
 			if err == nil || errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
+			if refused(err) {
+				return nil, notRefused(err, name)
+			}
 			clear(b[n:])
 			unreadable(off+int64(n), int64(len(b)-n), err)
 		}
 	}
 	return buf, nil
+}
+
+// openFile opens a file to read it; errors are as those of readFile.
+func openFile(fs FS, name string) (File, error) {
+	f, err := fs.Open(name)
+	return f, notRefused(err, name)
+}
+
+// notRefused returns err, as errs.Unavailable if it is the system that refuses.
+func notRefused(err error, name string) error {
+	if !refused(err) {
+		return err
+	}
+	return errs.Wrap(errs.Unavailable, err, "%s cannot be read; nothing was changed. See to what the system says and start again", name)
 }

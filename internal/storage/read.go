@@ -8,8 +8,6 @@ import (
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
-
-	"github.com/quorate/quorate/internal/errs"
 )
 
 // Reader reads a Store or a Snapshot of one.
@@ -60,12 +58,12 @@ func (l layers) get(key []byte) ([]byte, bool, error) {
 		return nil, false, nil
 	}
 	if err != nil {
-		return nil, false, errs.Wrap(errs.Corrupt, err, "read state store")
+		return nil, false, diskError(err, "read state store")
 	}
 	v = append(make([]byte, 0, len(v)), v...)
 	// A value in a blob file that could not be read is empty here, and Close says so.
 	if err := c.Close(); err != nil {
-		return nil, false, errs.Wrap(errs.Corrupt, err, "read state store")
+		return nil, false, diskError(err, "read state store")
 	}
 	return v, true, nil
 }
@@ -74,7 +72,7 @@ func (l layers) scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
 	return func(yield func([]byte, []byte) bool) {
 		it, err := l.below.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
 		if err != nil {
-			*errp = errs.Wrap(errs.Corrupt, err, "scan state store")
+			*errp = diskError(err, "scan state store")
 			return
 		}
 		mem := make([]*memIter, 0, len(l.mem))
@@ -83,7 +81,7 @@ func (l layers) scan(from, to []byte, errp *error) iter.Seq2[[]byte, []byte] {
 		}
 		l.merge(mem, to, it, yield)
 		if err := errors.Join(it.Error(), it.Close()); err != nil {
-			*errp = errs.Wrap(errs.Corrupt, err, "scan state store")
+			*errp = diskError(err, "scan state store")
 		}
 	}
 }

@@ -6,8 +6,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/sstable"
-
-	"github.com/quorate/quorate/internal/errs"
 )
 
 // stepwise makes a Store do its background work in the foreground. Otherwise memTables are written, tables merged and files
@@ -69,7 +67,7 @@ func (st *stepwise) flush(s *Store) error {
 		st.flushes = 0
 		err := s.db.Compact(context.Background(), []byte{0}, bytes.Repeat([]byte{0xff}, 16), false)
 		if err != nil {
-			return errs.Wrap(errs.Corrupt, err, "merge tables of the state store")
+			return diskError(err, "merge tables of the state store")
 		}
 	}
 	s.Rest()

@@ -37,7 +37,8 @@ type StoreConfig struct {
 // one goroutine at a time commits batches to; when one is full it becomes a table of Pebble's, and Pebble has no rows but
 // those. Batch, Get, Scan, Flush and FlushStart are for the goroutine that commits; all else may be called from any.
 //
-// A read or write error of the disk is sticky: Err returns it, and the owner must stop the node.
+// Damage that somebody comes upon is sticky, and so is that the disk refuses what is written to it time and again: Err returns it, and the
+// owner must stop the node. Any other error of a read is told to whoever reads.
 type Store struct {
 	cfg   StoreConfig
 	fs    *blobFS
@@ -45,6 +46,8 @@ type Store struct {
 	opts  *pebble.Options
 	db    *pebble.DB
 	cache *pebble.Cache
+	// background watches what Pebble does by itself.
+	background *background
 	// damage is the first corruption that Pebble or blobs came upon.
 	damage atomic.Pointer[error]
 	// spare is a batch that may be used again; it belongs to the goroutine that commits.
@@ -98,7 +101,11 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	if cfg.MemTableRows == 0 {
 		cfg.MemTableRows = 200_000
 	}
-	blobs := newBlobFS(politeFS{at})
+	s := &Store{cfg: cfg, dir: dir, active: &memTable{}, end: make(chan struct{})}
+	s.changed = sync.NewCond(&s.mu)
+	s.background = newBackground(dir, s.end, s.damaged)
+	blobs := newBlobFS(politeFS{watchedFS{at, s.background}})
+	blobs.damaged = s.damaged
 	cache := pebble.NewCache(cfg.CacheBytes)
 	opts := &pebble.Options{
 		FS: blobs, Cache: cache, DisableWAL: true, Logger: pebbleLogger{cfg.Logf},
@@ -119,11 +126,9 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	// Tables of level 0 are merged into others soon; to compress them would be work for nothing.
 	opts.Levels[0].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	opts.Levels[1].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
-	s := &Store{cfg: cfg, fs: blobs, dir: dir, opts: opts, cache: cache, active: &memTable{}, end: make(chan struct{})}
-	s.changed = sync.NewCond(&s.mu)
-	blobs.damaged = s.damaged
+	s.fs, s.opts, s.cache = blobs, opts, cache
 	opts.EventListener = &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
-		_ = s.damaged(errs.Wrap(errs.Corrupt, i.Details, "state store file %s", i.Path))
+		_ = s.damaged(diskError(i.Details, "state store file %s", i.Path))
 	}}
 	if cfg.Deterministic {
 		s.step = &stepwise{}
@@ -131,10 +136,11 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	} else {
 		s.backlog = newBacklog(opts)
 	}
+	s.background.listen(opts.EventListener)
 	var err error
 	if s.db, err = pebble.Open(dir, opts); err != nil {
 		cache.Unref()
-		return nil, errs.Wrap(errs.Corrupt, err, "open state store %s", dir)
+		return nil, diskError(err, "open state store %s", dir)
 	}
 	s.Rest()
 	if s.step == nil {
@@ -142,6 +148,9 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		s.done.Go(s.flusher)
 	}
 	if err := s.checkOrder(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if err := s.checkBlobs(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
@@ -156,12 +165,12 @@ func (s *Store) checkOrder() error {
 	// A batch of nothing but a note for the log is given the next number, and leaves no trace.
 	b := s.db.NewBatch()
 	if err := errors.Join(b.LogData([]byte{0}, nil), b.Commit(pebble.NoSync)); err != nil {
-		return errs.Wrap(errs.Corrupt, errors.Join(err, b.Close()), "check state store %s", s.dir)
+		return diskError(errors.Join(err, b.Close()), "check state store %s", s.dir)
 	}
 	next := b.SeqNum()
 	levels, err := s.db.SSTables()
 	if err = errors.Join(err, b.Close()); err != nil {
-		return errs.Wrap(errs.Corrupt, err, "list the tables of the state store")
+		return diskError(err, "list the tables of the state store")
 	}
 	for _, tables := range levels {
 		for _, t := range tables {
@@ -180,12 +189,13 @@ func (s *Store) damaged(err error) error {
 	return err
 }
 
-// Err returns the first damage that was found in the store's files by whatever read them. The node must stop then.
+// Err returns the first damage that was found in the store's files by whatever read them, or, of another kind than errs.Corrupt, why
+// nothing can be written to them. The node must stop then.
 func (s *Store) Err() error {
 	if e := s.damage.Load(); e != nil {
 		return *e
 	}
-	return nil
+	return s.background.err()
 }
 
 // Close closes the store without flushing it: what was not flushed is in the raft log.

@@ -17,7 +17,7 @@ func (s *Store) Verify() error {
 	if err := s.VerifyTables(func(int) error { return nil }); err != nil {
 		return err
 	}
-	return errs.Wrap(errs.Corrupt, s.db.CheckLevels(nil), "check state store")
+	return diskError(s.db.CheckLevels(nil), "check state store")
 }
 
 // VerifyTables reads every table and blob file from the disk, past the cache, and checks each block's checksum. It returns the first
@@ -26,7 +26,7 @@ func (s *Store) Verify() error {
 func (s *Store) VerifyTables(pace func(n int) error) error {
 	levels, err := s.db.SSTables()
 	if err != nil {
-		return errs.Wrap(errs.Corrupt, err, "list the tables of the state store")
+		return diskError(err, "list the tables of the state store")
 	}
 	for _, tables := range levels {
 		for _, t := range tables {
@@ -34,6 +34,9 @@ func (s *Store) VerifyTables(pace func(n int) error) error {
 				return err
 			}
 		}
+	}
+	if err := s.checkBlobs(); err != nil {
+		return err
 	}
 	blobs, err := s.fs.finished(s.dir)
 	if err != nil {
@@ -71,7 +74,7 @@ func (s *Store) verifyFile(name string, pace func(n int) error, check func(*pace
 		// Whoever merged it meanwhile read it too, and would have noticed what matters.
 		return nil
 	}
-	return errs.Wrap(errs.Corrupt, err, "check state store file %s", name)
+	return diskError(err, "check state store file %s", name)
 }
 
 // verifyTable checks all blocks of a table, also those that a scan passes by, such as its filter.

@@ -35,7 +35,8 @@ type Config struct {
 	Peers map[NodeID]string
 	// Hello is shown to each peer on connection; it holds what the peer should know of this node. At most 64 KiB.
 	Hello []byte
-	// QueueBytesMax bounds what waits for one peer; default 64 MiB. Past it frames are dropped.
+	// QueueBytesMax bounds what waits for one peer, with what is being sent to it; default 64 MiB. Past it frames are dropped. A link
+	// has up to 1 MiB of buffers besides.
 	QueueBytesMax int
 	// FrameBytesMax bounds a frame; default 64 MiB.
 	FrameBytesMax int
@@ -71,6 +72,7 @@ type link struct {
 	addr string
 	wake chan struct{}
 
+	// bytes are those of the frames in queue, and of those that the pump has taken from it and not sent yet.
 	mu      sync.Mutex
 	queue   [][]byte
 	bytes   int
@@ -78,8 +80,8 @@ type link struct {
 	up      bool
 	raw     syscall.RawConn
 
-	// wmu is held by whoever writes to the connection. rest is the part of a frame that did not fit into the socket; buf is
-	// reused.
+	// wmu is held by whoever writes to the connection. rest is the part of a frame, one of at most pieceBytes, that did not fit into
+	// the socket; buf is reused.
 	wmu  sync.Mutex
 	rest []byte
 	buf  []byte
@@ -93,6 +95,10 @@ const (
 	handshakeLimit = 5 * time.Second
 	redialMin      = 20 * time.Millisecond
 	redialMax      = 500 * time.Millisecond
+	// pieceBytes is about how much is written to a connection at once. A peer that takes none of that for pieceLimit is given up: it
+	// is the time without progress that counts, since a large frame over a slow link takes long.
+	pieceBytes = 256 << 10
+	pieceLimit = 10 * time.Second
 )
 
 // New starts the links of a node. It does not fail: peers that cannot be reached are tried again.
@@ -130,7 +136,12 @@ func (t *Transport) Send(to NodeID, frame []byte) {
 		return
 	}
 	raw := l.raw
-	if len(l.queue) > 0 || raw == nil || !l.wmu.TryLock() {
+	direct := len(l.queue) == 0 && raw != nil && len(frame) <= pieceBytes && l.wmu.TryLock()
+	if direct && len(l.rest) > 0 {
+		l.wmu.Unlock()
+		direct = false
+	}
+	if !direct {
 		l.queue = append(l.queue, frame)
 		l.bytes += len(frame)
 		l.mu.Unlock()
@@ -153,12 +164,8 @@ func (l *link) signal() {
 }
 
 // tryWrite writes a frame at once if the socket has room for it; that saves waking another goroutine for each. What does
-// not fit is left in rest, and false is returned. It needs wmu.
+// not fit is left in rest, which must be empty, and false is returned. It needs wmu.
 func (l *link) tryWrite(raw syscall.RawConn, frame []byte) bool {
-	if len(l.rest) > 0 {
-		l.rest = appendFrame(l.rest, frame)
-		return false
-	}
 	l.buf = appendFrame(l.buf[:0], frame)
 	b := l.buf
 	err := raw.Write(func(fd uintptr) bool {
@@ -170,9 +177,6 @@ func (l *link) tryWrite(raw syscall.RawConn, frame []byte) bool {
 		_ = err
 		return true
 	})
-	if cap(l.buf) > 4<<20 {
-		l.buf = nil
-	}
 	if err == nil && len(b) == 0 {
 		return true
 	}
@@ -180,10 +184,11 @@ func (l *link) tryWrite(raw syscall.RawConn, frame []byte) bool {
 	return false
 }
 
-func appendFrame(b, f []byte) []byte {
+func appendFrame(b, f []byte) []byte { return append(appendFrameHeader(b, f), f...) }
+
+func appendFrameHeader(b, f []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(f)))
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(f, castagnoli))
-	return append(b, f...)
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(f, castagnoli))
 }
 
 // Dropped returns how many frames were not sent because a link was down or its queue full.
@@ -319,32 +324,55 @@ func (l *link) pump(c net.Conn, gone <-chan error) error {
 	}
 }
 
-// drain writes everything that waits.
+// drain writes everything that waits, in pieces.
 func (l *link) drain(c net.Conn) error {
 	l.wmu.Lock()
 	defer l.wmu.Unlock()
+	l.buf = append(l.buf[:0], l.rest...)
+	l.rest = nil
+	taken := 0 // bytes of frames that are in buf to their end
+	piece := func() error {
+		if len(l.buf) > 0 {
+			if err := c.SetWriteDeadline(time.Now().Add(pieceLimit)); err != nil {
+				return err
+			}
+			if _, err := c.Write(l.buf); err != nil {
+				return err
+			}
+			l.buf = l.buf[:0]
+		}
+		l.mu.Lock()
+		l.bytes -= taken
+		l.mu.Unlock()
+		taken = 0
+		return nil
+	}
 	for {
 		l.mu.Lock()
 		q := l.queue
-		l.queue, l.bytes = nil, 0
+		l.queue = nil
 		l.mu.Unlock()
-		if len(q) == 0 && len(l.rest) == 0 {
+		for i, f := range q {
+			l.buf = appendFrameHeader(l.buf, f)
+			for left := f; len(left) > 0; {
+				n := min(len(left), max(pieceBytes-len(l.buf), 0))
+				l.buf = append(l.buf, left[:n]...)
+				left = left[n:]
+				if len(l.buf) < pieceBytes {
+					continue
+				}
+				if err := piece(); err != nil {
+					return err
+				}
+			}
+			taken += len(f)
+			q[i] = nil
+		}
+		if len(q) == 0 && len(l.buf) == 0 && taken == 0 {
 			return nil
 		}
-		b := append(l.buf[:0], l.rest...)
-		l.rest = nil
-		for _, f := range q {
-			b = appendFrame(b, f)
-		}
-		l.buf = b
-		if err := c.SetWriteDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		if err := piece(); err != nil {
 			return err
-		}
-		if _, err := c.Write(b); err != nil {
-			return err
-		}
-		if cap(l.buf) > 4<<20 {
-			l.buf = nil
 		}
 	}
 }

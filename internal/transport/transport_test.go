@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -283,4 +284,103 @@ func FuzzHandshake(f *testing.F) {
 			t.Errorf("welcomed without the magic")
 		}
 	})
+}
+
+// slowConn is a connection over a link on which no more than perDeadline bytes get through before a deadline.
+type slowConn struct {
+	net.Conn
+	got         bytes.Buffer
+	left        int
+	perDeadline int
+	onWrite     func()
+}
+
+func (c *slowConn) SetWriteDeadline(time.Time) error { c.left = c.perDeadline; return nil }
+
+func (c *slowConn) Write(b []byte) (int, error) {
+	if c.onWrite != nil {
+		c.onWrite()
+	}
+	n := min(len(b), c.left)
+	c.left -= n
+	c.got.Write(b[:n])
+	if n < len(b) {
+		return n, os.ErrDeadlineExceeded
+	}
+	return n, nil
+}
+
+// idleLink is a link without a goroutine, as if its connection were up and somebody held it for writing.
+func idleLink(queueBytesMax int) *link {
+	l := &link{to: 2, wake: make(chan struct{}, 1), up: true}
+	l.t = &Transport{cfg: Config{QueueBytesMax: queueBytesMax}, links: map[NodeID]*link{2: l}}
+	return l
+}
+
+// A frame that a slow link needs longer for than a peer may be silent arrives all the same, as long as bytes move.
+func TestTransport_LargeFramesOverASlowLink(t *testing.T) {
+	l := idleLink(64 << 20)
+	c := &slowConn{perDeadline: 2 * pieceBytes}
+	l.rest = []byte("the rest of a frame")
+	var want [][]byte
+	for _, n := range []int{5 << 20, 0, 1, pieceBytes - 8, pieceBytes - 7, pieceBytes - 20, 1000, 3 * pieceBytes, pieceBytes} {
+		f := bytes.Repeat([]byte{byte(n)}, n)
+		want = append(want, f)
+		l.t.Send(2, f)
+	}
+	if err := l.drain(c); err != nil {
+		t.Fatal(err)
+	}
+	if rest := string(c.got.Next(len("the rest of a frame"))); rest != "the rest of a frame" {
+		t.Fatalf("began with %q", rest)
+	}
+	for i, w := range want {
+		if f, err := readFrame(&c.got, 64<<20); err != nil || !bytes.Equal(f, w) {
+			t.Fatalf("frame %d of %d bytes: got %d, %v", i, len(w), len(f), err)
+		}
+	}
+	if c.got.Len() > 0 || l.bytes != 0 || l.t.Dropped() != 0 {
+		t.Errorf("%d bytes more were sent, %d count as waiting, %d frames dropped", c.got.Len(), l.bytes, l.t.Dropped())
+	}
+	// A peer that takes less is given up.
+	l.t.Send(2, make([]byte, 1<<20))
+	if err := l.drain(&slowConn{perDeadline: pieceBytes / 2}); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// What is being sent counts among what waits, so that the bound is one of memory, and what was sent makes room at once.
+func TestTransport_QueueBoundHoldsWhileSending(t *testing.T) {
+	const frame = 1 << 20
+	l := idleLink(4 * frame)
+	send := func(n int) {
+		for range n {
+			l.t.Send(2, make([]byte, frame))
+		}
+	}
+	send(5)
+	if l.t.Dropped() != 1 {
+		t.Fatalf("%d of 5 frames were dropped where 4 have room", l.t.Dropped())
+	}
+	writes, most := 0, 0
+	c := &slowConn{perDeadline: 2 * pieceBytes}
+	c.onWrite = func() {
+		if writes++; writes == 1 {
+			send(1) // nothing was sent yet
+			if l.t.Dropped() != 2 {
+				t.Errorf("a frame found room among %d bytes that are being sent", l.bytes)
+			}
+		}
+		if writes > 2*frame/pieceBytes && writes < 4*frame/pieceBytes {
+			send(1)
+		}
+		most = max(most, l.bytes)
+	}
+	if err := l.drain(c); err != nil {
+		t.Fatal(err)
+	}
+	sent := c.got.Len() / (frame + 8)
+	if most > 4*frame || sent < 5 || l.bytes != 0 {
+		t.Errorf("up to %d bytes waited, %d frames were sent, %d bytes are left", most, sent, l.bytes)
+	}
 }
