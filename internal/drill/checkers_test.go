@@ -270,6 +270,20 @@ func TestCheckWatch_ByHand(t *testing.T) {
 	}
 }
 
+func TestWatching_RevisionOfTwoWritesIsFound(t *testing.T) {
+	w := &watching{acked: map[int64]string{}}
+	w.ack(2, "a")
+	w.ack(3, "b")
+	if len(w.twice) != 0 {
+		t.Errorf("found %q", w.twice)
+	}
+	// The write of b is lost, and its revision is given again.
+	w.ack(3, "c")
+	if len(w.twice) != 1 || !strings.Contains(w.twice[0], "revision 3") {
+		t.Errorf("found %q, want revision 3", w.twice)
+	}
+}
+
 func TestCheckLease_ByHand(t *testing.T) {
 	s := func(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }
 	long := []stall{{s(11), s(14)}}
@@ -280,6 +294,9 @@ func TestCheckLease_ByHand(t *testing.T) {
 		want   string
 	}{
 		{"not over yet", leaseLife{ttl: s(2), asked: s(10), answered: s(10)}, nil, ""},
+		{"still there, in time", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), there: s(14)}, nil, ""},
+		{"never over", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), there: s(16)}, nil, "not over yet at 16000 ms, and should have been at 15100 ms"},
+		{"kept alive to the end", leaseLife{ttl: s(5), kept: true, asked: s(10), answered: s(10.1), there: s(30)}, nil, ""},
 		{"on time", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(12.3)}, nil, ""},
 		{"a little late", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(14)}, nil, ""},
 		{"too early", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(11.9)}, nil, "before its time"},
