@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -331,7 +332,7 @@ func (c *Config) checkPeers() error {
 		}
 		_, port, err := net.SplitHostPort(addr)
 		if err == nil {
-			_, err = net.LookupPort("tcp", port)
+			_, err = net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
 		}
 		if err != nil {
 			return errs.New(errs.Invalid, "configuration: peers.%d is %q; write host:port", id, addr)
