@@ -48,7 +48,7 @@ type Config struct {
 var ops = []string{"set", "get", "incr", "set-event", "event"}
 
 // rateMax is more than a client can send.
-const rateMax = 100_000_000
+const rateMax = 10_000_000
 
 // Ops returns the kinds of request that a load can have.
 func Ops() []string { return append([]string(nil), ops...) }
@@ -308,6 +308,12 @@ func (r *run) client(ctx context.Context, n int, c net.Conn) (open int, err erro
 			if !now.After(r.to) {
 				r.requests.Add(1)
 			}
+		}
+	}
+	// What was due and could not be sent, since an answer did not come, has waited until the end at least.
+	for ; interval > 0 && next.Before(r.to) && !time.Now().Before(r.to); next = next.Add(interval) {
+		if !next.Before(r.from) {
+			r.hist.Add(r.to.Sub(next))
 		}
 	}
 	return 0, nil

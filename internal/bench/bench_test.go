@@ -85,6 +85,26 @@ func TestRun_StallAtTheEndIsSeen(t *testing.T) {
 	}
 }
 
+func TestRun_WhatWasDueInAStallAtTheEndCounts(t *testing.T) {
+	const stall = 600 * time.Millisecond
+	var n atomic.Int64
+	cfg := load(serve(t, func() string {
+		if n.Add(1) > 20 {
+			time.Sleep(stall)
+		}
+		return "+OK\r\n"
+	}), stall/2)
+	cfg.Clients, cfg.Rate = 1, 1000
+	r, err := Run(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// 20 are answered quickly; 280 more were due and could not be sent.
+	if r.Requests > 20 || r.P50 < 50_000 {
+		t.Errorf("%d requests were answered in time, and half of all within %d µs", r.Requests, r.P50)
+	}
+}
+
 func TestRun_EndsAndCountsWhatIsNotAnswered(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
