@@ -105,7 +105,7 @@ type Event struct {
 
 // Reason says why a verdict is unknown.
 type Reason struct {
-	// Kind is "cluster" if the cluster did not do in time what the drill waited for, "checker" if the history could not be
+	// Kind is "cluster" if the cluster did not do in time what the drill waited for, or nothing was broken, "checker" if the history could not be
 	// judged in time.
 	Kind string `json:"kind"`
 	Text string `json:"text"`
