@@ -1,10 +1,14 @@
 package drill
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
 )
 
 // reg makes a history of a register from lines such as "w a 1 2", "r a 3 4" (nil for no value), "s b a 5 6" (a swap that
@@ -216,6 +220,28 @@ func TestCheckTokens_ByHand(t *testing.T) {
 		words := strings.Join(checkTokens("r", strings.Fields(c.got), c.acked), "; ")
 		if c.want == "" && words != "" || !strings.Contains(words, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, words, c.want)
+		}
+	}
+}
+
+// keyless is a node of a cluster that has lost what it acknowledged: no condition of a transaction holds.
+type keyless struct{ pb.KVClient }
+
+func (keyless) Txn(context.Context, *pb.TxnRequest, ...grpc.CallOption) (*pb.TxnResponse, error) {
+	return &pb.TxnResponse{Header: &pb.ResponseHeader{Revision: 9}}, nil
+}
+
+func TestElection_LostKeyOfALeaderIsFound(t *testing.T) {
+	for _, c := range []struct {
+		began time.Time
+		want  int
+	}{{time.Now(), 1}, {time.Now().Add(-2 * herdTTL * time.Second), 0}} {
+		l := &election{e: &etcds{nodes: []*etcdNode{{KVClient: keyless{}}}}, began: c.began}
+		if err := l.lead(t.Context(), contender{key: "herd/1", token: 7}, 1); err != nil {
+			t.Fatal(err)
+		}
+		if len(l.lost) != c.want {
+			t.Errorf("found %q, want %d", l.lost, c.want)
 		}
 	}
 }
