@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -9,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/quorate/quorate/internal/bench"
+	"github.com/quorate/quorate/internal/errs"
 )
 
 func newBench() *cobra.Command {
@@ -18,7 +21,9 @@ func newBench() *cobra.Command {
 	c := &cobra.Command{
 		Use: "bench", Short: "Make load on a Redis port and measure it", GroupID: "prove", Args: cobra.NoArgs,
 		Long: `Make load on the Redis port of a cluster and measure it. Without --rate the loop is closed: each client waits for its
-answer. With --rate it is open: latency counts from when a request was due, so that a stall is seen in full.`,
+answer. With --rate it is open: latency counts from when a request was due, so that a stall is seen in full.
+
+Exit codes: 0 measured, 5 no request succeeded, 130 interrupted; the errors of others are counted.`,
 		Example: "  quorate bench --op set --clients 64\n  quorate bench --op get --rate 5000 --for 30s --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Addrs = strings.Split(addrs, ",")
@@ -35,11 +40,19 @@ answer. With --rate it is open: latency counts from when a request was due, so t
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), r)
+				err = printJSON(cmd.OutOrStdout(), r)
+			} else {
+				err = printBench(cmd.OutOrStdout(), r)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s, %d clients, pipeline %d: %.0f/s, p50 %d µs, p90 %d µs, p99 %d µs, p99.9 %d µs, max %d µs, %d errors %s\n",
-				r.Op, r.Clients, r.Pipeline, r.PerSecond, r.P50, r.P90, r.P99, r.P999, r.Max, r.Errors, r.FirstError)
-			return err
+			switch {
+			case err != nil:
+				return err
+			case cmd.Context().Err() != nil:
+				return exitError{code: exitInterrupted, msg: "interrupted: the figures are those of the time until then"}
+			case r.Requests == 0:
+				return errs.New(errs.Unavailable, "no request succeeded within %v: %s", cfg.For, cmp.Or(r.FirstError, "no answer"))
+			}
+			return nil
 		},
 	}
 	f := c.Flags()
@@ -56,4 +69,10 @@ answer. With --rate it is open: latency counts from when a request was due, so t
 	f.Uint64Var(&cfg.Seed, "seed", 1, "seed")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return c
+}
+
+func printBench(w io.Writer, r bench.Result) error {
+	_, err := fmt.Fprintf(w, "%s, %d clients, pipeline %d: %.0f/s, p50 %d µs, p90 %d µs, p99 %d µs, p99.9 %d µs, max %d µs, %d errors %s\n",
+		r.Op, r.Clients, r.Pipeline, r.PerSecond, r.P50, r.P90, r.P99, r.P999, r.Max, r.Errors, r.FirstError)
+	return err
 }

@@ -82,7 +82,7 @@ func newDrillRun() *cobra.Command {
 	var f drillFlags
 	c := &cobra.Command{
 		Use: "run NAME | --all", Short: "Run a drill, or all of them with all their controls", Args: cobra.MaximumNArgs(1),
-		Long: `Exit codes: 0 safe, 8 violated, 5 unknown because the cluster did not come back in time, 1 unknown because the history
+		Long: `Exit codes: 0 safe, 8 violated, 5 unknown because the cluster did not come back in time or nothing was broken, 1 unknown because the history
 could not be judged in time. A control is expected to be violated, and its exit code is then 8 too. With --all: 0 if each
 drill is safe and each control is violated, else 8, or 5 or 1 if nothing worse than an unknown occurred.`,
 		Example: "  quorate drill run outbox\n  quorate drill run leader-kill --for 1m --seed 7\n  quorate drill run bit-flip --control no-verify\n  quorate drill run kill-cycles --cycles 200",

@@ -40,9 +40,15 @@ type Config struct {
 	Seed uint64
 	// Progress, when not nil, is called every second.
 	Progress func(done int64, elapsed time.Duration)
+
+	// patience is how long answers are waited for when the time is up; default 5 s.
+	patience time.Duration
 }
 
 var ops = []string{"set", "get", "incr", "set-event", "event"}
+
+// rateMax is more than a client can send.
+const rateMax = 10_000_000
 
 // Ops returns the kinds of request that a load can have.
 func Ops() []string { return append([]string(nil), ops...) }
@@ -124,10 +130,17 @@ type run struct {
 	routes []*routed
 }
 
-// Run makes the load and measures it.
+// Run makes the load and measures it. If ctx ends before its time, the result is that of the time until then.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	if len(cfg.Addrs) == 0 || cfg.Clients < 1 || cfg.Pipeline < 1 || cfg.Keys < 1 || cfg.ValueBytes < 0 || cfg.For <= 0 {
 		return Result{}, errs.New(errs.Invalid, "a load needs addresses, and at least one client, one request in the pipeline, one key and some time")
+	}
+	// The first bound keeps the time between two requests of a client within what can be counted.
+	if cfg.Rate != 0 && !(float64(cfg.Clients)/cfg.Rate <= 3600 && cfg.Rate <= rateMax) || cfg.Rate < 0 {
+		return Result{}, errs.New(errs.Invalid, "the rate is %v requests a second; it must be at most %v, and one an hour for each client at least, or 0 for a closed loop", cfg.Rate, float64(rateMax))
+	}
+	if cfg.patience == 0 {
+		cfg.patience = 5 * time.Second
 	}
 	known := false
 	for _, o := range ops {
@@ -167,6 +180,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	}
 	r.from = r.start.Add(cfg.Warm)
 	r.to = r.from.Add(cfg.For)
+	interrupted := ctx
 	ctx, cancel := context.WithDeadline(ctx, r.to)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -174,14 +188,22 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			if err := r.client(ctx, i, c); err != nil && ctx.Err() == nil {
+			open, err := r.client(ctx, i, c)
+			switch {
+			case err == nil || interrupted.Err() != nil:
+			case ctx.Err() != nil:
+				for range open {
+					r.fail(fmt.Sprintf("no answer %v after the end", cfg.patience))
+				}
+			default:
 				r.fail(err.Error())
 			}
 		}()
 	}
 	stop := context.AfterFunc(ctx, func() {
 		for _, c := range conns {
-			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			// A server that does not read holds up who writes to it.
+			_ = c.SetDeadline(time.Now().Add(cfg.patience))
 		}
 	})
 	defer stop()
@@ -202,12 +224,18 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 		}()
 	}
 	wg.Wait()
+	measured := cfg.For
+	if interrupted.Err() != nil {
+		measured = min(max(time.Since(r.from), 0), cfg.For)
+	}
 	res := Result{
-		Op: cfg.Op, Clients: cfg.Clients, Pipeline: cfg.Pipeline, Seconds: cfg.For.Seconds(), Requests: r.requests.Load(),
+		Op: cfg.Op, Clients: cfg.Clients, Pipeline: cfg.Pipeline, Seconds: measured.Seconds(), Requests: r.requests.Load(),
 		Errors: r.errors.Load(), P50: r.hist.Quantile(0.5), P90: r.hist.Quantile(0.9), P99: r.hist.Quantile(0.99),
 		P999: r.hist.Quantile(0.999), Max: r.hist.max.Load(),
 	}
-	res.PerSecond = float64(res.Requests) / res.Seconds
+	if measured > 0 {
+		res.PerSecond = float64(res.Requests) / res.Seconds
+	}
 	if e := r.first.Load(); e != nil {
 		res.FirstError = *e
 	}
@@ -219,8 +247,8 @@ func (r *run) fail(msg string) {
 	r.first.CompareAndSwap(nil, &msg)
 }
 
-// client keeps one connection busy.
-func (r *run) client(ctx context.Context, n int, c net.Conn) error {
+// client keeps one connection busy. With an error it returns how many requests have no answer.
+func (r *run) client(ctx context.Context, n int, c net.Conn) (open int, err error) {
 	rng := rand.New(rand.NewPCG(r.cfg.Seed, uint64(n)+2))
 	rd := bufio.NewReaderSize(c, 64<<10)
 	var buf []byte
@@ -245,7 +273,7 @@ func (r *run) client(ctx context.Context, n int, c net.Conn) error {
 					case <-t.C:
 					case <-ctx.Done():
 						t.Stop()
-						return nil
+						return 0, nil
 					}
 				}
 				at, next = next, next.Add(interval)
@@ -254,32 +282,41 @@ func (r *run) client(ctx context.Context, n int, c net.Conn) error {
 			due = append(due, at)
 		}
 		if _, err := c.Write(buf); err != nil {
-			return err
+			return len(due), err
 		}
-		for _, at := range due {
+		for i, at := range due {
 			failed := ""
 			for range r.replies() {
 				e, err := readReply(rd)
 				if err != nil {
-					return err
+					return len(due) - i, err
 				}
 				if e != "" {
 					failed = e
 				}
 			}
 			now := time.Now()
-			if now.Before(r.from) || now.After(r.to) {
+			if now.Before(r.from) {
 				continue
 			}
 			if failed != "" {
 				r.fail(failed)
 				continue
 			}
-			r.requests.Add(1)
+			// An answer that came too late is none of this time, but that its client had to wait for it is.
 			r.hist.Add(now.Sub(at))
+			if !now.After(r.to) {
+				r.requests.Add(1)
+			}
 		}
 	}
-	return nil
+	// What was due and could not be sent, since an answer did not come, has waited until the end at least.
+	for ; interval > 0 && next.Before(r.to) && !time.Now().Before(r.to); next = next.Add(interval) {
+		if !next.Before(r.from) {
+			r.hist.Add(r.to.Sub(next))
+		}
+	}
+	return 0, nil
 }
 
 // replies returns how many replies a request has.

@@ -1,9 +1,144 @@
 package bench
 
 import (
+	"bufio"
+	"context"
+	"math"
+	"net"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/quorate/quorate/internal/errs"
 )
+
+// serve answers each SET that comes with what answer returns, and hangs up at "".
+func serve(t *testing.T, answer func() string) (addr string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close() //nolint:errcheck // a test's
+				rd := bufio.NewReader(c)
+				for {
+					// A SET has seven lines.
+					for range 7 {
+						if _, err := rd.ReadSlice('\n'); err != nil {
+							return
+						}
+					}
+					a := answer()
+					if _, err := c.Write([]byte(a)); err != nil || a == "" {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return ln.Addr().String()
+}
+
+func load(addr string, d time.Duration) Config {
+	return Config{Addrs: []string{addr}, Op: "set", Clients: 2, Pipeline: 1, Keys: 1, For: d}
+}
+
+func TestRun_InterruptedIsMeasuredUntilThen(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var n atomic.Int64
+	addr := serve(t, func() string {
+		if n.Add(1) == 1000 {
+			cancel()
+		}
+		return "+OK\r\n"
+	})
+	began := time.Now()
+	r, err := Run(ctx, load(addr, time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began).Seconds(); r.Seconds > took || r.Requests < 900 || r.PerSecond < 900/took {
+		t.Errorf("got %d requests in %v s, %v/s; it ran for %v s", r.Requests, r.Seconds, r.PerSecond, took)
+	}
+}
+
+func TestRun_StallAtTheEndIsSeen(t *testing.T) {
+	const stall = 600 * time.Millisecond
+	r, err := Run(t.Context(), load(serve(t, func() string {
+		time.Sleep(stall)
+		return "+OK\r\n"
+	}), stall/2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Requests != 0 || r.Max < stall.Microseconds() {
+		t.Errorf("got %d requests, the longest took %d µs; want none in time, and %v", r.Requests, r.Max, stall)
+	}
+}
+
+func TestRun_WhatWasDueInAStallAtTheEndCounts(t *testing.T) {
+	const stall = 600 * time.Millisecond
+	var n atomic.Int64
+	cfg := load(serve(t, func() string {
+		if n.Add(1) > 20 {
+			time.Sleep(stall)
+		}
+		return "+OK\r\n"
+	}), stall/2)
+	cfg.Clients, cfg.Rate = 1, 1000
+	r, err := Run(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// 20 are answered quickly; 280 more were due and could not be sent.
+	if r.Requests > 20 || r.P50 < 50_000 {
+		t.Errorf("%d requests were answered in time, and half of all within %d µs", r.Requests, r.P50)
+	}
+}
+
+func TestRun_EndsAndCountsWhatIsNotAnswered(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nobody accepts: what is sent is neither read nor answered.
+	defer ln.Close() //nolint:errcheck // a test's
+	cfg := load(ln.Addr().String(), 100*time.Millisecond)
+	cfg.Pipeline, cfg.ValueBytes, cfg.patience = 64, 1<<20, 100*time.Millisecond
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r, err := Run(t.Context(), cfg)
+		if err != nil || r.Requests != 0 || r.Errors != int64(cfg.Clients*cfg.Pipeline) {
+			t.Errorf("got %+v, %v; want an error for each request", r, err)
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatal("a load on a server that does not read does not end")
+	}
+}
+
+func TestRun_RateThatCannotBeIsRefused(t *testing.T) {
+	addr := serve(t, func() string { return "+OK\r\n" })
+	for _, rate := range []float64{-1, 1e12, 1e-12, math.NaN(), math.Inf(1)} {
+		cfg := load(addr, time.Millisecond)
+		cfg.Rate = rate
+		if _, err := Run(t.Context(), cfg); !errs.Is(err, errs.Invalid) {
+			t.Errorf("rate %v: got %v, want that it is invalid", rate, err)
+		}
+	}
+}
 
 func TestHistogram_QuantilesAreClose(t *testing.T) {
 	var h Histogram

@@ -1,10 +1,14 @@
 package drill
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
 )
 
 // reg makes a history of a register from lines such as "w a 1 2", "r a 3 4" (nil for no value), "s b a 5 6" (a swap that
@@ -220,6 +224,28 @@ func TestCheckTokens_ByHand(t *testing.T) {
 	}
 }
 
+// keyless is a node of a cluster that has lost what it acknowledged: no condition of a transaction holds.
+type keyless struct{ pb.KVClient }
+
+func (keyless) Txn(context.Context, *pb.TxnRequest, ...grpc.CallOption) (*pb.TxnResponse, error) {
+	return &pb.TxnResponse{Header: &pb.ResponseHeader{Revision: 9}}, nil
+}
+
+func TestElection_LostKeyOfALeaderIsFound(t *testing.T) {
+	for _, c := range []struct {
+		began time.Time
+		want  int
+	}{{time.Now(), 1}, {time.Now().Add(-2 * herdTTL * time.Second), 0}} {
+		l := &election{e: &etcds{nodes: []*etcdNode{{KVClient: keyless{}}}}, began: c.began}
+		if err := l.lead(t.Context(), contender{key: "herd/1", token: 7}, 1); err != nil {
+			t.Fatal(err)
+		}
+		if len(l.lost) != c.want {
+			t.Errorf("found %q, want %d", l.lost, c.want)
+		}
+	}
+}
+
 func TestCheckReigns_ByHand(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -270,6 +296,20 @@ func TestCheckWatch_ByHand(t *testing.T) {
 	}
 }
 
+func TestWatching_RevisionOfTwoWritesIsFound(t *testing.T) {
+	w := &watching{acked: map[int64]string{}}
+	w.ack(2, "a")
+	w.ack(3, "b")
+	if len(w.twice) != 0 {
+		t.Errorf("found %q", w.twice)
+	}
+	// The write of b is lost, and its revision is given again.
+	w.ack(3, "c")
+	if len(w.twice) != 1 || !strings.Contains(w.twice[0], "revision 3") {
+		t.Errorf("found %q, want revision 3", w.twice)
+	}
+}
+
 func TestCheckLease_ByHand(t *testing.T) {
 	s := func(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }
 	long := []stall{{s(11), s(14)}}
@@ -280,6 +320,9 @@ func TestCheckLease_ByHand(t *testing.T) {
 		want   string
 	}{
 		{"not over yet", leaseLife{ttl: s(2), asked: s(10), answered: s(10)}, nil, ""},
+		{"still there, in time", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), there: s(14)}, nil, ""},
+		{"never over", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), there: s(16)}, nil, "not over yet at 16000 ms, and should have been at 15100 ms"},
+		{"kept alive to the end", leaseLife{ttl: s(5), kept: true, asked: s(10), answered: s(10.1), there: s(30)}, nil, ""},
 		{"on time", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(12.3)}, nil, ""},
 		{"a little late", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(14)}, nil, ""},
 		{"too early", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(11.9)}, nil, "before its time"},

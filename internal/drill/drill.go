@@ -105,7 +105,7 @@ type Event struct {
 
 // Reason says why a verdict is unknown.
 type Reason struct {
-	// Kind is "cluster" if the cluster did not do in time what the drill waited for, "checker" if the history could not be
+	// Kind is "cluster" if the cluster did not do in time what the drill waited for, or nothing was broken, "checker" if the history could not be
 	// judged in time.
 	Kind string `json:"kind"`
 	Text string `json:"text"`
@@ -163,8 +163,8 @@ const (
 	settleLimit = 60 * time.Second
 )
 
-// Run runs the drill. It fails only if the options are wrong, the cluster cannot be started, or ctx ends; everything else
-// is part of the report. No process of the cluster is left when it returns.
+// Run runs the drill. It fails only if the options are wrong, the cluster cannot be started, or ctx ends, and not if something was
+// found before; everything else is part of the report. No process of the cluster is left when it returns.
 func (d Drill) Run(ctx context.Context, o Options) (Report, error) {
 	if o.Seed == 0 {
 		o.Seed = 1
@@ -199,7 +199,7 @@ func (d Drill) Run(ctx context.Context, o Options) (Report, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
-	case errs.Is(err, errs.Invalid):
+	case errs.Is(err, errs.Invalid) && len(r.report.Findings) == 0:
 		return r.report, err
 	case errs.Is(err, errs.Corrupt):
 		r.report.Findings = append(r.report.Findings, err.Error())

@@ -32,6 +32,17 @@ func TestDrills(t *testing.T) {
 	}
 	bin := buildQuorate(t)
 	t.Run("cancelled", func(t *testing.T) { testCancel(t, bin) })
+	for _, name := range []string{"outbox", "leader-kill"} {
+		t.Run("too short "+name, func(t *testing.T) {
+			d, err := Find(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := runHere(t, d, Options{Binary: bin, For: time.Millisecond}); r.Verdict != Unknown || faults(r) != 0 {
+				t.Errorf("verdict %s of a run in which nothing was broken, want unknown:\n%s", r.Verdict, asJSON(t, r))
+			}
+		})
+	}
 	lengths := map[string]time.Duration{"outbox": 3, "leader-kill": 4, "power-loss": 3, "bit-flip": 3, "kill-cycles": 3, "fencing": 6, "leader-zombie": 7, "herd-election": 4, "watch-compaction": 4, "lease-stall": 6}
 	for _, d := range Drills() {
 		length := lengths[d.Name] * time.Second
@@ -123,6 +134,19 @@ func testCancel(t *testing.T, bin string) {
 	for _, p := range procs {
 		if b, err := os.ReadFile(p); err == nil && strings.Contains(string(b), dir) {
 			t.Errorf("%s still runs: %q", p, b)
+		}
+	}
+}
+
+func TestRun_FindingsCountWhateverElseGoesWrong(t *testing.T) {
+	for _, kind := range []errs.Kind{errs.Invalid, errs.Unavailable, errs.Corrupt} {
+		d := Drill{Name: "d", run: func(_ context.Context, r *run) error {
+			r.find("a write is lost")
+			return errs.New(kind, "open node log")
+		}}
+		r, err := d.Run(t.Context(), Options{For: time.Second})
+		if err != nil || r.Verdict != Violated {
+			t.Errorf("%v: got %v, verdict %q, want violated", kind, err, r.Verdict)
 		}
 	}
 }

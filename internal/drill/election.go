@@ -44,13 +44,15 @@ type reign struct {
 }
 
 type election struct {
-	e    *etcds
-	seed uint64
+	e     *etcds
+	seed  uint64
+	began time.Time
 
 	wakes, changes, restarts atomic.Int64
-	// mu guards reigns.
+	// mu guards reigns and lost, which are keys of leaders that were gone before these resigned.
 	mu     sync.Mutex
 	reigns []reign
+	lost   []string
 }
 
 func runElection(ctx context.Context, r *run) error {
@@ -64,7 +66,7 @@ func runElection(ctx context.Context, r *run) error {
 		return err
 	}
 	defer e.close()
-	l := &election{e: e, seed: r.Seed}
+	l := &election{e: e, seed: r.Seed, began: time.Now()}
 	d := &disturber{cl: cl, r: r, rng: r.rng(1), faults: []fault{killLeader}, every: 2500 * time.Millisecond}
 	r.says(func() string {
 		return fmt.Sprintf("%d changes of leader, %d wake-ups; %d kills", l.changes.Load(), l.wakes.Load(), d.kills.Load())
@@ -96,6 +98,7 @@ func runElection(ctx context.Context, r *run) error {
 	r.count("kills", d.kills.Load())
 	r.event("the load has ended; %d reigns are compared", len(l.reigns))
 	r.find(checkReigns(l.reigns)...)
+	r.find(l.lost...)
 	if r.Control != "" {
 		return nil
 	}
@@ -176,6 +179,13 @@ func (l *election) lead(ctx context.Context, c contender, who int) error {
 	for _, op := range []*pb.RequestOp{putOp(&pb.PutRequest{Key: []byte("herd-leader"), Value: fmt.Append(nil, who)}), deleteOp(c.key)} {
 		err := l.e.try(ctx, func(ctx context.Context, n *etcdNode) error {
 			r, err := n.Txn(ctx, &pb.TxnRequest{Compare: held, Success: []*pb.RequestOp{op}})
+			if err == nil && !r.Succeeded && op.GetRequestPut() != nil && time.Since(l.began) < herdTTL*time.Second {
+				// Nobody but itself deletes the key, whose lease goes on. An earlier try to resign may have done it, one to put cannot.
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				l.lost = append(l.lost, fmt.Sprintf("the key %s of candidate %d, which led under revision %d, is lost", c.key, who, c.token))
+				return nil
+			}
 			if err == nil && r.Succeeded {
 				// The revision of the resignation is the first at which it does not lead.
 				at := r.Header.Revision

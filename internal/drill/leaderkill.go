@@ -54,6 +54,8 @@ func runLeaderKill(ctx context.Context, r *run) error {
 	r.count("pauses", d.pauses.Load())
 	r.count("longest gap between writes, ms", g.gap().Milliseconds())
 	r.judge(g)
+	r.happened(d.kills.Load()+d.pauses.Load(), "no node was killed or stopped")
+	r.happened(g.acked.Load(), "no operation was answered")
 	if r.Control == "" && g.gap() > gapMax {
 		r.warn("no write succeeded for %d ms; up to %d ms is expected when a leader dies", g.gap().Milliseconds(), gapMax.Milliseconds())
 	}

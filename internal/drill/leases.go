@@ -40,9 +40,9 @@ type leaseLife struct {
 	id   int64
 	kept bool
 	ttl  time.Duration
-	// asked is when the last grant or renewal that was answered was sent, answered when its answer came; ended is when the client saw that the
-	// lease is over, 0 if it did not.
-	asked, answered, ended time.Duration
+	// asked is when the last grant or renewal that was answered was sent, answered when its answer came; there is when its client last
+	// began to look and found it alive, ended when it saw that the lease is over, 0 if it did not.
+	asked, answered, there, ended time.Duration
 }
 
 // stall is a time in which some node was stopped, or had only just gone on.
@@ -178,6 +178,7 @@ func (l *leases) live(ctx context.Context, ttl int64, kept bool) (leaseLife, err
 				life.asked, life.answered = asked, time.Since(l.start)
 			}
 		}
+		looked := time.Since(l.start)
 		actx, cancel := context.WithTimeout(ctx, time.Second)
 		r, err := n.Range(actx, &pb.RangeRequest{Key: key, KeysOnly: true})
 		cancel()
@@ -189,6 +190,9 @@ func (l *leases) live(ctx context.Context, ttl int64, kept bool) (leaseLife, err
 			}
 			return life, nil
 		}
+		if err == nil {
+			life.there = looked
+		}
 	}
 	return life, nil
 }
@@ -196,11 +200,8 @@ func (l *leases) live(ctx context.Context, ttl int64, kept bool) (leaseLife, err
 // checkLease judges one lease: whether it ended too early, and, unless somebody was stopped meanwhile, too late.
 func checkLease(life *leaseLife, stalls []stall) (findings []string) {
 	name := fmt.Sprintf("lease %d of %v, last granted or renewed by a request of %d ms", life.id, life.ttl, life.asked.Milliseconds())
-	if life.ended == 0 {
-		return nil
-	}
 	// The key was gone at the latest when its client saw that; it was renewed at the earliest when its client asked.
-	if life.ended < life.asked+life.ttl {
+	if life.ended != 0 && life.ended < life.asked+life.ttl {
 		findings = append(findings, fmt.Sprintf("%s: it was over at %d ms, before its time", name, life.ended.Milliseconds()))
 	}
 	// While a leader is stopped nobody ends a lease, and each new leader may give all of them their TTL again.
@@ -209,6 +210,9 @@ func checkLease(life *leaseLife, stalls []stall) (findings []string) {
 		if s.from < due && s.to > life.asked {
 			due = max(due, s.to) + life.ttl + lateMax
 		}
+	}
+	if !life.kept && life.ended == 0 && life.there > due {
+		findings = append(findings, fmt.Sprintf("%s: it was not over yet at %d ms, and should have been at %d ms", name, life.there.Milliseconds(), due.Milliseconds()))
 	}
 	if !life.kept && life.ended > due {
 		findings = append(findings, fmt.Sprintf("%s: it was over at %d ms only, and should have been at %d ms", name, life.ended.Milliseconds(), due.Milliseconds()))

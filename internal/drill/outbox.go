@@ -44,6 +44,8 @@ func runOutbox(ctx context.Context, r *run) error {
 	r.count("kills", d.kills.Load())
 	res, err := r.verifyShop(ctx, cl, s)
 	r.countShop(s, res)
+	r.happened(d.kills.Load(), "no leader was killed")
+	r.happened(s.Acked.Load(), "no order was acknowledged")
 	if err != nil || r.Control != "" {
 		return err
 	}

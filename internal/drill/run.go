@@ -120,6 +120,13 @@ func (r *run) unknown(kind, format string, args ...any) {
 	r.report.Unknown = append(r.report.Unknown, Reason{kind, fmt.Sprintf(format, args...)})
 }
 
+// happened notes that a run shows nothing if what it is about did not happen: it was too short, or the cluster never came to it.
+func (r *run) happened(n int64, what string) {
+	if n == 0 && r.Control == "" {
+		r.unknown("cluster", "%s; let it run longer (--for)", what)
+	}
+}
+
 func (r *run) warn(format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -62,9 +62,10 @@ type watching struct {
 	noted, told       atomic.Int64
 	streams           atomic.Int64
 
-	// mu guards what follows. acked says which value a revision has.
+	// mu guards what follows. acked says which value a revision has; twice are revisions of which two writers were told.
 	mu       sync.Mutex
 	acked    map[int64]string
+	twice    []string
 	sessions []watchSession
 }
 
@@ -114,6 +115,7 @@ func runWatches(ctx context.Context, r *run) error {
 	r.count("compacted revision", w.compacted.Load())
 	r.count("kills", d.kills.Load())
 	r.event("the load has ended; %d watches are checked", len(w.sessions))
+	r.find(w.twice...)
 	for i := range w.sessions {
 		r.find(checkWatch(&w.sessions[i], w.acked)...)
 	}
@@ -140,12 +142,20 @@ func (w *watching) write(ctx context.Context, rng *rand.Rand, i int) {
 			pause(ctx, 20*time.Millisecond)
 			continue
 		}
-		w.mu.Lock()
-		w.acked[r.Header.Revision] = v
-		w.mu.Unlock()
+		w.ack(r.Header.Revision, v)
 		raise(&w.newest, r.Header.Revision)
 		pause(ctx, time.Duration(rng.IntN(2000))*time.Microsecond)
 	}
+}
+
+// ack notes what a writer was told. A write that is lost after it was acknowledged shows when another gets its revision.
+func (w *watching) ack(rev int64, value string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if was, ok := w.acked[rev]; ok {
+		w.twice = append(w.twice, fmt.Sprintf("revision %d was acknowledged to two writers, of %q and of %q", rev, was, value))
+	}
+	w.acked[rev] = value
 }
 
 func raise(v *atomic.Int64, to int64) {

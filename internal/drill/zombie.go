@@ -91,6 +91,7 @@ func runZombie(ctx context.Context, r *run) error {
 	r.count("pauses", pauses.Load())
 	r.count("answers of leaders that woke up", woken.Load())
 	r.judge(g)
+	r.happened(g.acked.Load(), "no operation was answered")
 	if r.Control != "" {
 		return nil
 	}

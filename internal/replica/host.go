@@ -735,7 +735,26 @@ func (h *Host) armTimer(r *replica) {
 	if r.timerAt.IsZero() || at.Before(r.timerAt) || r.timerAt.Before(h.now) {
 		r.timerAt = at
 		heap.Push(&h.timers, timerItem{due: at, r: r})
+		if len(h.timers) > 2*len(h.order)+timersSlack {
+			h.dropStaleTimers()
+		}
 	}
+}
+
+// timersSlack is how many items that are stale, beside one for each replica, do not matter.
+const timersSlack = 64
+
+// dropStaleTimers leaves one item for each replica that has a timer. Stale ones surface when they are due, which may be in years,
+// and a timer that is set and taken back makes one each time.
+func (h *Host) dropStaleTimers() {
+	clear(h.timers)
+	h.timers = h.timers[:0]
+	for _, r := range h.order {
+		if !r.timerAt.IsZero() {
+			h.timers = append(h.timers, timerItem{due: r.timerAt, r: r})
+		}
+	}
+	heap.Init(&h.timers)
 }
 
 func (h *Host) fireTimers() {

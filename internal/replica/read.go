@@ -177,7 +177,7 @@ func (r *replica) serveReads() {
 // tick drops reads past their deadline and repeats a request that got no answer.
 func (q *readQueue) tick(r *replica) {
 	h := r.host
-	if q.count == 0 {
+	if q.count == 0 && q.ctx == 0 {
 		return
 	}
 	late := func(rd Read) bool {
@@ -195,10 +195,13 @@ func (q *readQueue) tick(r *replica) {
 	q.waiting = slices.DeleteFunc(q.waiting, late)
 	q.asked = slices.DeleteFunc(q.asked, late)
 	q.byRevision = slices.DeleteFunc(q.byRevision, late)
+	// A replica that is being rebuilt releases none, so what nobody waits for would pile up.
 	for i := range q.confirmed {
 		q.confirmed[i].reads = slices.DeleteFunc(q.confirmed[i].reads, late)
 	}
-	if q.ctx != 0 && h.now.Sub(q.askedAt) >= readRetryTicks*h.cfg.Tick {
+	q.confirmed = slices.DeleteFunc(q.confirmed, func(c confirmedRead) bool { return len(c.reads) == 0 })
+	// A request that nobody waits for any more must not count as under way: its answer may be lost.
+	if q.ctx != 0 && (len(q.asked) == 0 || h.now.Sub(q.askedAt) >= readRetryTicks*h.cfg.Tick) {
 		q.retry(r)
 		return
 	}

@@ -194,3 +194,36 @@ func TestRead_LeaderCommitsAheadOfItsOwnLog(t *testing.T) {
 		return a && b && c
 	})
 }
+
+func TestRead_RequestNobodyWaitsForIsGivenUp(t *testing.T) {
+	r := newRig(t, 3, func(c *Config) { c.NoHibernate = true })
+	_, other := r.elect()
+	r.drop = func(from, _ shard.NodeID, kind byte) bool { return from == other.id && kind == msgRaft }
+	// Its client stops waiting before the request, which is lost, would be made again.
+	f := other.read(readRetryTicks * 100 * time.Millisecond / 3)
+	if !other.turn().Reading {
+		t.Fatal("no request is under way")
+	}
+	r.until("refusal", func() bool { return errs.Is(other.results[f].Err, errs.Unavailable) })
+	r.heal()
+	r.run(2 * readRetryTicks * 100 * time.Millisecond)
+	if other.turn().Reading {
+		t.Error("a request whose answer nobody waits for counts as under way for ever: reads of all shards then bring no turn of their own")
+	}
+}
+
+func TestRead_RebuildingReplicaKeepsNoReadsThatWereRefused(t *testing.T) {
+	r := newRig(t, 3, func(c *Config) { c.NoHibernate = true })
+	lead, other := r.elect()
+	lead.do("k=1")
+	r.same("k", "1")
+	rep := other.host.reps[1]
+	rep.machine.SetRebuilding(true)
+	for range 50 {
+		f := other.read(200 * time.Millisecond)
+		r.until("refusal", func() bool { return errs.Is(other.results[f].Err, errs.Unavailable) })
+	}
+	if got := len(rep.reads.confirmed); got > 1 || rep.reads.count != 0 {
+		t.Errorf("after 50 refused reads the replica keeps %d requests and counts %d reads", got, rep.reads.count)
+	}
+}

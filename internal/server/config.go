@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -201,6 +202,9 @@ func ReadConfig(path string) (Config, error) {
 	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 		return Config{}, errs.New(errs.Invalid, "configuration %s: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
 	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return Config{}, errs.New(errs.Invalid, "configuration %s: there is a second document, behind ---, which would be ignored; leave it out", path)
+	}
 	return c, c.fill()
 }
 
@@ -278,6 +282,9 @@ func (c *Config) fill() error {
 		if c.Peers[c.Node] == "" {
 			return bad("peers does not list this node, %d", c.Node)
 		}
+		if err := c.checkPeers(); err != nil {
+			return err
+		}
 		if c.Listen.Peer == "" {
 			c.Listen.Peer = c.Peers[c.Node]
 		}
@@ -305,6 +312,60 @@ func (c *Config) fill() error {
 	for _, name := range c.spaceNames() {
 		p := c.spacePort(name)
 		if err := p.check("spaces."+name+".etcd", "spaces."+name+".advertise_etcd", c.Insecure); err != nil {
+			return err
+		}
+	}
+	return c.checkTwice()
+}
+
+// checkPeers checks the members' addresses: nodes would call one that is none for ever.
+func (c *Config) checkPeers() error {
+	of := map[string]uint32{}
+	for _, id := range slices.Sorted(maps.Keys(c.Peers)) {
+		addr := c.Peers[id]
+		if other, ok := of[addr]; ok {
+			return errs.New(errs.Invalid, "configuration: peers has %s for nodes %d and %d; each has an address of its own", addr, other, id)
+		}
+		of[addr] = id
+		if path, ok := strings.CutPrefix(addr, env.SocketPrefix); ok && path != "" {
+			continue
+		}
+		_, port, err := net.SplitHostPort(addr)
+		if err == nil {
+			_, err = net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
+		}
+		if err != nil {
+			return errs.New(errs.Invalid, "configuration: peers.%d is %q; write host:port", id, addr)
+		}
+	}
+	return nil
+}
+
+// checkTwice finds an address that two ports shall have. The second would find it taken, by this very process.
+func (c *Config) checkTwice() error {
+	of := map[string]string{}
+	twice := func(key, addr string) error {
+		if _, port, err := net.SplitHostPort(addr); addr == "" || err == nil && port == "0" {
+			return nil
+		}
+		if other, ok := of[addr]; ok {
+			return errs.New(errs.Invalid, "configuration: %s and %s are both %s; each port has an address of its own", other, key, addr)
+		}
+		of[addr] = key
+		return nil
+	}
+	for _, p := range c.ports() {
+		if err := twice("listen."+p.name, p.listen); err != nil {
+			return err
+		}
+	}
+	for i, m := range c.ListenMore {
+		if err := twice(fmt.Sprintf("listen_more, entry %d,", i+1), m.Address); err != nil {
+			return err
+		}
+	}
+	for _, name := range c.spaceNames() {
+		if err := twice("spaces."+name+".etcd", c.Spaces[name].Etcd); err != nil {
 			return err
 		}
 	}
