@@ -193,6 +193,7 @@ func TestChange_DamagedRowsAreRefused(t *testing.T) {
 
 func FuzzChange(f *testing.F) {
 	var c changeBuffer
+	c.begin()
 	c.add(nil, Change{Revision: 3, At: time.Unix(5, 0), Op: "set", Key: []byte("k"), Value: []byte("v"), Headers: []Header{{"a", []byte("b")}}})
 	f.Add(c.buf)
 	f.Add([]byte{})
@@ -202,6 +203,7 @@ func FuzzChange(f *testing.F) {
 			return
 		}
 		var again changeBuffer
+		again.whole()
 		again.add(nil, ch)
 		ch2, rest2, err := decodeChange(again.buf)
 		if err != nil || len(rest2) != 0 || len(rest) > len(b) || string(ch2.Key) != string(ch.Key) || len(ch2.Headers) != len(ch.Headers) {
