@@ -391,11 +391,22 @@ func (f *feed) drop(st *watchStream) {
 	delete(f.asking, st)
 }
 
+// full says whether as much waits for a stream as may.
+func (f *feed) full(st *watchStream) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(st.queue) >= answersMax
+}
+
 // take returns what a stream has to send, and one of its watches that lag.
 func (f *feed) take(st *watchStream) (queue []*pb.WatchResponse, late *watcher) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	queue, st.queue, st.bytes = st.queue, nil, 0
+	select {
+	case st.taken <- struct{}{}:
+	default:
+	}
 	for w := range st.lagging {
 		return queue, w
 	}
