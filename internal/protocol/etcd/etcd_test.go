@@ -49,12 +49,18 @@ type rig struct {
 
 func newRig(t *testing.T, cfg Config) *rig {
 	t.Helper()
+	return newRigOver(t, cfg, func(c shard.Client) shard.Client { return c })
+}
+
+// newRigOver is newRig with something between the server and the shards.
+func newRigOver(t *testing.T, cfg Config, over func(shard.Client) shard.Client) *rig {
+	t.Helper()
 	r := &rig{t: t, shard: shardtest.New(t, shardtest.Options{RealTime: true}, kv.Module{}, auth.New(auth.Config{Uses: Uses}))}
 	var reg prometheus.Registerer
 	if own, ok := cfg.Metrics.(*prometheus.Registry); ok {
 		reg = own
 	}
-	r.s = New(cfg, r.shard, slog.New(slog.DiscardHandler), reg)
+	r.s = New(cfg, over(r.shard), slog.New(slog.DiscardHandler), reg)
 	var lc net.ListenConfig
 	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {

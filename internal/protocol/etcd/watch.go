@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -26,6 +27,7 @@ type watchServer struct {
 const (
 	reasonDuplicate = "mvcc: duplicate watch ID provided on the WatchStream"
 	reasonEmpty     = "mvcc: watcher range is empty"
+	reasonTooLarge  = "quorate: a revision from %d on, with the versions before it, is more than one answer holds; watch it without prev_kv"
 	reasonTooMany   = "quorate: too many watches are open on this node; close some, or use another node"
 )
 
@@ -274,6 +276,9 @@ func (w *watcher) read(ctx context.Context) (*pb.WatchResponse, error) {
 		return &pb.WatchResponse{
 			Header: w.st.s.header(now.Revision), WatchId: w.id, Canceled: true, CompactRevision: max(now.Compacted, 1),
 		}, nil
+	}
+	if errors.Is(err, kv.ErrAnswerTooLarge) {
+		return f.refuse(w, fmt.Sprintf(reasonTooLarge, from)), nil
 	}
 	if err != nil {
 		return nil, toGRPC(ctx, err)

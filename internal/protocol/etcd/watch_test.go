@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/shardtest"
 )
 
@@ -444,4 +446,43 @@ func TestWatch_WhoDoesNotReadIsNotRead(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// largeEvents is a shard in which the events of a revision are too large to be read with the versions before it.
+type largeEvents struct {
+	shard.Client
+	revision int64
+}
+
+func (l largeEvents) Query(ctx context.Context, r shard.Route, at shard.Consistency, q shard.Command) ([]byte, error) {
+	for _, size := range []int{feedBytes, catchUpBytes} {
+		if bytes.Equal(q.Data, kv.EncodeEvents(l.revision, size, true)) {
+			return nil, kv.ErrAnswerTooLarge
+		}
+	}
+	return l.Client.Query(ctx, r, at, q)
+}
+
+// To delete a lot takes a small request. Who watches that with the versions before it is told that they are too much, and nobody else is held up.
+func TestWatch_MoreBeforeARevisionThanAnAnswerHolds(t *testing.T) {
+	r := newRigOver(t, Config{}, func(c shard.Client) shard.Client { return largeEvents{c, 3} })
+	with, without := r.watching(r.ctx()), r.watching(r.ctx())
+	with.create(&pb.WatchCreateRequest{Key: []byte("a"), PrevKv: true})
+	with.want("0@1 created")
+	without.create(&pb.WatchCreateRequest{Key: []byte("a")})
+	without.want("0@1 created")
+	r.put("a", "1")
+	with.want("0@2 PUT a=1@2")
+	without.want("0@2 PUT a=1@2")
+	if _, err := r.kv.DeleteRange(r.ctx(), &pb.DeleteRangeRequest{Key: []byte("a")}); err != nil {
+		t.Fatal(err)
+	}
+	without.want("0@3 DELETE a=@3")
+	with.want("0@3 canceled " + fmt.Sprintf(reasonTooLarge, 3))
+	with.create(&pb.WatchCreateRequest{Key: []byte("b"), PrevKv: true})
+	with.want("1@3 created")
+	r.put("b", "1")
+	r.put("a", "2")
+	with.want("1@4 PUT b=1@4")
+	without.want("0@5 PUT a=2@5")
 }
