@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -459,7 +460,7 @@ func TestWire_WhoDoesNotReadIsNotRead(t *testing.T) {
 // What waits for handlers is bounded for all streams of a connection together.
 func TestWire_HeldIsBounded(t *testing.T) {
 	s := wireServer(t, nil)
-	s.held = 100_000
+	s.held = 104_000
 	w := newWire(t, s, nil)
 	body := string([]byte{0, 0, 0, 0x40, 0}) + strings.Repeat("x", 1<<14-prefixSize)
 	id := uint32(1)
@@ -470,7 +471,7 @@ func TestWire_HeldIsBounded(t *testing.T) {
 			continue
 		}
 		got := w.next()
-		if want := fmt.Sprintf("HEADERS %d", id) + okHead + " grpc-status=8 grpc-message=more than 100000 bytes of this connection's requests wait"; !strings.HasPrefix(got, want) {
+		if want := fmt.Sprintf("HEADERS %d", id) + okHead + " grpc-status=8 grpc-message=more than 104000 bytes of this connection's requests wait"; !strings.HasPrefix(got, want) {
 			t.Fatalf("got %s, want %s", got, want)
 		}
 		break
@@ -484,6 +485,43 @@ func TestWire_HeldIsBounded(t *testing.T) {
 	for got := ""; got != fmt.Sprintf("HEADERS %d", id+2)+okTail; {
 		if got = w.next(); got == "closed" || got == "nothing" {
 			t.Fatal(got)
+		}
+	}
+}
+
+// Headers of calls that are open, and messages without a byte, count in that.
+func TestWire_HeldCountsHeadersAndEmptyMessages(t *testing.T) {
+	s := wireServer(t, nil)
+	s.held = 100_000
+	refused := " grpc-status=8 grpc-message=more than 100000 bytes of this connection's requests wait"
+	w := newWire(t, s, nil)
+	for id := uint32(1); id <= 13; id += 2 {
+		w.open(id, "/test.Test/Echo", false, "x-long", strings.Repeat("x", 15_000))
+	}
+	if got := w.next(); !strings.HasPrefix(got, "HEADERS 13"+okHead+refused) {
+		t.Fatalf("headers: got %s", got)
+	}
+	for id := uint32(1); id <= 11; id += 2 {
+		w.write(func() error { return w.fr.WriteRSTStream(id, http2.ErrCodeCancel) })
+	}
+	w.open(15, "/test.Test/Echo", false)
+	w.data(15, string(make([]byte, 3200*prefixSize)), false)
+	if got := w.next(); !strings.HasPrefix(got, "HEADERS 15"+okHead+refused) {
+		t.Fatalf("messages: got %s", got)
+	}
+	w.open(17, "/test.Test/Echo", false)
+	w.data(17, message("a"), true)
+	if got := w.next(); got != "HEADERS 17"+okHead {
+		t.Fatalf("got %s", got)
+	}
+	// All that is over makes room, a moment after it has been answered.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		for end := time.Now().Add(time.Minute); c.held.Load() != 0; runtime.Gosched() {
+			if time.Now().After(end) {
+				t.Fatalf("%d bytes are held for nothing", c.held.Load())
+			}
 		}
 	}
 }
