@@ -395,10 +395,24 @@ func TestLeaderRequired(t *testing.T) {
 	w := r.watching(ctx)
 	w.create(&pb.WatchCreateRequest{Key: []byte("a")})
 	w.want("0@1 created")
+	// A client that has nothing to renew at the moment must not stay with a node that could not.
+	renewals, err := r.lease.LeaseKeepAlive(ctx)
+	if err == nil {
+		err = renewals.Send(&pb.LeaseKeepAliveRequest{ID: 1})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := renewals.Recv(); err != nil || m.TTL != 0 {
+		t.Fatalf("renewal of no lease: %v %v", m, err)
+	}
 	r.shard.SetTopology(func(t *shard.Topology) {
 		t.Shards = []shard.ShardInfo{t.Shards[0]}
 		t.Shards[0].Leader = 0
 	})
+	if _, err := renewals.Recv(); status.Convert(err).Message() != status.Convert(rpctypes.ErrGRPCNoLeader).Message() {
+		t.Errorf("renewals: %v", err)
+	}
 	if _, err := w.s.Recv(); status.Convert(err).Message() != status.Convert(rpctypes.ErrGRPCNoLeader).Message() {
 		t.Errorf("stream: %v", err)
 	}
