@@ -3,6 +3,7 @@ package rpc
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // wire is a client that speaks in frames, over a pipe.
@@ -454,6 +456,55 @@ func TestWire_WhoDoesNotReadIsNotRead(t *testing.T) {
 	close(hold)
 	if got := w.next(); got != "PING ack=true" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// The end of a call has no data, and does not wait for a window that the answer of another has filled.
+func TestWire_EndsPassAFullWindow(t *testing.T) {
+	hold := make(chan struct{})
+	s := wireServer(t, nil)
+	w := newWire(t, s, hold, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+	w.write(func() error { return w.fr.WriteWindowUpdate(0, outMax+100_000-defaultWindow) })
+	value := strings.Repeat("x", 1<<20)
+	w.open(1, "/test.Test/Echo", false)
+	b, _ := proto.Marshal(of([]byte(value)))
+	b = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(b))), b...)
+	for len(b) > 0 {
+		n := min(len(b), frameMax)
+		w.data(1, string(b[:n]), n == len(b))
+		b = b[n:]
+	}
+	// As much of the answer as may wait does.
+	blocked := func(n int) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range s.conns {
+			for end := time.Now().Add(time.Minute); ; runtime.Gosched() {
+				c.mu.Lock()
+				waiting := 0
+				for _, st := range c.streams {
+					if st.waiting {
+						waiting++
+					}
+				}
+				c.mu.Unlock()
+				if waiting == n {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatalf("%d calls wait to send, want %d", waiting, n)
+				}
+			}
+		}
+	}
+	blocked(1)
+	w.open(3, "/test.Test/None", true)
+	blocked(2)
+	close(hold)
+	for got := ""; !strings.HasPrefix(got, "HEADERS 3"); {
+		if got = w.next(); got == "closed" || got == "nothing" {
+			t.Fatalf("the end of the other call: %s", got)
+		}
 	}
 }
 
