@@ -421,6 +421,29 @@ func TestLeaderRequired(t *testing.T) {
 	}
 }
 
+// rebuilt is a cluster whose leader can be written to, and this node's replica not be read.
+type rebuilt struct{ shard.Client }
+
+func (c rebuilt) Query(ctx context.Context, r shard.Route, at shard.Consistency, q shard.Command) ([]byte, error) {
+	if q.Module == shard.ModuleKV && at.Stale {
+		return nil, errs.New(errs.Unavailable, "the replica is being rebuilt")
+	}
+	return c.Client.Query(ctx, r, at, q)
+}
+
+// What was done is not said to be not done because something that comes after it fails.
+func TestWrites_DoneAreNotCalledFailed(t *testing.T) {
+	r := newRigOver(t, Config{}, func(c shard.Client) shard.Client { return rebuilt{c} })
+	r.put("a", "1")
+	if _, err := pb.NewAuthClient(r.conn).RoleAdd(r.ctx(), &pb.AuthRoleAddRequest{Name: "r"}); err != nil {
+		t.Errorf("role: %v", err)
+	}
+	_, err := r.kv.Compact(r.ctx(), &pb.CompactionRequest{Revision: 2, Physical: true})
+	if status.Convert(err).Message() != status.Convert(rpctypes.ErrGRPCTimeout).Message() {
+		t.Errorf("compaction: %v", err)
+	}
+}
+
 func (r *rig) post(path, body string) (int, map[string]any) {
 	r.t.Helper()
 	req, err := http.NewRequestWithContext(r.ctx(), http.MethodPost, "http://"+r.addr+path, strings.NewReader(body))
