@@ -60,6 +60,8 @@ type Claim struct {
 	Lease int64
 	// Revision is the key space's when the claim was made, or last changed.
 	Revision int64
+	// made says that the call which returns the claim has made its key.
+	made bool
 }
 
 // Do runs an operation on the key space.
@@ -118,7 +120,7 @@ func (c *Client) Lock(ctx context.Context, name []byte, lease int64) (Claim, err
 }
 
 // Campaign waits until a lease leads the election of a name, with a value that all can read. Lease 0 makes one of 60 s. If
-// ctx ends before, the candidate's key is removed.
+// ctx ends before, or it cannot be told who leads, the candidate's key is removed.
 func (c *Client) Campaign(ctx context.Context, name []byte, lease int64, value []byte) (Claim, error) {
 	cl, err := c.enter(ctx, name, lease, value)
 	if err != nil {
@@ -148,7 +150,7 @@ func (c *Client) enter(ctx context.Context, name []byte, lease int64, value []by
 	if err != nil {
 		return Claim{}, err
 	}
-	cl.Token, cl.Revision = a.Revision, a.Revision
+	cl.Token, cl.Revision, cl.made = a.Revision, a.Revision, a.Succeeded
 	if !a.Succeeded {
 		mine := a.Answers[0].KVs[0]
 		if cl.Token = mine.Create; value != nil && !bytes.Equal(mine.Value, value) {
@@ -158,9 +160,10 @@ func (c *Client) enter(ctx context.Context, name []byte, lease int64, value []by
 	return cl, nil
 }
 
-// leave removes the key of a contender whose caller has given up.
+// leave removes the key of a contender whose caller has given up, or is told of an error and does not know that its key waits: it would come
+// first sometime, with nobody to know. A key that was there before may be held by who made it.
 func (c *Client) leave(ctx context.Context, cl Claim) {
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || cl.made {
 		out, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUp)
 		defer cancel()
 		_, _ = c.Resign(out, cl)

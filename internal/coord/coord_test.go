@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/shardtest"
@@ -144,6 +145,40 @@ func TestCampaign_ThatGivesUpLeavesNothing(t *testing.T) {
 	from, to := prefixOf([]byte("e"))
 	if a, err := c.Do(within(t), &kv.Range{Key: from, End: to}); err != nil || a.Count != 1 {
 		t.Errorf("%d keys left: %v", a.Count, err)
+	}
+}
+
+// blind is a shard that can be written and not read, as one whose leader has just gone may seem.
+type blind struct{ shard.Client }
+
+var errBlind = errs.New(errs.Unavailable, "nobody leads the shard")
+
+func (blind) Query(context.Context, shard.Route, shard.Consistency, shard.Command) ([]byte, error) {
+	return nil, errBlind
+}
+
+// Who is told that the lock could not be waited for has no key in it, which would keep all others out when its turn comes.
+func TestLock_ThatFailsLeavesNothing(t *testing.T) {
+	c := newClient(t)
+	ctx := within(t)
+	held, err := c.Lock(ctx, []byte("l"), grant(t, c, 60))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := New(blind{c.shard}, c.route)
+	if _, err := b.Lock(ctx, []byte("l"), grant(t, c, 60)); !errors.Is(err, errBlind) {
+		t.Errorf("lock: %v", err)
+	}
+	if _, err := b.Acquire(ctx, []byte("l"), grant(t, c, 60), 1); !errors.Is(err, errBlind) {
+		t.Errorf("semaphore: %v", err)
+	}
+	// What another call has got is not lost.
+	if _, err := b.Lock(ctx, []byte("l"), held.Lease); !errors.Is(err, errBlind) {
+		t.Errorf("lock again: %v", err)
+	}
+	a, err := c.Do(ctx, &kv.Range{Key: []byte("l/"), End: []byte("l0"), KeysOnly: true})
+	if err != nil || len(a.KVs) != 1 || string(a.KVs[0].Key) != string(held.Key) {
+		t.Errorf("the lock has %v %v, only the holder should be in it", a.KVs, err)
 	}
 }
 

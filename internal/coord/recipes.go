@@ -12,7 +12,7 @@ import (
 
 // Acquire waits until a lease is among the n first of a semaphore's name, which all who use it must call with the same n. Its keys are those of
 // a lock, NAME/ and the lease: n of 1 is Lock. To acquire twice with the same lease is to acquire once. A place is given up by Unlock, Resign,
-// or the end of the lease. Of its holders only the oldest passes a fence. If ctx ends before, the key is removed.
+// or the end of the lease. Of its holders only the oldest passes a fence. If ctx ends before, or the keys cannot be read, the key is removed.
 //
 // Each place that becomes free wakes all who wait for one.
 func (c *Client) Acquire(ctx context.Context, name []byte, lease int64, n int) (Claim, error) {

@@ -49,12 +49,18 @@ type rig struct {
 
 func newRig(t *testing.T, cfg Config) *rig {
 	t.Helper()
+	return newRigOver(t, cfg, func(c shard.Client) shard.Client { return c })
+}
+
+// newRigOver is newRig with something between the server and the shards.
+func newRigOver(t *testing.T, cfg Config, over func(shard.Client) shard.Client) *rig {
+	t.Helper()
 	r := &rig{t: t, shard: shardtest.New(t, shardtest.Options{RealTime: true}, kv.Module{}, auth.New(auth.Config{Uses: Uses}))}
 	var reg prometheus.Registerer
 	if own, ok := cfg.Metrics.(*prometheus.Registry); ok {
 		reg = own
 	}
-	r.s = New(cfg, r.shard, slog.New(slog.DiscardHandler), reg)
+	r.s = New(cfg, over(r.shard), slog.New(slog.DiscardHandler), reg)
 	var lc net.ListenConfig
 	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -389,15 +395,52 @@ func TestLeaderRequired(t *testing.T) {
 	w := r.watching(ctx)
 	w.create(&pb.WatchCreateRequest{Key: []byte("a")})
 	w.want("0@1 created")
+	// A client that has nothing to renew at the moment must not stay with a node that could not.
+	renewals, err := r.lease.LeaseKeepAlive(ctx)
+	if err == nil {
+		err = renewals.Send(&pb.LeaseKeepAliveRequest{ID: 1})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := renewals.Recv(); err != nil || m.TTL != 0 {
+		t.Fatalf("renewal of no lease: %v %v", m, err)
+	}
 	r.shard.SetTopology(func(t *shard.Topology) {
 		t.Shards = []shard.ShardInfo{t.Shards[0]}
 		t.Shards[0].Leader = 0
 	})
+	if _, err := renewals.Recv(); status.Convert(err).Message() != status.Convert(rpctypes.ErrGRPCNoLeader).Message() {
+		t.Errorf("renewals: %v", err)
+	}
 	if _, err := w.s.Recv(); status.Convert(err).Message() != status.Convert(rpctypes.ErrGRPCNoLeader).Message() {
 		t.Errorf("stream: %v", err)
 	}
 	if _, err := r.kv.Put(ctx, &pb.PutRequest{Key: []byte("a")}); status.Convert(err).Message() != status.Convert(rpctypes.ErrGRPCNoLeader).Message() {
 		t.Errorf("put: %v", err)
+	}
+}
+
+// rebuilt is a cluster whose leader can be written to, and this node's replica not be read.
+type rebuilt struct{ shard.Client }
+
+func (c rebuilt) Query(ctx context.Context, r shard.Route, at shard.Consistency, q shard.Command) ([]byte, error) {
+	if q.Module == shard.ModuleKV && at.Stale {
+		return nil, errs.New(errs.Unavailable, "the replica is being rebuilt")
+	}
+	return c.Client.Query(ctx, r, at, q)
+}
+
+// What was done is not said to be not done because something that comes after it fails.
+func TestWrites_DoneAreNotCalledFailed(t *testing.T) {
+	r := newRigOver(t, Config{}, func(c shard.Client) shard.Client { return rebuilt{c} })
+	r.put("a", "1")
+	if _, err := pb.NewAuthClient(r.conn).RoleAdd(r.ctx(), &pb.AuthRoleAddRequest{Name: "r"}); err != nil {
+		t.Errorf("role: %v", err)
+	}
+	_, err := r.kv.Compact(r.ctx(), &pb.CompactionRequest{Revision: 2, Physical: true})
+	if status.Convert(err).Message() != status.Convert(rpctypes.ErrGRPCTimeout).Message() {
+		t.Errorf("compaction: %v", err)
 	}
 }
 

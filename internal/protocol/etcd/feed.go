@@ -141,6 +141,11 @@ func (f *feed) step(ctx context.Context) error {
 			continue
 		}
 		b, err := f.s.ask(ctx, kv.EncodeEvents(next, feedBytes, prev), true)
+		if prev && errors.Is(err, kv.ErrAnswerTooLarge) {
+			// A small request may delete a lot. Those who want what there was before read by themselves; nobody else waits for them.
+			prev = false
+			b, err = f.s.ask(ctx, kv.EncodeEvents(next, feedBytes, prev), true)
+		}
 		if errors.Is(err, kv.ErrCompacted) {
 			// This node got a snapshot that begins later. The watches find out what they missed from history.
 			now, err := f.s.status(ctx, true)
@@ -380,6 +385,18 @@ func (f *feed) remove(w *watcher) bool {
 	return true
 }
 
+// refuse ends a watch and returns what its client is told, nil if the client has ended it meanwhile.
+func (f *feed) refuse(w *watcher, reason string) *pb.WatchResponse {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if w.gone {
+		return nil
+	}
+	f.removeLocked(w)
+	f.answerLocked(w.st)
+	return &pb.WatchResponse{Header: f.s.header(f.revLocked()), WatchId: w.id, Canceled: true, CancelReason: reason}
+}
+
 // drop ends a stream.
 func (f *feed) drop(st *watchStream) {
 	f.mu.Lock()
@@ -391,11 +408,22 @@ func (f *feed) drop(st *watchStream) {
 	delete(f.asking, st)
 }
 
+// full says whether as much waits for a stream as may.
+func (f *feed) full(st *watchStream) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(st.queue) >= answersMax
+}
+
 // take returns what a stream has to send, and one of its watches that lag.
 func (f *feed) take(st *watchStream) (queue []*pb.WatchResponse, late *watcher) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	queue, st.queue, st.bytes = st.queue, nil, 0
+	select {
+	case st.taken <- struct{}{}:
+	default:
+	}
 	for w := range st.lagging {
 		return queue, w
 	}

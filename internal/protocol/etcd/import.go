@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -60,8 +61,23 @@ func ReadSnapshot(name string, part func(*Part) error) (Snapshot, error) {
 	}
 	defer db.Close() //nolint:errcheck // nothing was written
 	r := snapshotReader{id: id, part: part}
-	err = db.View(r.read)
+	err = r.view(db)
 	return r.found, err
+}
+
+// view reads the file. One without a checksum, as of a stopped member, may be damaged where bbolt does not look: it goes where the damage says,
+// which is a panic or a fault.
+func (r *snapshotReader) view(db *bbolt.DB) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r.handing {
+			return
+		}
+		if why := recover(); why != nil {
+			err = errs.New(errs.Corrupt, "the snapshot is damaged (%v); take another one", why)
+		}
+	}()
+	return db.View(r.read)
 }
 
 // checkSnapshot returns an identity of a file, and refuses one whose checksum is wrong.
@@ -108,6 +124,8 @@ type snapshotReader struct {
 
 	next Part
 	size int
+	// handing says that a part is being handed out: what panics then is not the file's fault.
+	handing bool
 }
 
 func (r *snapshotReader) read(tx *bbolt.Tx) error {
@@ -236,7 +254,9 @@ func (r *snapshotReader) send() error {
 		return nil
 	}
 	k.ID = r.id
+	r.handing = true
 	err := r.part(&r.next)
+	r.handing = false
 	r.next, r.size = Part{}, 0
 	return err
 }

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -123,7 +124,8 @@ func (k kvServer) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.Com
 	}
 	if r.Physical {
 		if err := k.s.removed(ctx, r.Revision); err != nil {
-			return nil, toGRPC(ctx, err)
+			// The compaction is in force, and will be done.
+			return nil, toGRPC(ctx, errs.Wrap(errs.OutcomeUnknown, err, "wait for the compaction"))
 		}
 	}
 	return &pb.CompactionResponse{Header: k.s.header(rev)}, nil

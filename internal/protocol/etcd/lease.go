@@ -119,7 +119,17 @@ func (l leaseServer) LeaseKeepAlive(stream grpc.BidiStreamingServer[pb.LeaseKeep
 			}
 		}
 	}()
-	for r := range open {
+	for {
+		var r renewal
+		var more bool
+		select {
+		case r, more = <-open:
+		case <-ctx.Done():
+			return toGRPC(ctx, ctx.Err())
+		}
+		if !more {
+			break
+		}
 		res := r.f.Wait(ctx)
 		if errors.Is(res.Err, auth.ErrUserEmpty) {
 			// This node may not have heard yet that it must look who asks.

@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -26,11 +27,15 @@ type watchServer struct {
 const (
 	reasonDuplicate = "mvcc: duplicate watch ID provided on the WatchStream"
 	reasonEmpty     = "mvcc: watcher range is empty"
+	reasonTooLarge  = "quorate: a revision from %d on, with the versions before it, is more than one answer holds; watch it without prev_kv"
 	reasonTooMany   = "quorate: too many watches are open on this node; close some, or use another node"
 )
 
 // noWatch is the id of an answer that is not about one watch.
 const noWatch = -1
+
+// answersMax is how many answers may wait for one watch stream before nothing more is taken that its client asks.
+const answersMax = 1024
 
 // catchUpBytes is how much of history a watch reads at a time.
 const catchUpBytes = 256 << 10
@@ -56,10 +61,12 @@ type watcher struct {
 	batch []*mvccpb.Event
 }
 
-// watchStream is one Watch call: its watches, and what is to be sent. All but the first two fields are guarded by feed.mu.
+// watchStream is one Watch call: its watches, and what is to be sent. All but the first three fields are guarded by feed.mu.
 type watchStream struct {
 	s    *Server
 	wake chan struct{}
+	// taken is sent to when what waited was taken to be sent.
+	taken chan struct{}
 
 	watchers map[int64]*watcher
 	lagging  map[*watcher]struct{}
@@ -73,14 +80,18 @@ type watchStream struct {
 	asked bool
 }
 
+func newWatchStream(s *Server) *watchStream {
+	return &watchStream{
+		s: s, wake: make(chan struct{}, 1), taken: make(chan struct{}, 1), watchers: map[int64]*watcher{}, lagging: map[*watcher]struct{}{},
+	}
+}
+
 // Watch implements pb.WatchServer. This goroutine sends: what the feed put into the queue, and what lagging watches read from
 // history.
 func (w watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
-	st := &watchStream{
-		s: w.s, wake: make(chan struct{}, 1), watchers: map[int64]*watcher{}, lagging: map[*watcher]struct{}{},
-	}
+	st := newWatchStream(w.s)
 	defer w.s.feed.drop(st)
 	ended := make(chan error, 1)
 	go func() {
@@ -105,6 +116,14 @@ func (st *watchStream) receive(ctx context.Context, stream grpc.BidiStreamingSer
 		}
 		if err != nil {
 			return err
+		}
+		// Nearly each request has an answer: a client that asks and does not read must not fill the memory with them.
+		for st.s.feed.full(st) {
+			select {
+			case <-st.taken:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
 		switch r := r.RequestUnion.(type) {
 		case *pb.WatchRequest_CreateRequest:
@@ -257,6 +276,9 @@ func (w *watcher) read(ctx context.Context) (*pb.WatchResponse, error) {
 		return &pb.WatchResponse{
 			Header: w.st.s.header(now.Revision), WatchId: w.id, Canceled: true, CompactRevision: max(now.Compacted, 1),
 		}, nil
+	}
+	if errors.Is(err, kv.ErrAnswerTooLarge) {
+		return f.refuse(w, fmt.Sprintf(reasonTooLarge, from)), nil
 	}
 	if err != nil {
 		return nil, toGRPC(ctx, err)

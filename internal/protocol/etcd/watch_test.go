@@ -1,11 +1,14 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -13,6 +16,8 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/shard"
+	"github.com/quorate/quorate/internal/shardtest"
 )
 
 // watching is a Watch call.
@@ -287,7 +292,7 @@ func TestFeed_PreviousVersionsForOneThatJustCame(t *testing.T) {
 	r.put("a", "1")
 	r.put("a", "2")
 	f := r.s.feed
-	st := &watchStream{s: r.s, wake: make(chan struct{}, 1), watchers: map[int64]*watcher{}, lagging: map[*watcher]struct{}{}}
+	st := newWatchStream(r.s)
 	w := &watcher{st: st, key: []byte("a"), prev: true, next: 1000}
 	f.add(w, 3, "")
 	// The feed's goroutine may not have begun.
@@ -402,4 +407,82 @@ func TestWatch_TooMany(t *testing.T) {
 	w.want("1@1 canceled")
 	w.create(&pb.WatchCreateRequest{Key: []byte("a")})
 	w.want("2@1 created")
+}
+
+// asker is the stream of a client that asks n times how far all is.
+type asker struct {
+	grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]
+	n int
+}
+
+func (a *asker) Recv() (*pb.WatchRequest, error) {
+	if a.n == 0 {
+		return nil, io.EOF
+	}
+	a.n--
+	return &pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}}, nil
+}
+
+// What a client has asked is not taken while it does not read the answers; when it reads, it gets all of them.
+func TestWatch_WhoDoesNotReadIsNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{client: shardtest.New(t, shardtest.Options{}, kv.Module{})}
+		s.feed = newFeed(s)
+		s.feed.next = 2
+		st := newWatchStream(s)
+		const n = 3*answersMax + 7
+		done := make(chan error, 1)
+		go func() { done <- st.receive(t.Context(), &asker{n: n}) }()
+		got := 0
+		for got < n {
+			synctest.Wait()
+			queue, _ := s.feed.take(st)
+			if len(queue) == 0 || len(queue) > answersMax {
+				t.Fatalf("%d answers wait after %d, at most %d may", len(queue), got, answersMax)
+			}
+			got += len(queue)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// largeEvents is a shard in which the events of a revision are too large to be read with the versions before it.
+type largeEvents struct {
+	shard.Client
+	revision int64
+}
+
+func (l largeEvents) Query(ctx context.Context, r shard.Route, at shard.Consistency, q shard.Command) ([]byte, error) {
+	for _, size := range []int{feedBytes, catchUpBytes} {
+		if bytes.Equal(q.Data, kv.EncodeEvents(l.revision, size, true)) {
+			return nil, kv.ErrAnswerTooLarge
+		}
+	}
+	return l.Client.Query(ctx, r, at, q)
+}
+
+// To delete a lot takes a small request. Who watches that with the versions before it is told that they are too much, and nobody else is held up.
+func TestWatch_MoreBeforeARevisionThanAnAnswerHolds(t *testing.T) {
+	r := newRigOver(t, Config{}, func(c shard.Client) shard.Client { return largeEvents{c, 3} })
+	with, without := r.watching(r.ctx()), r.watching(r.ctx())
+	with.create(&pb.WatchCreateRequest{Key: []byte("a"), PrevKv: true})
+	with.want("0@1 created")
+	without.create(&pb.WatchCreateRequest{Key: []byte("a")})
+	without.want("0@1 created")
+	r.put("a", "1")
+	with.want("0@2 PUT a=1@2")
+	without.want("0@2 PUT a=1@2")
+	if _, err := r.kv.DeleteRange(r.ctx(), &pb.DeleteRangeRequest{Key: []byte("a")}); err != nil {
+		t.Fatal(err)
+	}
+	without.want("0@3 DELETE a=@3")
+	with.want("0@3 canceled " + fmt.Sprintf(reasonTooLarge, 3))
+	with.create(&pb.WatchCreateRequest{Key: []byte("b"), PrevKv: true})
+	with.want("1@3 created")
+	r.put("b", "1")
+	r.put("a", "2")
+	with.want("1@4 PUT b=1@4")
+	without.want("0@5 PUT a=2@5")
 }

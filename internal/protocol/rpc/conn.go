@@ -30,7 +30,7 @@ const (
 	streamWindow, connWindow = 256 << 10, 4 << 20
 	// defaultWindow is what HTTP/2 begins with.
 	defaultWindow = 65_535
-	// heldMax bounds what of a connection's messages was read and is not taken by a handler.
+	// heldMax bounds what of a connection's messages was read and is not taken by a handler, and the headers of its calls.
 	heldMax = 512 << 20
 	// headersMax bounds the encoded header fields of a call, and listMax the decoded ones by the measure of RFC 9113, section 6.5.2.
 	headersMax, listMax = 256 << 10, 128 << 10
@@ -64,7 +64,7 @@ type conn struct {
 
 	// heard is when something was read last, in nanoseconds of Unix time.
 	heard atomic.Int64
-	// held is what was read of messages that no handler has taken.
+	// held is what was read of messages that no handler has taken, and of the headers of calls that have not ended.
 	held atomic.Int64
 	// running counts the handlers.
 	running atomic.Int64
@@ -400,6 +400,11 @@ func (c *conn) open() error {
 	}
 	if st.refusal = err; err == nil {
 		st.refusal = st.unserved()
+	}
+	if err := c.hold(b.list); err == nil {
+		st.cost = b.list
+	} else {
+		st.refusal, st.path, st.encoding, st.header = err, "", "", nil
 	}
 	if st.refusal == nil && st.method.stream != nil {
 		st.arrived = make(chan struct{}, 1)

@@ -41,10 +41,10 @@ type sender struct {
 	// window is how much data the client takes of all streams together, and initial of one in the beginning.
 	window  int64
 	initial uint32
-	// blocked wait for the connection to take more, one after the other.
-	blocked []*stream
-	scratch []byte
-	fields  table
+	// blocked wait for the connection to take more, one after the other; before them ending, which have no data and need no window.
+	blocked, ending []*stream
+	scratch         []byte
+	fields          table
 }
 
 // sending is the sending side of a stream. It is guarded by conn.mu.
@@ -53,7 +53,7 @@ type sending struct {
 	send int64
 	// headed says that the header was sent, over that nothing more may be.
 	headed, over bool
-	// ready is sent to when a stream that waits may be able to send; waiting says that it is in conn.blocked.
+	// ready is sent to when a stream that waits may be able to send; waiting says that it is in conn.blocked or conn.ending.
 	ready    chan struct{}
 	waiting  bool
 	leading  metadata.MD
@@ -189,16 +189,29 @@ func (c *conn) full() bool { return c.window <= 0 || len(c.out) >= outMax }
 
 // pass lets the next stream send that waits for the connection. It does the same when it has sent.
 func (c *conn) pass() {
-	for len(c.blocked) > 0 && !c.full() {
-		st := c.blocked[0]
-		c.blocked[0] = nil
-		c.blocked = c.blocked[1:]
-		if st.waiting {
-			st.waiting = false
-			st.wake()
+	for len(c.ending) > 0 && len(c.out) < outMax {
+		if next(&c.ending) {
 			return
 		}
 	}
+	for len(c.blocked) > 0 && !c.full() {
+		if next(&c.blocked) {
+			return
+		}
+	}
+}
+
+// next takes the first stream off a queue and wakes it. It reports false if that does not wait any more.
+func next(queue *[]*stream) bool {
+	q := *queue
+	st := q[0]
+	q[0] = nil
+	if *queue = q[1:]; !st.waiting {
+		return false
+	}
+	st.waiting = false
+	st.wake()
+	return true
 }
 
 // wake tells a stream that waits to look again. conn.mu is held.
@@ -231,7 +244,12 @@ func (st *stream) wait(data bool) error {
 		if st.ready == nil {
 			st.ready = make(chan struct{}, 1)
 		}
-		if !st.waiting && (!data || st.send > 0) {
+		switch {
+		case st.waiting:
+		case !data:
+			st.waiting = true
+			c.ending = append(c.ending, st)
+		case st.send > 0:
 			st.waiting = true
 			c.blocked = append(c.blocked, st)
 		}

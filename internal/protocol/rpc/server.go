@@ -5,8 +5,8 @@
 // the goroutine that reads a connection takes requests apart as they come, a handler is started when its request is complete, and all answers
 // that are ready are written at once.
 //
-// Memory is bounded: messages by Config.MessageBytesMax, streams by StreamsMax, what is read and not yet taken by heldMax for each
-// connection, and what waits to be written by outMax and the clients' own windows. Whoever is slow waits, or is refused, alone.
+// Memory is bounded: messages by Config.MessageBytesMax, streams by StreamsMax, what is read and not yet taken, with the headers of open calls, by heldMax for
+// each connection, and what waits to be written by outMax and the clients' own windows. Whoever is slow waits, or is refused, alone.
 package rpc
 
 import (
@@ -43,7 +43,7 @@ type Server struct {
 	methods  map[string]*method
 	services map[string]grpc.ServiceInfo
 	work     chan *stream
-	// held bounds what of a connection's messages was read and is not taken by a handler, in bytes.
+	// held is heldMax, save in tests.
 	held int64
 	// connected counts calls of Serve, handling the workers and handlers.
 	connected, handling sync.WaitGroup

@@ -17,8 +17,12 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// prefixSize is what is before each message: a byte that says whether it is compressed, and its length.
-const prefixSize = 5
+const (
+	// prefixSize is what is before each message: a byte that says whether it is compressed, and its length.
+	prefixSize = 5
+	// messageCost is what a message counts in conn.held beside its bytes: one may have none.
+	messageCost = 32
+)
 
 // parent is what a call's context is made of, under a name of its own: ServerStream has a method Context.
 type parent = context.Context
@@ -34,6 +38,8 @@ type stream struct {
 	header         []hpack.HeaderField
 	method         *method
 	refusal        error
+	// cost is what the header counts in conn.held.
+	cost int
 	// begun says that the handler was started. It belongs to the goroutine that reads.
 	begun bool
 
@@ -162,13 +168,21 @@ func (st *stream) take(b []byte) error {
 			}
 		}
 		n := min(len(b), st.need-len(st.part))
-		if most := st.c.s.held; st.c.held.Add(int64(n)) > most {
-			st.c.held.Add(int64(-n))
-			return status.Errorf(codes.ResourceExhausted, "more than %d bytes of this connection's requests wait; use fewer at a time, or more connections", most)
+		if err := st.c.hold(n); err != nil {
+			return err
 		}
 		st.part = append(st.part, b[:n]...)
 		b = b[n:]
 		st.complete()
+	}
+	return nil
+}
+
+// hold counts bytes that wait for a handler. It fails if there are too many.
+func (c *conn) hold(n int) error {
+	if most := c.s.held; c.held.Add(int64(n)) > most {
+		c.held.Add(int64(-n))
+		return status.Errorf(codes.ResourceExhausted, "more than %d bytes of this connection's requests wait; use fewer at a time, or more connections", most)
 	}
 	return nil
 }
@@ -187,6 +201,9 @@ func (st *stream) expect(have int) error {
 	}
 	if st.prefix[0] == 1 {
 		return status.Error(codes.Internal, "grpc: compressed flag set with identity or empty encoding")
+	}
+	if err := st.c.hold(messageCost); err != nil {
+		return err
 	}
 	st.part = make([]byte, 0, min(st.need, have))
 	if more := st.need - have - st.window; more > 0 {
@@ -218,7 +235,7 @@ func (st *stream) RecvMsg(m any) error {
 			b = st.messages[0]
 			st.messages[0] = nil
 			st.messages = st.messages[1:]
-			st.c.held.Add(-int64(len(b)))
+			st.c.held.Add(-int64(len(b) + messageCost))
 			st.taken += len(b) + prefixSize
 			if st.taken >= streamWindow/4 && !st.ended.Load() {
 				// What the window was widened by for a long message is not given again.
@@ -257,7 +274,7 @@ func (st *stream) request(m any) error {
 	st.messages = nil
 	st.in.Unlock()
 	for _, b := range messages {
-		st.c.held.Add(-int64(len(b)))
+		st.c.held.Add(-int64(len(b) + messageCost))
 	}
 	if len(messages) != 1 {
 		return status.Errorf(codes.Internal, "a call of %s has %d requests, must have one", st.path, len(messages))
@@ -319,9 +336,12 @@ func (st *stream) forget() {
 func (st *stream) release() {
 	st.in.Lock()
 	defer st.in.Unlock()
-	held := len(st.part)
+	held := st.cost + len(st.part)
+	if st.part != nil {
+		held += messageCost
+	}
 	for _, b := range st.messages {
-		held += len(b)
+		held += len(b) + messageCost
 	}
 	st.c.held.Add(-int64(held))
 	st.part, st.messages, st.gone = nil, nil, true

@@ -3,10 +3,12 @@ package rpc
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -15,6 +17,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // wire is a client that speaks in frames, over a pipe.
@@ -456,10 +459,59 @@ func TestWire_WhoDoesNotReadIsNotRead(t *testing.T) {
 	}
 }
 
+// The end of a call has no data, and does not wait for a window that the answer of another has filled.
+func TestWire_EndsPassAFullWindow(t *testing.T) {
+	hold := make(chan struct{})
+	s := wireServer(t, nil)
+	w := newWire(t, s, hold, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+	w.write(func() error { return w.fr.WriteWindowUpdate(0, outMax+100_000-defaultWindow) })
+	value := strings.Repeat("x", 1<<20)
+	w.open(1, "/test.Test/Echo", false)
+	b, _ := proto.Marshal(of([]byte(value)))
+	b = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(b))), b...)
+	for len(b) > 0 {
+		n := min(len(b), frameMax)
+		w.data(1, string(b[:n]), n == len(b))
+		b = b[n:]
+	}
+	// As much of the answer as may wait does.
+	blocked := func(n int) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range s.conns {
+			for end := time.Now().Add(time.Minute); ; runtime.Gosched() {
+				c.mu.Lock()
+				waiting := 0
+				for _, st := range c.streams {
+					if st.waiting {
+						waiting++
+					}
+				}
+				c.mu.Unlock()
+				if waiting == n {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatalf("%d calls wait to send, want %d", waiting, n)
+				}
+			}
+		}
+	}
+	blocked(1)
+	w.open(3, "/test.Test/None", true)
+	blocked(2)
+	close(hold)
+	for got := ""; !strings.HasPrefix(got, "HEADERS 3"); {
+		if got = w.next(); got == "closed" || got == "nothing" {
+			t.Fatalf("the end of the other call: %s", got)
+		}
+	}
+}
+
 // What waits for handlers is bounded for all streams of a connection together.
 func TestWire_HeldIsBounded(t *testing.T) {
 	s := wireServer(t, nil)
-	s.held = 100_000
+	s.held = 104_000
 	w := newWire(t, s, nil)
 	body := string([]byte{0, 0, 0, 0x40, 0}) + strings.Repeat("x", 1<<14-prefixSize)
 	id := uint32(1)
@@ -470,7 +522,7 @@ func TestWire_HeldIsBounded(t *testing.T) {
 			continue
 		}
 		got := w.next()
-		if want := fmt.Sprintf("HEADERS %d", id) + okHead + " grpc-status=8 grpc-message=more than 100000 bytes of this connection's requests wait"; !strings.HasPrefix(got, want) {
+		if want := fmt.Sprintf("HEADERS %d", id) + okHead + " grpc-status=8 grpc-message=more than 104000 bytes of this connection's requests wait"; !strings.HasPrefix(got, want) {
 			t.Fatalf("got %s, want %s", got, want)
 		}
 		break
@@ -484,6 +536,43 @@ func TestWire_HeldIsBounded(t *testing.T) {
 	for got := ""; got != fmt.Sprintf("HEADERS %d", id+2)+okTail; {
 		if got = w.next(); got == "closed" || got == "nothing" {
 			t.Fatal(got)
+		}
+	}
+}
+
+// Headers of calls that are open, and messages without a byte, count in that.
+func TestWire_HeldCountsHeadersAndEmptyMessages(t *testing.T) {
+	s := wireServer(t, nil)
+	s.held = 100_000
+	refused := " grpc-status=8 grpc-message=more than 100000 bytes of this connection's requests wait"
+	w := newWire(t, s, nil)
+	for id := uint32(1); id <= 13; id += 2 {
+		w.open(id, "/test.Test/Echo", false, "x-long", strings.Repeat("x", 15_000))
+	}
+	if got := w.next(); !strings.HasPrefix(got, "HEADERS 13"+okHead+refused) {
+		t.Fatalf("headers: got %s", got)
+	}
+	for id := uint32(1); id <= 11; id += 2 {
+		w.write(func() error { return w.fr.WriteRSTStream(id, http2.ErrCodeCancel) })
+	}
+	w.open(15, "/test.Test/Echo", false)
+	w.data(15, string(make([]byte, 3200*prefixSize)), false)
+	if got := w.next(); !strings.HasPrefix(got, "HEADERS 15"+okHead+refused) {
+		t.Fatalf("messages: got %s", got)
+	}
+	w.open(17, "/test.Test/Echo", false)
+	w.data(17, message("a"), true)
+	if got := w.next(); got != "HEADERS 17"+okHead {
+		t.Fatalf("got %s", got)
+	}
+	// All that is over makes room, a moment after it has been answered.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		for end := time.Now().Add(time.Minute); c.held.Load() != 0; runtime.Gosched() {
+			if time.Now().After(end) {
+				t.Fatalf("%d bytes are held for nothing", c.held.Load())
+			}
 		}
 	}
 }
