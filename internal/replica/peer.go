@@ -160,6 +160,10 @@ func (r *replica) receiveRaft(m *raftpb.Message, flags byte) {
 	if p := r.host.peers[replicaNode(m.GetFrom())]; m.GetType() == raftpb.MsgReadIndex && p != nil {
 		p.hurryUntil = r.host.now.Add(hurryFor)
 	}
+	if r.forgot(m) {
+		r.startOver(m.GetCommit())
+		return
+	}
 	r.noteKnown(m, flags)
 	r.step(m)
 }

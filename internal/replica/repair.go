@@ -175,6 +175,24 @@ func (r *replica) superseded(by uint64) {
 	r.host.out.Changed = true
 }
 
+// forgot says whether a message shows that the log has lost entries which this replica has confirmed. A log whose last record is damaged looks like one
+// whose last record was being written in a crash, and is cut there (docs/formats/raftlog.md); the leader knows better as long as it leads: in its
+// heartbeat it names as committed what it knows the replica to have. raft would panic, and again after each start.
+func (r *replica) forgot(m *raftpb.Message) bool {
+	return m.GetType() == raftpb.MsgHeartbeat && m.GetTerm() >= r.term && m.GetCommit() > r.view.last.Index
+}
+
+const forgotten = "the log lacks what the replica has confirmed; it is rebuilt"
+
+// startOver gives the replica up that has forgotten something.
+func (r *replica) startOver(confirmed uint64) {
+	r.host.note(true, r.id, forgotten, "replica", r.rid, "last", r.view.last.Index, "confirmed", confirmed)
+	old := r.rid
+	r.stop()
+	r.host.fatal(r.await(old, true))
+	r.host.out.Changed = true
+}
+
 // promoteLearners makes a learner that has caught up a voter.
 func (r *replica) promoteLearners() {
 	cs := r.confNow().state

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -247,6 +248,35 @@ func TestRepair_LogBehindTheStoreIsNoticed(t *testing.T) {
 	if !r.noted("log is behind the state store") {
 		t.Errorf("notes: %v", r.notes)
 	}
+	r.rebuilt(other, old, "k", "4")
+}
+
+// A damaged record at the very end looks like one that was being written. The leader knows that it was confirmed.
+func TestRepair_LogWithoutItsEndIsNoticed(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	for i := range 5 {
+		lead.do(fmt.Sprintf("k=%d", i))
+	}
+	r.same("k", "4")
+	old := other.host.Shards()[0].Replica
+	other.stop()
+	lg, _, err := storage.OpenLog(other.logFS, "log", storage.LogConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, last := lg.Bounds(1)
+	before, err := lg.Entries(1, last-1, last, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Written again, an entry replaces those behind it.
+	if err := errors.Join(lg.AppendAll([]storage.Write{{Shard: 1, Entries: before}}), lg.Close()); err != nil {
+		t.Fatal(err)
+	}
+	other.dropState()
+	other.start(false)
+	r.until("notice", func() bool { return r.noted(forgotten) })
 	r.rebuilt(other, old, "k", "4")
 }
 

@@ -492,6 +492,11 @@ func (n *node) turn() {
 	for _, t := range out.Notes {
 		w.note("node %d shard %d: %s %v", n.id, t.Shard, t.Msg, t.Attrs)
 		switch t.Msg {
+		case "the log lacks what the replica has confirmed; it is rebuilt":
+			if !w.broken[int(n.id)] {
+				w.fail("node %d has forgotten what it confirmed, although nobody damaged it", n.id)
+				return
+			}
 		case "installed a snapshot":
 			w.stats.SnapshotsInstalled++
 		case "sending a snapshot":
