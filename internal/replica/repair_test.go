@@ -219,15 +219,22 @@ func TestRepair_StoreBehindTheCutIsNoticed(t *testing.T) {
 	r.rebuilt(other, old, "k", "29")
 }
 
-func TestRepair_LogBehindTheStoreIsNoticed(t *testing.T) {
-	r := newRig(t, 3, nil)
+// stoppedFollower returns a cluster in which k has been set to 0 up to 4, and a follower that was stopped then, with the id of its replica.
+func stoppedFollower(t *testing.T) (r *rig, other *rigNode, old uint64) {
+	t.Helper()
+	r = newRig(t, 3, nil)
 	lead, other := r.elect()
 	for i := range 5 {
 		lead.do(fmt.Sprintf("k=%d", i))
 	}
 	r.same("k", "4")
-	old := other.host.Shards()[0].Replica
+	old = other.host.Shards()[0].Replica
 	other.stop()
+	return r, other, old
+}
+
+func TestRepair_LogBehindTheStoreIsNoticed(t *testing.T) {
+	r, other, old := stoppedFollower(t)
 	lg, _, err := storage.OpenLog(other.logFS, "log", storage.LogConfig{})
 	if err != nil {
 		t.Fatal(err)
@@ -253,14 +260,7 @@ func TestRepair_LogBehindTheStoreIsNoticed(t *testing.T) {
 
 // A damaged record at the very end looks like one that was being written. The leader knows that it was confirmed.
 func TestRepair_LogWithoutItsEndIsNoticed(t *testing.T) {
-	r := newRig(t, 3, nil)
-	lead, other := r.elect()
-	for i := range 5 {
-		lead.do(fmt.Sprintf("k=%d", i))
-	}
-	r.same("k", "4")
-	old := other.host.Shards()[0].Replica
-	other.stop()
+	r, other, old := stoppedFollower(t)
 	lg, _, err := storage.OpenLog(other.logFS, "log", storage.LogConfig{})
 	if err != nil {
 		t.Fatal(err)

@@ -377,24 +377,26 @@ func (f *feed) removeLocked(w *watcher) {
 func (f *feed) remove(w *watcher) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if w.gone {
-		return false
-	}
-	f.removeLocked(w)
-	f.answerLocked(w.st)
-	return true
+	return f.endLocked(w)
 }
 
 // refuse ends a watch and returns what its client is told, nil if the client has ended it meanwhile.
 func (f *feed) refuse(w *watcher, reason string) *pb.WatchResponse {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if w.gone {
+	if !f.endLocked(w) {
 		return nil
+	}
+	return &pb.WatchResponse{Header: f.s.header(f.revLocked()), WatchId: w.id, Canceled: true, CancelReason: reason}
+}
+
+func (f *feed) endLocked(w *watcher) bool {
+	if w.gone {
+		return false
 	}
 	f.removeLocked(w)
 	f.answerLocked(w.st)
-	return &pb.WatchResponse{Header: f.s.header(f.revLocked()), WatchId: w.id, Canceled: true, CancelReason: reason}
+	return true
 }
 
 // drop ends a stream.

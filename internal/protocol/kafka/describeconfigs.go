@@ -51,29 +51,16 @@ func (s *Server) describeConfigs(ctx context.Context, _ *conn, _ header, r kmsg.
 }
 
 // mergeResources makes one of the questions about the same resource.
-func mergeResources(list []kmsg.DescribeConfigsRequestResource) (out []kmsg.DescribeConfigsRequestResource) {
+func mergeResources(list []kmsg.DescribeConfigsRequestResource) []kmsg.DescribeConfigsRequestResource {
 	type resource struct {
 		kind kmsg.ConfigResourceType
 		name string
 	}
-	at := make(map[resource]int)
-	for i := range list {
-		q := &list[i]
-		k := resource{q.ResourceType, q.ResourceName}
-		j, again := at[k]
-		if !again {
-			at[k] = len(out)
-			out = append(out, *q)
-			continue
-		}
-		// No list of names asks for all settings.
-		if q.ConfigNames == nil || out[j].ConfigNames == nil {
-			out[j].ConfigNames = nil
-		} else {
-			out[j].ConfigNames = append(out[j].ConfigNames, q.ConfigNames...)
-		}
-	}
-	return out
+	return merge(list, func(q *kmsg.DescribeConfigsRequestResource) resource {
+		return resource{q.ResourceType, q.ResourceName}
+	}, func(to, more *kmsg.DescribeConfigsRequestResource) {
+		to.ConfigNames = joined(to.ConfigNames, more.ConfigNames)
+	})
 }
 
 func (s *Server) configs(ctx context.Context, q *kmsg.DescribeConfigsRequestResource) ([]topicConfig, error) {

@@ -59,46 +59,24 @@ func (s *Server) offsetFetch(ctx context.Context, _ *conn, _ header, r kmsg.Requ
 }
 
 // mergeGroups makes one of the questions about the same group, topic and partition.
-func mergeGroups(list []kmsg.OffsetFetchRequestGroup) (out []kmsg.OffsetFetchRequestGroup) {
-	at := make(map[string]int)
+func mergeGroups(list []kmsg.OffsetFetchRequestGroup) []kmsg.OffsetFetchRequestGroup {
+	list = merge(list, func(g *kmsg.OffsetFetchRequestGroup) string { return g.Group }, func(to, more *kmsg.OffsetFetchRequestGroup) {
+		to.Topics = joined(to.Topics, more.Topics)
+	})
 	for i := range list {
-		g := &list[i]
-		j, again := at[g.Group]
-		switch {
-		case !again:
-			at[g.Group] = len(out)
-			out = append(out, *g)
-		case g.Topics == nil || out[j].Topics == nil:
-			// No list of topics asks for all.
-			out[j].Topics = nil
-		default:
-			out[j].Topics = append(out[j].Topics, g.Topics...)
-		}
+		list[i].Topics = mergeTopics(list[i].Topics)
 	}
-	for i := range out {
-		out[i].Topics = mergeTopics(out[i].Topics)
-	}
-	return out
+	return list
 }
 
 func mergeTopics(list []kmsg.OffsetFetchRequestGroupTopic) []kmsg.OffsetFetchRequestGroupTopic {
-	if list == nil {
-		return nil
+	list = merge(list, func(t *kmsg.OffsetFetchRequestGroupTopic) string { return t.Topic }, func(to, more *kmsg.OffsetFetchRequestGroupTopic) {
+		to.Partitions = append(to.Partitions, more.Partitions...)
+	})
+	for i := range list {
+		list[i].Partitions = once(list[i].Partitions, func(p *int32) int32 { return *p })
 	}
-	out := make([]kmsg.OffsetFetchRequestGroupTopic, 0, len(list))
-	at := make(map[string]int)
-	for _, t := range list {
-		if j, again := at[t.Topic]; again {
-			out[j].Partitions = append(out[j].Partitions, t.Partitions...)
-			continue
-		}
-		at[t.Topic] = len(out)
-		out = append(out, t)
-	}
-	for i := range out {
-		out[i].Partitions = once(out[i].Partitions, func(p *int32) int32 { return *p })
-	}
-	return out
+	return list
 }
 
 // fetchGroup answers for one group, and says how many bytes there are about it.

@@ -96,16 +96,31 @@ func (s *Server) tooLarge(bytes int) error {
 
 // once returns a list without what is in it a second time by its key. The list is overwritten.
 func once[T any, K comparable](list []T, key func(*T) K) []T {
-	seen := make(map[K]struct{}, min(len(list), 1024))
+	return merge(list, key, func(_, _ *T) {})
+}
+
+// merge returns a list in which what has the same key is one: the first, to which join adds the others. The list is overwritten.
+func merge[T any, K comparable](list []T, key func(*T) K, join func(to, more *T)) []T {
+	at := make(map[K]int, min(len(list), 1024))
 	out := list[:0]
 	for i := range list {
 		k := key(&list[i])
-		if _, again := seen[k]; !again {
-			seen[k] = struct{}{}
-			out = append(out, list[i])
+		if j, again := at[k]; again {
+			join(&out[j], &list[i])
+			continue
 		}
+		at[k] = len(out)
+		out = append(out, list[i])
 	}
 	return out
+}
+
+// joined returns what two lists ask for together, of which none asks for all.
+func joined[T any](a, b []T) []T {
+	if a == nil || b == nil {
+		return nil
+	}
+	return append(a, b...)
 }
 
 // api finds what is served under a key.

@@ -34,7 +34,7 @@ func (c *command) wrong(args [][]byte) string {
 	switch n, ok := c.subs.arity[sub]; {
 	case !ok:
 		return fmt.Sprintf("ERR unknown subcommand '%.128s'. Try %s HELP.", args[1], strings.ToUpper(c.Name))
-	case n > 0 && n != len(args) || len(args) < -n:
+	case !(&datatypes.Spec{Arity: n}).ArityOK(len(args)):
 		return "ERR wrong number of arguments for '" + c.Name + "|" + sub + "' command"
 	}
 	return ""
