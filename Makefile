@@ -92,6 +92,15 @@ foreign-robustness: ## etcd's robustness checks, without faults and with: D=10m 
 foreign-clients: ## Clients of etcd in other languages against this program, and elections between them
 	test/foreign/run.sh clients
 
+.PHONY: foreign-redis
+foreign-redis: ## Redis' own tests of what is served, against this program
+	test/foreign/run.sh redis
+
+.PHONY: foreign-kafka
+foreign-kafka: ## The tests of franz-go and of librdkafka, against this program; takes some twenty minutes
+	test/foreign/run.sh franz-go
+	test/foreign/run.sh librdkafka
+
 .PHONY: foreign-programs
 foreign-programs: ## Patroni, CoreDNS and kube-apiserver on clusters of this program
 	test/foreign/run.sh programs

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds a suite that others wrote, and runs it against this tree's quorate: run.sh etcd-common | etcd-e2e | k8s-etcd3 | k8s-cacher | robustness |
-# clients | programs. Everything comes from the Go proxy, npm and Debian. Output of each test is in bin/foreign/SUITE. TESTS='^TestKV' runs some tests only.
+# clients | programs | redis | librdkafka | franz-go. Everything comes from the Go proxy, npm and Debian. Output of each test is in bin/foreign/SUITE. TESTS='^TestKV' runs some tests only.
 # SHRINK=1 takes what passes off the list.
 #
 # Each suite of tests has a list, SUITE.txt, of those that do not pass. A test that fails and is not on it fails the run, and so does one that is
@@ -67,6 +67,16 @@ kubernetes_storage() {
   QUORATE_ETCD=$out/bin/etcd judge "k8s-$name" "$copy/apiserver/pkg/storage/$name" -together "$out/k8s-$name.test"
 }
 
+# franz_go builds and runs the tests of a Kafka client. The ones for the client alone run too: to tell them apart would need a list.
+franz_go() {
+  . "$here/lib.sh"
+  cd "$here"
+  go test -c -o "$out/franz-go.test" github.com/twmb/franz-go/pkg/kgo
+  serve "$root/bin/quorate" 4
+  KGO_SEEDS="127.0.0.1:$kafka_port" KGO_TEST_RF=1 KGO_TEST_RECORDS=50000 KGO_TEST_STABLE_FETCH=true \
+    judge franz-go "$(go list -m -f '{{.Dir}}' github.com/twmb/franz-go)/pkg/kgo" -timeout 1m "$out/franz-go.test"
+}
+
 case $suite in
   etcd-common | etcd-e2e) etcd "${suite#etcd-}" ;;
   k8s-etcd3 | k8s-cacher) kubernetes_storage "${suite#k8s-}" ;;
@@ -78,6 +88,8 @@ case $suite in
   programs)
     "$here/programs.sh" "$out" "$coredns" "v1.${kubernetes#v0.}"
     ;;
+  redis | librdkafka) "$here/$suite.sh" "$root/bin/quorate" "$out" ;;
+  franz-go) franz_go ;;
   *)
     echo "no suite $suite" >&2
     exit 2

@@ -4,6 +4,7 @@
 package foreign
 
 import (
+	_ "github.com/twmb/franz-go/pkg/kgo"
 	_ "go.etcd.io/etcd/tests/v3/common"
 	_ "go.etcd.io/etcd/tests/v3/e2e"
 	_ "go.etcd.io/etcd/tests/v3/framework/integration"
