@@ -264,15 +264,17 @@ func (g *group) update(m *member, j *Join, old []Protocol) {
 
 // rejoin is a join by a member that the group knows already.
 func (g *group) rejoin(tx *shard.Tx, j *Join, m *member) {
-	if j.MemberID == "" && j.NewID != m.id {
+	replaced := j.MemberID == "" && j.NewID != m.id
+	if replaced {
 		g.replace(tx, m, j.NewID)
 	}
 	same := sameProtocols(m.protocols, j.Protocols)
 	asLeader := g.leader == m.id && j.MemberID != ""
 	g.update(m, j, m.protocols)
 	m.clientID, m.clientHost = j.ClientID, j.ClientHost
-	if same && (g.state == GroupCompleting || g.state == GroupStable && !asLeader) {
-		// It missed the answer, or a static member restarted: the present generation is still right.
+	if same && (g.state == GroupCompleting && !replaced || g.state == GroupStable && !asLeader) {
+		// It missed the answer, or a static member restarted: the present generation is still right. But while assignments are
+		// made they are for the id that was replaced, and nobody would get that one's.
 		g.saveMember(tx, m)
 		g.alive(tx, m)
 		return

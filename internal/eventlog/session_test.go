@@ -32,11 +32,44 @@ func TestStatic_WhoWaitsLearnsThatItWasReplaced(t *testing.T) {
 	fenced(QuerySync("g", "b", "i", 1))
 	if b, err := w.ask(QueryJoin("g", "c", "i")); err != nil {
 		t.Errorf("the younger: %v", err)
-	} else if st, err := DecodeJoinState(b); err != nil || st.Waiting || st.Generation != 1 {
+	} else if st, err := DecodeJoinState(b); err != nil || st.Waiting || st.Generation != 2 {
 		t.Errorf("the younger: %+v, %v", st, err)
 	}
-	if _, err := w.ask(QuerySync("g", "c", "i", 1)); err != nil {
+	if _, err := w.ask(QuerySync("g", "c", "i", 2)); err != nil {
 		t.Errorf("the younger: %v", err)
+	}
+}
+
+// The leader assigns to those whom it was told of: a process that takes a member's place after that would get nothing, and nobody would have
+// what was meant for its place. Kafka rebalances then (GroupCoordinator.updateStaticMemberAndRebalance).
+func TestStatic_ReplacedBeforeTheAssignmentGetsOne(t *testing.T) {
+	w := newWorld(t)
+	w.must(EncodeJoin(joinAs("", "a", "")))
+	w.must(EncodeJoin(joinAs("", "b", "i")))
+	w.c.Advance(time.Second)
+	first := w.info("g")
+	if first.State != GroupCompleting || len(first.Members) != 2 {
+		t.Fatalf("the group is %v with %d members", first.State, len(first.Members))
+	}
+	w.must(EncodeJoin(joinAs("", "c", "i")))
+	assign := func(generation int32) error {
+		_, err := w.do(EncodeSync(Sync{Group: "g", MemberID: "a", Generation: generation, Assignments: []Assignment{{"a", []byte("0")}, {"b", []byte("1")}, {"c", []byte("2")}}[:2+generation-first.Generation]}))
+		return err
+	}
+	if err := assign(first.Generation); code(err) != CodeRebalancing {
+		t.Errorf("the leader assigns to those who were there: %v", err)
+	}
+	w.must(EncodeJoin(joinAs("a", "", "")))
+	g := w.info("g")
+	if g.State != GroupCompleting || g.Generation != first.Generation+1 {
+		t.Fatalf("the group is %v, generation %d", g.State, g.Generation)
+	}
+	if err := assign(g.Generation); err != nil {
+		t.Fatal(err)
+	}
+	w.must(EncodeSync(Sync{Group: "g", MemberID: "c", Instance: "i", Generation: g.Generation}))
+	if st, err := w.syncState("g", "c", g.Generation); err != nil || string(st.Assignment) != "2" {
+		t.Errorf("the younger is assigned %q, %v", st.Assignment, err)
 	}
 }
 
