@@ -97,6 +97,9 @@ type group struct {
 	offsets int
 	// used is when the group was last used while it had no members.
 	used int64
+	// term is the raft term in which the deadline of a rebalance was last set; see fireGroup. Rows that were written before there was
+	// this field have 0.
+	term uint64
 }
 
 type support struct {
@@ -123,6 +126,7 @@ func (g *group) encode() []byte {
 	e.iv(g.size)
 	e.uv(uint64(g.offsets))
 	e.iv(g.used)
+	e.uv(g.term)
 	return e.b
 }
 
@@ -136,6 +140,9 @@ func decodeGroup(name string, b []byte) *group {
 		g.supported = append(g.supported, support{d.str(), int(d.Uvarint())})
 	}
 	g.size, g.offsets, g.used = d.Varint(), int(d.Uvarint()), d.Varint()
+	if d.Len() > 0 {
+		g.term = d.Uvarint()
+	}
 	d.ok("group")
 	return g
 }

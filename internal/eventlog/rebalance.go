@@ -19,6 +19,7 @@ func (g *group) deadline(tx *shard.Tx) {
 	for _, m := range g.all(tx) {
 		longest = max(longest, m.rebalance())
 	}
+	g.term = tx.Term()
 	tx.SetTimer(groupKey(rowGroup, g.name), tx.Now().Add(longest))
 }
 
@@ -118,11 +119,17 @@ func (g *group) empty(tx *shard.Tx) {
 	g.wake(tx)
 }
 
-// fireGroup ends the wait of a group: for its members to join, or for its leader to assign.
+// fireGroup ends the wait of a group: for its members to join, or for its leader to assign. One that began under an earlier leader is given
+// once more, as fireMember does for a session.
 func fireGroup(tx *shard.Tx, key []byte) {
 	name, _ := splitGroupKey(key)
 	g := readGroup(tx, name)
 	if g == nil {
+		return
+	}
+	if g.term != tx.Term() && (g.state == GroupPreparing && !g.initial || g.state == GroupCompleting) {
+		g.deadline(tx)
+		g.save(tx)
 		return
 	}
 	switch g.state {

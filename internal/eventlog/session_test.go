@@ -125,12 +125,68 @@ func TestSession_EndsAfterTheLastHeartbeat(t *testing.T) {
 	}
 }
 
-// Rows were written before sessions knew their term.
-func TestMember_RowWithoutATerm(t *testing.T) {
+// Rows were written before sessions and rebalances knew their term.
+func TestRows_WithoutATerm(t *testing.T) {
 	m := &member{id: "m", sessionMs: 10, joined: 1, protocols: []Protocol{{"range", []byte("x")}}, assigned: 1, assignment: []byte("a")}
 	b := m.encode()
 	old := decodeMember(b[:len(b)-1])
 	if m.term = 7; old.term != 0 || old.id != "m" || string(old.assignment) != "a" || decodeMember(m.encode()).term != 7 {
 		t.Errorf("got %+v", old)
+	}
+	g := &group{name: "g", state: GroupPreparing, members: 1, used: 5}
+	b = g.encode()
+	before := decodeGroup("g", b[:len(b)-1])
+	if g.term = 7; before.term != 0 || before.used != 5 || decodeGroup("g", g.encode()).term != 7 {
+		t.Errorf("got %+v", before)
+	}
+}
+
+// The members of a group have so long to join again, or to ask for their assignments, that a time without a leader may be longer.
+func TestRebalance_OutlivesATimeWithoutALeader(t *testing.T) {
+	const rebalance = 30 * time.Second
+	for _, state := range []GroupState{GroupPreparing, GroupCompleting} {
+		w := newWorld(t)
+		w.enter("m")
+		w.must(EncodeJoin(joinAs("", "n", "")))
+		want := 2
+		if state == GroupCompleting {
+			w.must(EncodeJoin(joinAs("m", "", "")))
+		}
+		g := w.info("g")
+		if g.State != state || len(g.Members) != want {
+			t.Fatalf("the group is %v with %d members, want %v", g.State, len(g.Members), state)
+		}
+		now := w.c.Now()
+		fire := func(term uint64, after time.Duration) {
+			now = now.Add(after)
+			w.applyIn(term, shard.TimersEntry(now))
+		}
+		members := func(when string, want int) {
+			t.Helper()
+			if g := w.info("g"); len(g.Members) != want {
+				t.Errorf("%v, %s: %v with %d members, want %d", state, when, g.State, len(g.Members), want)
+			}
+		}
+		// Sessions are renewed under each leader; what ends is the rebalance.
+		beat := func(term uint64) {
+			e := shard.AppendBatchHeader(nil, shard.BatchHeader{Stamp: now})
+			for _, id := range []string{"m", "n"} {
+				e = shard.AppendCommand(e, shard.Command{Module: shard.ModuleEventlog, Data: EncodeHeartbeat("g", id, "", g.Generation)})
+			}
+			w.applyIn(term, e)
+		}
+		fire(2, 2*rebalance)
+		members("at the next leader's first look", want)
+		beat(2)
+		for range 4 {
+			fire(2, rebalance/5)
+			beat(2)
+			members("before a rebalance under the next leader is over", want)
+		}
+		fire(2, rebalance/5+time.Second)
+		fire(2, rebalance/5)
+		if g := w.info("g"); len(g.Members) == want && g.State == state {
+			t.Errorf("%v: goes on for ever", state)
+		}
 	}
 }
