@@ -389,6 +389,17 @@ func TestTooLong_ClientReplyHolds(t *testing.T) {
 	}
 }
 
+func TestClientReply_OnIsAnsweredBehindSkip(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{})
+	c := r.dial()
+	c.send(string(encode("client", "reply", "skip")) + string(encode("client", "reply", "on")) + string(encode("ping")))
+	for _, want := range []string{"+OK", "+PONG"} {
+		if got := c.recv(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
 func TestWatch_BytesOfKeysAreBounded(t *testing.T) {
 	r := newRig(t, shardtest.Options{}, Config{})
 	c := r.dial()

@@ -234,7 +234,7 @@ func (c *conn) clientKill(args [][]byte) {
 func (c *conn) clientReply(mode []byte) {
 	switch {
 	case equalFold(mode, "on"):
-		c.replies = repliesOn
+		c.replies, c.mute = repliesOn, false
 		c.ok()
 	case equalFold(mode, "off"):
 		c.replies = repliesOff

@@ -396,15 +396,15 @@ func (c *conn) answer(cmd *command, mute bool, f func()) {
 	c.start, c.mute, c.failed = len(c.out), mute, false
 	f()
 	if before == repliesOff && c.replies == repliesOn {
-		// CLIENT REPLY ON and RESET are answered.
-		mute = false
+		// RESET is answered, and so is CLIENT REPLY ON, behind SKIP too.
+		c.mute = false
 	}
 	if cmd == nil {
 		c.s.metric.unknown.count(true)
 	} else {
 		cmd.metric.count(c.failed)
 	}
-	if mute || c.replies == repliesOff || c.replies == repliesSkip {
+	if c.mute || c.replies == repliesOff || c.replies == repliesSkip {
 		c.out = c.out[:c.start]
 	}
 	if c.replies == repliesSkip {
