@@ -12,7 +12,7 @@ import (
 //
 // Behaviour: made from the tables, so that cluster clients route every command right, EVENT.ADD included.
 // Versions: the answers have the form of Redis 7.0.
-// Not supported: GETKEYSANDFLAGS; LIST FILTERBY MODULE matches nothing.
+// Not supported: GETKEYSANDFLAGS; subcommands in INFO and DOCS, arguments in DOCS; LIST FILTERBY MODULE matches nothing.
 
 var commandSubs = subcommands{arity: map[string]int{"count": 2, "info": -2, "docs": -2, "list": -2, "getkeys": -4, "help": 2}}
 
@@ -96,27 +96,27 @@ func categories(s *datatypes.Spec) []string {
 	add(s.Flags&datatypes.ReadOnly != 0, "read")
 	add(s.Group == "string", "string")
 	add(s.Group == "hash", "hash")
-	add(s.Group == "connection" || s.Group == "cluster", "connection")
+	add(s.Group == "connection" || s.Group == "cluster" || s.Name == "command" || s.Name == "wait", "connection")
 	add(s.Group == "transactions", "transaction")
 	add(s.Flags&datatypes.Admin != 0, "admin")
-	add(s.Flags&(datatypes.Dangerous|datatypes.Admin) != 0, "dangerous")
+	add(s.Flags&(datatypes.Dangerous|datatypes.Admin) != 0 || s.Name == "info", "dangerous")
 	add(s.Flags&datatypes.Fast != 0, "fast")
 	add(s.Flags&datatypes.Fast == 0, "slow")
 	return cats
 }
 
 func (c *conn) commandInfo(cmd *command) {
-	s := &cmd.Spec
+	s, h := &cmd.Spec, hintsOf[cmd.Name]
 	c.array(10)
 	c.bulk(s.Name)
 	c.int(int64(s.Arity))
-	c.words(flagNames(s.Flags))
+	c.words(append(flagNames(s.Flags), strings.Fields(h.flags)...))
 	c.int(int64(s.First))
 	c.int(int64(s.Last))
 	c.int(int64(s.Step))
 	c.words(categories(s))
-	c.setOf(0)
-	c.keySpecs(s)
+	c.tips(&h)
+	c.keySpecs(s, &h)
 	c.setOf(0)
 }
 
@@ -126,48 +126,6 @@ func (c *conn) words(list []string) {
 	for _, n := range list {
 		c.simple(n)
 	}
-}
-
-func (c *conn) keySpecs(s *datatypes.Spec) {
-	if s.First == 0 {
-		c.setOf(0)
-		return
-	}
-	c.setOf(1)
-	c.mapOf(3)
-	c.bulk("flags")
-	switch {
-	case s.Flags&datatypes.MovableKeys != 0:
-		c.words([]string{"RW", "update", "incomplete"})
-	case s.Flags&datatypes.Write == 0:
-		c.words([]string{"RO", "access"})
-	default:
-		c.words([]string{"RW", "update"})
-	}
-	c.bulk("begin_search")
-	c.mapOf(2)
-	c.bulk("type")
-	c.bulk("index")
-	c.bulk("spec")
-	c.mapOf(1)
-	c.bulk("index")
-	c.int(int64(s.First))
-	c.bulk("find_keys")
-	c.mapOf(2)
-	c.bulk("type")
-	c.bulk("range")
-	c.bulk("spec")
-	c.mapOf(3)
-	c.bulk("lastkey")
-	last := s.Last
-	if last > 0 {
-		last -= s.First
-	}
-	c.int(int64(last))
-	c.bulk("keystep")
-	c.int(int64(s.Step))
-	c.bulk("limit")
-	c.int(0)
 }
 
 func (c *conn) commandDocs(names [][]byte) {
@@ -202,7 +160,8 @@ func (c *conn) commandList(args [][]byte) {
 			return slices.Contains(categories(&cmd.Spec), "@"+strings.ToLower(string(args[2])))
 		}
 	case len(args) == 3 && equalFold(args[0], "filterby") && equalFold(args[1], "pattern") && len(args[2]) <= 256:
-		keep = func(cmd *command) bool { return datatypes.Match(args[2], []byte(cmd.Name)) }
+		pattern := []byte(strings.ToLower(string(args[2])))
+		keep = func(cmd *command) bool { return datatypes.Match(pattern, []byte(cmd.Name)) }
 	case len(args) == 3 && equalFold(args[0], "filterby") && equalFold(args[1], "module"):
 		keep = func(*command) bool { return false }
 	default:

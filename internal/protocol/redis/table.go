@@ -74,7 +74,7 @@ func connectionCommands() []command {
 
 		cmd("fence", -2, datatypes.Write|datatypes.DenyOOM|datatypes.NoScript|datatypes.MovableKeys, "fencing", "", "lock token [command [argument ...]] | OFF", "Lets a command, a transaction or all later writes of the connection be done only while no later holder of a lock is known.", "A command of Quorate: [how to](../howto/fencing.md). The answer to a write under a stale token begins with FENCED.", cmdFence),
 
-		cmd("command", -1, datatypes.Loading|datatypes.Stale, "server", "2.8.13", "[COUNT | INFO | DOCS | LIST | GETKEYS]", "Tells about commands.", "", cmdCommand),
+		cmd("command", -1, datatypes.Loading|datatypes.Stale, "server", "2.8.13", "[COUNT | INFO | DOCS | LIST | GETKEYS]", "Tells about commands.", "INFO tells of no subcommands, DOCS of no arguments.", cmdCommand),
 		cmd("config", -2, datatypes.Admin|datatypes.NoScript|datatypes.Loading|datatypes.Stale, "server", "2.0.0", "GET parameter [parameter ...]", "Tells the configuration.", "SET, REWRITE and RESETSTAT are refused.", cmdConfig),
 		cmd("info", -1, datatypes.Loading|datatypes.Stale, "server", "1.0.0", "[section [section ...]]", "Tells about the server.", "", cmdInfo),
 		cmd("time", 1, datatypes.Fast|datatypes.Loading|datatypes.Stale, "server", "2.6.0", "", "Returns the time of the node.", "", cmdTime),
