@@ -126,12 +126,12 @@ func TestDamagedRow_IsNoMissingKey(t *testing.T) {
 
 func TestParseInt(t *testing.T) {
 	for s, want := range map[string]int64{"0": 0, "-1": -1, "9223372036854775807": 1<<63 - 1, "-9223372036854775808": -1 << 63} {
-		if got, ok := parseInt([]byte(s)); !ok || got != want {
+		if got, ok := ParseInt([]byte(s)); !ok || got != want {
 			t.Errorf("%q: %d %v", s, got, ok)
 		}
 	}
 	for _, s := range []string{"", "-", "-0", "00", "+1", " 1", "1 ", "1.0", "9223372036854775808", "-9223372036854775809", "99999999999999999999", "184467440737095516160"} {
-		if got, ok := parseInt([]byte(s)); ok {
+		if got, ok := ParseInt([]byte(s)); ok {
 			t.Errorf("%q: read as %d", s, got)
 		}
 	}

@@ -219,7 +219,7 @@ func cmdHStrLen(c *call) error {
 
 func cmdHIncrBy(c *call) error {
 	key, field := c.args[0], c.args[1]
-	delta, ok := parseInt(c.args[2])
+	delta, ok := ParseInt(c.args[2])
 	if !ok {
 		return errNotInteger()
 	}
@@ -229,7 +229,7 @@ func cmdHIncrBy(c *call) error {
 	}
 	n := int64(0)
 	if v, ok := c.field(&h, field); ok {
-		if n, ok = parseInt(v); !ok {
+		if n, ok = ParseInt(v); !ok {
 			return plain("hash value is not an integer")
 		}
 	}
@@ -296,7 +296,7 @@ func cmdHRandField(c *call) error {
 		}
 		return c.bulk(c.randomFields(&h, 1)[0].field)
 	}
-	n, ok := parseInt(c.args[1])
+	n, ok := ParseInt(c.args[1])
 	if !ok {
 		return errNotInteger()
 	}

@@ -89,7 +89,7 @@ func (c *call) expireGeneric(unit, base int64) error {
 	if gt && lt {
 		return plain("GT and LT options at the same time are not compatible")
 	}
-	when, ok := parseInt(c.args[1])
+	when, ok := ParseInt(c.args[1])
 	if !ok {
 		return errNotInteger()
 	}
@@ -220,9 +220,9 @@ func cmdCopy(c *call) error {
 			replace = true
 		case equalFold(c.args[i], "db") && i+1 < len(c.args):
 			i++
-			n, ok := parseInt(c.args[i])
-			if !ok {
-				return errNotInteger()
+			n, err := ParseInt32(c.args[i])
+			if err != nil {
+				return err
 			}
 			if n != 0 {
 				return plain("DB index is out of range")

@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// parseInt reads a decimal integer in the one form Redis takes: no plus sign, no space, no leading zero.
-func parseInt(b []byte) (int64, bool) {
+// ParseInt reads a decimal integer in the one form Redis takes: no plus sign, no space, no leading zero.
+func ParseInt(b []byte) (int64, bool) {
 	if len(b) == 0 || len(b) > 20 {
 		return 0, false
 	}
@@ -32,6 +32,18 @@ func parseInt(b []byte) (int64, bool) {
 		return -int64(n), n <= 1<<63
 	}
 	return int64(n), n < 1<<63
+}
+
+// ParseInt32 reads an integer that Redis keeps in 32 bits.
+func ParseInt32(b []byte) (int32, error) {
+	n, ok := ParseInt(b)
+	switch {
+	case !ok:
+		return 0, errNotInteger()
+	case n != int64(int32(n)):
+		return 0, plain("value is out of range, value must between -2147483648 and 2147483647")
+	}
+	return int32(n), nil
 }
 
 // floatBits is the mantissa of the x87 extended format, in which Redis on amd64 computes INCRBYFLOAT. Computing in

@@ -48,7 +48,7 @@ func (c *call) parseScan(cursor []byte, opts [][]byte, typed bool) (o scanOption
 		}
 		switch {
 		case equalFold(opts[0], "count"):
-			n, ok := parseInt(opts[1])
+			n, ok := ParseInt(opts[1])
 			if !ok {
 				return o, errNotInteger()
 			}

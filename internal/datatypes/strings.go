@@ -113,7 +113,7 @@ func (c *call) moment(o *setOptions) (int64, error) {
 
 // expiry turns the argument of SET EX and its like into a moment.
 func (c *call) expiry(arg []byte, unit int64, at bool) (int64, error) {
-	n, ok := parseInt(arg)
+	n, ok := ParseInt(arg)
 	if !ok {
 		return 0, errNotInteger()
 	}
@@ -336,11 +336,11 @@ func cmdStrLen(c *call) error {
 }
 
 func cmdGetRange(c *call) error {
-	start, ok := parseInt(c.args[1])
+	start, ok := ParseInt(c.args[1])
 	if !ok {
 		return errNotInteger()
 	}
-	end, ok := parseInt(c.args[2])
+	end, ok := ParseInt(c.args[2])
 	if !ok {
 		return errNotInteger()
 	}
@@ -367,7 +367,7 @@ func cmdGetRange(c *call) error {
 
 func cmdSetRange(c *call) error {
 	key, part := c.args[0], c.args[2]
-	off, ok := parseInt(c.args[1])
+	off, ok := ParseInt(c.args[1])
 	if !ok {
 		return errNotInteger()
 	}
@@ -401,7 +401,7 @@ func (c *call) incr(delta int64) error {
 	n := int64(0)
 	if had {
 		var ok bool
-		if n, ok = parseInt(h.val); !ok {
+		if n, ok = ParseInt(h.val); !ok {
 			return errNotInteger()
 		}
 	}
@@ -422,7 +422,7 @@ func cmdIncr(c *call) error { return c.incr(1) }
 func cmdDecr(c *call) error { return c.incr(-1) }
 
 func cmdIncrBy(c *call) error {
-	n, ok := parseInt(c.args[1])
+	n, ok := ParseInt(c.args[1])
 	if !ok {
 		return errNotInteger()
 	}
@@ -430,7 +430,7 @@ func cmdIncrBy(c *call) error {
 }
 
 func cmdDecrBy(c *call) error {
-	n, ok := parseInt(c.args[1])
+	n, ok := ParseInt(c.args[1])
 	if !ok {
 		return errNotInteger()
 	}

@@ -3,8 +3,9 @@ package redis
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
+
+	"github.com/quorate/quorate/internal/datatypes"
 )
 
 // CLIENT ID | SETNAME | GETNAME | SETINFO | INFO | LIST | KILL | REPLY | NO-EVICT | NO-TOUCH | GETREDIR | HELP
@@ -134,8 +135,8 @@ func (c *conn) clientList(args [][]byte) {
 		}
 	case len(args) > 1 && equalFold(args[0], "id"):
 		for _, a := range args[1:] {
-			id, err := strconv.ParseInt(string(a), 10, 64)
-			if err != nil || id < 1 {
+			id, ok := datatypes.ParseInt(a)
+			if !ok {
 				c.fail("ERR Invalid client ID")
 				return
 			}
@@ -161,20 +162,21 @@ func (c *conn) clientKill(args [][]byte) {
 		prev := match
 		match = func(o *conn) bool { return prev(o) && f(o) }
 	}
-	switch {
-	case len(args) == 1:
-		old, skipMe = true, false
-		and(func(o *conn) bool { return o.addr == string(args[0]) })
-	case len(args)%2 != 0:
-		c.error(errSyntax())
-		return
+	if len(args) == 1 {
+		addr := string(args[0])
+		old, skipMe, args = true, false, nil
+		and(func(o *conn) bool { return o.addr == addr })
 	}
-	for ; len(args) > 1; args = args[2:] {
+	for ; len(args) > 0; args = args[2:] {
+		if len(args) == 1 {
+			c.error(errSyntax())
+			return
+		}
 		v := string(args[1])
 		switch strings.ToLower(string(args[0][:min(len(args[0]), 16)])) {
 		case "id":
-			id, err := strconv.ParseInt(v, 10, 64)
-			if err != nil || id < 1 {
+			id, ok := datatypes.ParseInt(args[1])
+			if !ok || id < 1 {
 				c.fail("ERR client-id should be greater than 0")
 				return
 			}
@@ -193,7 +195,10 @@ func (c *conn) clientKill(args [][]byte) {
 				return
 			}
 		case "user":
-			and(func(*conn) bool { return v == "default" })
+			if v != "default" {
+				c.fail("ERR No such user '" + v + "'")
+				return
+			}
 		case "skipme":
 			switch strings.ToLower(v) {
 			case "yes":

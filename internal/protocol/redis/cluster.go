@@ -57,14 +57,14 @@ func cmdCluster(c *conn, args [][]byte) {
 }
 
 func (c *conn) slotKeys(args [][]byte) {
-	slot, err := strconv.ParseInt(string(args[2]), 10, 64)
+	slot, ok := datatypes.ParseInt(args[2])
 	count, wrong := int64(0), "ERR Invalid slot"
-	if len(args) == 4 && err == nil {
-		count, err = strconv.ParseInt(string(args[3]), 10, 64)
+	if len(args) == 4 && ok {
+		count, ok = datatypes.ParseInt(args[3])
 		wrong = "ERR Invalid slot or number of keys"
 	}
 	switch {
-	case err != nil:
+	case !ok:
 		c.fail("ERR value is not an integer or out of range")
 		return
 	case slot < 0 || slot >= shard.SlotCount || count < 0:

@@ -4,6 +4,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/quorate/quorate/internal/datatypes"
 )
 
 // Connection commands: HELLO, AUTH, PING, ECHO, QUIT, RESET, SELECT, READONLY, READWRITE, ASKING, TIME, WAIT, LOLWUT.
@@ -19,8 +21,8 @@ func cmdHello(c *conn, args [][]byte) {
 	setName := false
 	rest := args[1:]
 	if len(rest) > 0 {
-		n, err := strconv.Atoi(string(rest[0]))
-		if err != nil {
+		n, ok := datatypes.ParseInt(rest[0])
+		if !ok {
 			c.fail("ERR Protocol version is not an integer or out of range")
 			return
 		}
@@ -28,7 +30,7 @@ func cmdHello(c *conn, args [][]byte) {
 			c.fail("NOPROTO unsupported protocol version")
 			return
 		}
-		proto, rest = n, rest[1:]
+		proto, rest = int(n), rest[1:]
 	}
 	for len(rest) > 0 {
 		switch {
@@ -117,10 +119,10 @@ func cmdReset(c *conn, _ [][]byte) {
 }
 
 func cmdSelect(c *conn, args [][]byte) {
-	n, err := strconv.Atoi(string(args[1]))
+	n, err := datatypes.ParseInt32(args[1])
 	switch {
 	case err != nil:
-		c.fail("ERR value is not an integer or out of range")
+		c.error(err)
 	case n != 0:
 		c.fail("ERR DB index is out of range: there is database 0 only; use a space of its own for each tenant")
 	default:
@@ -151,12 +153,12 @@ func cmdTime(c *conn, _ [][]byte) {
 }
 
 func cmdWait(c *conn, args [][]byte) {
-	if _, err := strconv.ParseInt(string(args[1]), 10, 64); err != nil {
+	if _, ok := datatypes.ParseInt(args[1]); !ok {
 		c.fail("ERR value is not an integer or out of range")
 		return
 	}
-	timeout, err := strconv.ParseInt(string(args[2]), 10, 64)
-	if err != nil {
+	timeout, ok := datatypes.ParseInt(args[2])
+	if !ok {
 		c.fail("ERR timeout is not an integer or out of range")
 		return
 	}
@@ -179,7 +181,13 @@ func cmdWait(c *conn, args [][]byte) {
 	c.int(int64(max(sure, 0)))
 }
 
-func cmdLolwut(c *conn, _ [][]byte) {
+func cmdLolwut(c *conn, args [][]byte) {
+	if len(args) > 2 && equalFold(args[1], "version") {
+		if _, ok := datatypes.ParseInt(args[2]); !ok {
+			c.fail("ERR value is not an integer or out of range")
+			return
+		}
+	}
 	c.text("Quorate " + c.s.cfg.Version + ", speaking as Redis ver. " + c.s.cfg.RedisVersion + "\n")
 }
 

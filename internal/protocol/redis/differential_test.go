@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,11 +50,14 @@ func startRedis(t *testing.T) string {
 // unordered commands answer in an order that is nobody's promise; random ones with anything.
 var unordered = map[string]bool{"hkeys": true, "hvals": true, "hgetall": true, "keys": true}
 
+// words are the parts of a reply.
+var words = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|\S+`)
+
 func canonical(cmd, reply string) string {
 	if !unordered[cmd] || len(reply) < 2 || reply[0] != '[' && reply[0] != '{' {
 		return reply
 	}
-	parts := strings.Fields(reply[1 : len(reply)-1])
+	parts := words.FindAllString(reply[1:len(reply)-1], -1)
 	if cmd == "hgetall" {
 		for i := 0; i+1 < len(parts); i += 2 {
 			parts[i/2] = parts[i] + "=" + parts[i+1]

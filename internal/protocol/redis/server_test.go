@@ -568,7 +568,7 @@ func TestClientCommands(t *testing.T) {
 		"client kill nope:1": "-ERR No such client", "client kill id 0": "-ERR client-id should be greater than 0", "client kill id 1": ":0",
 		"client kill a b c": "-ERR syntax error", "client kill type x": "-ERR Unknown client type 'x'", "client kill skipme maybe": "-ERR syntax error",
 		"client reply maybe": "-ERR syntax error", "client id 5": "-ERR wrong number of arguments for 'client|id' command",
-		"client help": "[+CLIENT...", "client kill type pubsub addr x user y laddr z": ":0",
+		"client help": "[+CLIENT...", "client kill type pubsub addr x user default laddr z": ":0",
 	} {
 		c.want(line, want)
 	}
