@@ -24,7 +24,7 @@ type Config struct {
 	// FrameBytesMax is the largest request. Default 100 MiB, which is Kafka's (socket.request.max.bytes) and what clients fill
 	// their requests up to; also the most.
 	FrameBytesMax int
-	// RequestBytesMax bounds the large requests of all connections together. Default 256 MiB.
+	// RequestBytesMax bounds the requests of all connections together, but for 64 KiB of each connection. Default 256 MiB.
 	RequestBytesMax int
 	// FetchBytesMax is the most that one Fetch answers, but for a first batch that is larger. Default 16 MiB, at most 64.
 	FetchBytesMax int32

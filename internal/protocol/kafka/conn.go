@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"reflect"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +34,8 @@ type conn struct {
 	// waiting counts the queued requests whose work has not begun. A produce request begins when it is read only if
 	// nothing read before it is still to begin, so that requests take effect in order.
 	waiting atomic.Int32
+	// small are the requests that are smaller than what budgets count in, and not answered.
+	small small
 	// host is the client's address without its port.
 	host string
 	// held gives back what the request being answered took from the budget of fetches. Only the answering goroutine uses
@@ -46,7 +49,8 @@ type item struct {
 	api *api
 	// body is what was read and checked. It is decoded when the request's turn comes: an array of small elements takes many
 	// times its bytes then, and as many requests may wait behind a long poll as a connection may have in flight.
-	body    []byte
+	body []byte
+	// release gives back the memory that is kept for the request.
 	release func()
 	// begun is the work of a produce request that began when it was read.
 	begun *produceWork
@@ -120,15 +124,10 @@ func (c *conn) read() error {
 			return err
 		}
 		it := &item{release: func() {}}
-		frame, err := readFrame(r, c.s.cfg.FrameBytesMax, func(n int) (err error) {
-			if n <= frameStep {
-				return nil
-			}
-			ctx, cancel := context.WithDeadline(c.work, deadline)
-			defer cancel()
-			it.release, err = c.s.frames.take(ctx, n)
-			if err != nil {
-				it.release = func() {}
+		frame, err := readFrame(r, c.s.cfg.FrameBytesMax, func(n int) error {
+			release, err := c.room(n, deadline)
+			if err == nil {
+				it.release = release
 			}
 			return err
 		}, func() error {
@@ -148,6 +147,69 @@ func (c *conn) read() error {
 			return err
 		}
 		c.queue <- it
+	}
+}
+
+// room waits for the memory that a request takes.
+func (c *conn) room(n int, deadline time.Time) (release func(), err error) {
+	units := n
+	if n <= frameStep {
+		if units = c.small.add(n); units == 0 {
+			return func() { c.small.remove(n) }, nil
+		}
+	}
+	ctx, cancel := context.WithDeadline(c.work, deadline)
+	defer cancel()
+	release, err = c.s.frames.take(ctx, units)
+	if n > frameStep {
+		return release, err
+	}
+	if err != nil {
+		c.small.remove(n)
+		return nil, err
+	}
+	c.small.hold(release)
+	return func() { c.small.remove(n) }, nil
+}
+
+// small counts small requests of a connection. The first frameStep bytes of them are free, so that whoever asks for little never waits for those
+// who ask for much; the rest is taken from the budget, a unit at a time.
+type small struct {
+	mu    sync.Mutex
+	bytes int
+	// units give back what was taken.
+	units []func()
+}
+
+// add counts a request, and returns how many bytes are to be taken from the budget for it.
+func (s *small) add(n int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bytes += n
+	return max((s.needed()-len(s.units))*budgetUnit, 0)
+}
+
+// needed returns how many units are to be held.
+func (s *small) needed() int { return max(s.bytes-frameStep+budgetUnit-1, 0) / budgetUnit }
+
+// hold keeps what was taken as long as there are so many requests.
+func (s *small) hold(unit func()) {
+	s.mu.Lock()
+	s.units = append(s.units, unit)
+	s.mu.Unlock()
+	s.remove(0)
+}
+
+// remove ends to count a request.
+func (s *small) remove(n int) {
+	s.mu.Lock()
+	s.bytes -= n
+	left := min(s.needed(), len(s.units))
+	give := s.units[left:]
+	s.units = s.units[:left:left]
+	s.mu.Unlock()
+	for _, g := range give {
+		g()
 	}
 }
 

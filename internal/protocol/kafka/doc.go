@@ -6,6 +6,6 @@
 // in order. A request that waits (Fetch, JoinGroup, SyncGroup) holds up its own connection only, as in Kafka.
 //
 // Memory is bounded: a frame is read as it arrives and not as large as it claims to be, its array counts are checked
-// against its size before anything is decoded, large frames and fetched records are taken from budgets that all
+// against its size before anything is decoded, frames and fetched records are taken from budgets that all
 // connections share, and a connection has a fixed number of requests in flight.
 package kafka

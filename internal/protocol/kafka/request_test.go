@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"io"
 	"reflect"
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -79,6 +81,50 @@ func TestRequest_TheLargestTakeTurns(t *testing.T) {
 	if n := len(b.units); n != 0 {
 		t.Errorf("%d units were not given back", n)
 	}
+}
+
+// What waits behind a long poll is kept, however small each request is. Little is free.
+func TestRequest_ManySmallOnesCount(t *testing.T) {
+	b := newBench(t, 1, Config{})
+	w := b.dial()
+	w.createTopic("t", 1)
+	others := b.dial()
+	units := func(n int) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); len(b.s.frames.units) != n; runtime.Gosched() {
+			if time.Now().After(end) {
+				t.Fatalf("%d units are held, want %d", len(b.s.frames.units), n)
+			}
+		}
+	}
+	const size = 48 << 10
+	poll := w.send(fetchReq("t", 0, 0, 60_000, 1))
+	var sent []int32
+	for i := range 24 {
+		sent = append(sent, w.send(produceReq("none", 0, 1, make([]byte, size))))
+		// Some is in front of the records.
+		if i == 0 {
+			units(0)
+		}
+	}
+	units((24*size - frameStep + budgetUnit - 1 + 24*100) / budgetUnit)
+	if x := others.produce("t", 0, records(0, 1)); x.ErrorCode != 0 {
+		t.Errorf("produce: %+v", x)
+	}
+	for i, id := range append([]int32{poll}, sent...) {
+		if got, _, err := w.frame(); got != id || err != nil {
+			t.Fatalf("answer %d: %d, %v, want %d", i, got, err, id)
+		}
+	}
+	units(0)
+	// All is given back when a connection ends, too.
+	w.send(fetchReq("t", 0, 1, 60_000, 1))
+	for range 4 {
+		w.send(produceReq("none", 0, 1, make([]byte, size)))
+	}
+	units(3)
+	_ = w.nc.Close()
+	units(0)
 }
 
 // What is not served is refused in so many words, or the connection is closed. It is never answered as if it was done.
