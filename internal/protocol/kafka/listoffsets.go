@@ -14,7 +14,7 @@ import (
 //
 // Behaviour: the next offset (-1), the first (-2 and, as nothing is tiered, -4), the record with the latest time stamp
 // (-3), and by time the first record stamped at or after it: exact to the record, also inside compressed batches. Which
-// batches have such a record their headers say: Produce sets that right in what is not compressed, and trusts the producer in the rest.
+// batches have such a record their headers say: Produce sets that right in what is not compressed, and in the rest if it cannot be right.
 //
 // Versions: 1 to 10.
 //

@@ -151,8 +151,16 @@ func (w *produceWork) check(s *Server, t *eventlog.Topic, p *kmsg.ProduceRequest
 	}
 	h, err := eventlog.CheckBatch(p.Records)
 	token := int64(0)
-	if err == nil && t.Fence != "" {
+	switch {
+	case err != nil:
+	case t.Fence != "":
 		token, h, err = w.token(s, t, h, p.Records, on)
+	case h.Attributes&eventlog.AttrCodec != 0 && h.MaxTimestamp < h.FirstTimestamp:
+		// kafka-go states the last record's, and kafkajs looks at some records only. Retention would take what is not old.
+		err = w.unpack(s, h, p.Records, func(body []byte) (err error) {
+			h, err = eventlog.RightTime(p.Records, h, body)
+			return err
+		})
 	}
 	if ahead := time.Until(time.UnixMilli(h.MaxTimestamp)); err == nil && ahead > timeAheadMax {
 		err = errs.Coded(errs.Invalid, "INVALIDTIMESTAMP", "a record is stamped %v ahead of this node's clock; at most %v are allowed: time stamps are in milliseconds", ahead.Round(time.Second), timeAheadMax)
@@ -160,28 +168,36 @@ func (w *produceWork) check(s *Server, t *eventlog.Topic, p *kmsg.ProduceRequest
 	return token, err
 }
 
-// token reads the fencing token of a batch for a topic with a lock, and returns the batch's header as it is then.
-func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader, batch []byte, on shard.ID) (int64, eventlog.BatchHeader, error) {
+// unpack calls use with the records of a batch, which may be compressed.
+func (w *produceWork) unpack(s *Server, h eventlog.BatchHeader, batch []byte, use func(body []byte) error) error {
 	body := batch[eventlog.BatchHeaderSize:]
 	if codec := h.Attributes & eventlog.AttrCodec; codec != 0 {
 		release, err := s.unpacked.take(w.ctx, decompressedMax)
 		if err != nil {
-			return 0, h, err
+			return err
 		}
 		defer release()
 		body, err = decompress(codec, body)
 		if errs.Is(err, errs.Corrupt) {
 			// The checksum was right: it will be no better the next time.
-			err = errs.Coded(errs.Invalid, "INVALIDRECORD", "the batch cannot be unpacked to look for fencing tokens: %s", err)
+			err = errs.Coded(errs.Invalid, "INVALIDRECORD", "the batch cannot be unpacked to look into its records: %s", err)
 		}
 		if err != nil {
-			return 0, h, err
+			return err
 		}
 	}
-	token, err := eventlog.BatchToken(h, body, t.Name, t.Fence)
-	if err == nil && h.Attributes&eventlog.AttrCodec != 0 {
-		h, err = eventlog.RightTime(batch, h, body)
-	}
+	return use(body)
+}
+
+// token reads the fencing token of a batch for a topic with a lock, and returns the batch's header as it is then.
+func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader, batch []byte, on shard.ID) (int64, eventlog.BatchHeader, error) {
+	token := int64(0)
+	err := w.unpack(s, h, batch, func(body []byte) (err error) {
+		if token, err = eventlog.BatchToken(h, body, t.Name, t.Fence); err == nil && h.Attributes&eventlog.AttrCodec != 0 {
+			h, err = eventlog.RightTime(batch, h, body)
+		}
+		return err
+	})
 	if err == nil && on != w.world.space.Shards[0] {
 		err = eventlog.Stale(s.tokens.Check(w.ctx, []byte(t.Fence), token))
 		if errs.Is(err, errs.Fenced) && h.ProducerID >= 0 {

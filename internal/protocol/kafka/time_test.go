@@ -88,6 +88,23 @@ func TestProduce_StatesTheLatestTime(t *testing.T) {
 	if _, err := eventlog.CheckBatch(bytes.Clone(batch)); err != nil || !bytes.Equal(batch[17:], records(0, 2000, 1000)[17:]) {
 		t.Errorf("stored: %x, %v", batch, err)
 	}
+	// A compressed batch that cannot be right is looked into.
+	for codec := int16(1); codec <= 4; codec++ {
+		name := strconv.Itoa(int(codec))
+		w.createTopic(name, 1)
+		if x := w.produce(name, 0, stating(records(codec, 2000, 3000, 1000), 1000)); x.ErrorCode != 0 {
+			t.Fatalf("produce: %+v", x)
+		}
+		if x := w.listAt(name, 2500); x.ErrorCode != 0 || x.Offset != 1 || x.Timestamp != 3000 {
+			t.Errorf("codec %d: the first record at or after 2500: %+v", codec, x)
+		}
+		if h, ok := eventlog.ReadBatchHeader(w.fetch(name, 0, 0).RecordBatches); !ok || h.MaxTimestamp != 3000 {
+			t.Errorf("codec %d: stored: %+v", codec, h)
+		}
+		if x := w.produce(name, 0, stating(records(codec, time.Now().UnixMicro()), 0)); x.ErrorCode != codeInvalidTimestamp {
+			t.Errorf("codec %d: microseconds, stating nothing: %+v", codec, x)
+		}
+	}
 	// The server unpacks what is produced under a lock.
 	req := kmsg.NewPtrCreateTopicsRequest()
 	x := kmsg.NewCreateTopicsRequestTopic()
