@@ -38,9 +38,8 @@ type conn struct {
 	small small
 	// host is the client's address without its port.
 	host string
-	// held gives back what the request being answered took from the budget of fetches. Only the answering goroutine uses
-	// it.
-	held func()
+	// held is what the request being answered took from the budget of fetches. Only the answering goroutine uses it.
+	held *grant
 }
 
 // item is a request on its way through a connection.
@@ -325,7 +324,7 @@ func (c *conn) answerAll() {
 			c.waiting.Add(-1)
 		}
 		if c.held != nil {
-			c.held()
+			c.held.keep(0)
 			c.held = nil
 		}
 		it.release()

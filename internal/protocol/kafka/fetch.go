@@ -165,7 +165,7 @@ func (w *fetchWork) run(c *conn) error {
 	bytesMin := w.bytesMin(bytesMax)
 	for last := w.failed || len(signals) == 2; ; {
 		ctx, cancel := context.WithTimeout(c.work, w.s.cfg.RequestTimeout)
-		release, err := w.s.fetches.take(ctx, int(bytesMax))
+		room, err := w.s.fetches.grant(ctx, int(bytesMax))
 		if err != nil {
 			cancel()
 			w.fail(err)
@@ -174,10 +174,12 @@ func (w *fetchWork) run(c *conn) error {
 		n, more := w.look(ctx, bytesMax)
 		cancel()
 		if last || w.failed || more || n >= bytesMin {
-			c.held = release
+			// A client that is slow to take a short answer does not keep the room of a long one from others.
+			room.keep(n)
+			c.held = room
 			return nil
 		}
-		release()
+		room.keep(0)
 		chosen, _, _ := reflect.Select(signals)
 		last = chosen >= len(signals)-2
 		if !last && (n > 0 || w.wide()) {

@@ -109,3 +109,30 @@ func TestFetch_OfManyPartitionsRestsBetweenLooks(t *testing.T) {
 		}
 	}
 }
+
+// An answer is kept until the client has taken it, which may take its time, and others wait for the room meanwhile.
+func TestFetch_KeepsTheRoomOfItsAnswerOnly(t *testing.T) {
+	b := newBench(t, 1, Config{})
+	w := b.dial()
+	w.createTopic("t", 1)
+	if x := w.produce("t", 0, records(0, 1)); x.ErrorCode != 0 {
+		t.Fatalf("produce: %+v", x)
+	}
+	req := fetchReq("t", 0, 0, 0, 1)
+	req.MaxBytes, req.Topics[0].Partitions[0].PartitionMaxBytes = 50<<20, 50<<20
+	for want, offset := range []int64{1, 0} {
+		c := newConn(b.s, stub{})
+		defer c.endWork()
+		req.Topics[0].Partitions[0].FetchOffset = offset
+		if _, err := b.s.fetch(t.Context(), c, header{}, req); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(b.s.fetches.units); n != want {
+			t.Errorf("from offset %d: %d units are kept, want %d", offset, n, want)
+		}
+		c.held.keep(0)
+	}
+	if n := len(b.s.fetches.units); n != 0 {
+		t.Errorf("%d units were not given back", n)
+	}
+}

@@ -114,30 +114,52 @@ type budget struct {
 }
 
 func newBudget(bytes int) *budget {
-	return &budget{turn: make(chan struct{}, 1), units: make(chan struct{}, (bytes+budgetUnit-1)/budgetUnit)}
+	return &budget{turn: make(chan struct{}, 1), units: make(chan struct{}, unitsOf(bytes))}
 }
 
 // take waits for room and returns how to give it back. It asks for no more than there is at all.
 func (b *budget) take(ctx context.Context, bytes int) (release func(), err error) {
-	n := min((bytes+budgetUnit-1)/budgetUnit, cap(b.units))
-	give := func(n int) {
-		for range n {
-			<-b.units
-		}
+	g, err := b.grant(ctx, bytes)
+	if err != nil {
+		return nil, err
 	}
+	return func() { g.keep(0) }, nil
+}
+
+// grant is room that was taken.
+type grant struct {
+	b     *budget
+	units int
+}
+
+// grant waits for room like take.
+func (b *budget) grant(ctx context.Context, bytes int) (*grant, error) {
+	full := func(g *grant) (*grant, error) {
+		g.keep(0)
+		return nil, errs.New(errs.Overloaded, "no room for a request of %d bytes within the time limit; others fill the memory kept for requests", bytes)
+	}
+	g := &grant{b: b}
 	select {
 	case b.turn <- struct{}{}:
 		defer func() { <-b.turn }()
 	case <-ctx.Done():
-		return nil, errs.New(errs.Overloaded, "no room for a request of %d bytes within the time limit; others fill the memory kept for requests", bytes)
+		return full(g)
 	}
-	for i := range n {
+	for n := min(unitsOf(bytes), cap(b.units)); g.units < n; g.units++ {
 		select {
 		case b.units <- struct{}{}:
 		case <-ctx.Done():
-			give(i)
-			return nil, errs.New(errs.Overloaded, "no room for a request of %d bytes within the time limit; others fill the memory kept for requests", bytes)
+			return full(g)
 		}
 	}
-	return func() { give(n) }, nil
+	return g, nil
 }
+
+// keep gives back what is more than is needed for some bytes.
+func (g *grant) keep(bytes int) {
+	for n := unitsOf(bytes); g.units > n; g.units-- {
+		<-g.b.units
+	}
+}
+
+func unitsOf(bytes int) int { return (bytes + budgetUnit - 1) / budgetUnit }
