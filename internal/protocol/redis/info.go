@@ -125,7 +125,7 @@ func (c *conn) infoSection(b *strings.Builder, section string) error {
 		if err := c.place(); err != nil {
 			return err
 		}
-		keys, expires, err := c.countKeys()
+		keys, expires, err := c.keyspace()
 		if err != nil {
 			return err
 		}

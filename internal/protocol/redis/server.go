@@ -149,7 +149,8 @@ type Server struct {
 	rejected  atomic.Int64
 	conns     *conns.Set[*conn]
 	gatherers gatherers
-	// wg counts the janitor and what gatherers run.
+	keyCounts keyCounts
+	// wg counts the janitor, what gatherers run, and counts of keys.
 	wg sync.WaitGroup
 }
 

@@ -76,7 +76,7 @@ func connectionCommands() []command {
 
 		cmd("command", -1, datatypes.Loading|datatypes.Stale, "server", "2.8.13", "[COUNT | INFO | DOCS | LIST | GETKEYS]", "Tells about commands.", "INFO tells of no subcommands, DOCS of no arguments.", cmdCommand),
 		cmd("config", -2, datatypes.Admin|datatypes.NoScript|datatypes.Loading|datatypes.Stale, "server", "2.0.0", "GET parameter [parameter ...]", "Tells the configuration.", "SET, REWRITE and RESETSTAT are refused.", cmdConfig),
-		cmd("info", -1, datatypes.Loading|datatypes.Stale, "server", "1.0.0", "[section [section ...]]", "Tells about the server.", "", cmdInfo),
+		cmd("info", -1, datatypes.Loading|datatypes.Stale, "server", "1.0.0", "[section [section ...]]", "Tells about the server.", "Of many keys the numbers are some time old, or missing until they have been counted.", cmdInfo),
 		cmd("time", 1, datatypes.Fast|datatypes.Loading|datatypes.Stale, "server", "2.6.0", "", "Returns the time of the node.", "", cmdTime),
 		cmd("wait", 3, datatypes.NoScript, "generic", "3.0.0", "numreplicas timeout", "Returns how many replicas surely have the connection's writes.", "A majority has every acknowledged write: the answer is the majority without the leader, at once.", cmdWait),
 		cmd("lolwut", -1, datatypes.ReadOnly|datatypes.Fast, "server", "5.0.0", "[VERSION version]", "Shows the version.", "", cmdLolwut),
