@@ -11,6 +11,8 @@ import (
 const (
 	retentionBatches = 512
 	retentionBytes   = 8 << 20
+	// retentionStretches bounds the rows of the time index that are looked at.
+	retentionStretches = 10_000
 )
 
 // fireRetention deletes whole batches from the front of a partition. A batch goes when its latest record is older than
@@ -57,6 +59,12 @@ func fireRetention(tx *shard.Tx, key []byte) {
 			drop = len(front)
 		}
 	}
+	if more && drop == 0 {
+		// None of them has a time stamp, and what is behind them was not looked at.
+		if latest := firstDated(tx, topic, part, &p, front[len(front)-1].next); latest >= 0 && latest < cutoff {
+			drop = len(front)
+		}
+	}
 	for _, s := range front[:drop] {
 		tx.Delete(s.key)
 		p.start, p.size = s.next, p.size-s.size
@@ -73,6 +81,20 @@ func fireRetention(tx *shard.Tx, key []byte) {
 		tx.SetTimer(key, at)
 	}
 	tx.Set(partKey(rowPartition, topic, part), p.encode())
+}
+
+// firstDated returns the latest time stamp of the first stretch of the time index, from an offset on, that has one; -1 if it is not known.
+func firstDated(tx *shard.Tx, topic [16]byte, part int32, p *partition, from int64) int64 {
+	n := 0
+	for k, v := range tx.Scan(partKey(rowTime, topic, part), partEnd(rowTime, topic, part)) {
+		if n++; n > retentionStretches {
+			return -1
+		}
+		if r := readTimeRow(k, v); r.last >= from && r.latest >= 0 {
+			return r.latest
+		}
+	}
+	return p.openMax
 }
 
 // dropIndex removes what points before the log start only: time index rows, and ended epochs.
