@@ -157,15 +157,16 @@ func (c *conn) clientList(args [][]byte) {
 
 // clientKill closes connections: CLIENT KILL addr, or with filters.
 func (c *conn) clientKill(args [][]byte) {
-	match, skipMe, old := func(*conn) bool { return true }, true, false
-	and := func(f func(o *conn) bool) {
-		prev := match
-		match = func(o *conn) bool { return prev(o) && f(o) }
+	// Of an option that comes again the last counts, as in Redis.
+	var want struct {
+		id                int64
+		hasAddr, hasLaddr bool
+		addr, laddr       string
+		nobody            bool
 	}
-	if len(args) == 1 {
-		addr := string(args[0])
-		old, skipMe, args = true, false, nil
-		and(func(o *conn) bool { return o.addr == addr })
+	skipMe, old := true, len(args) == 1
+	if old {
+		skipMe, want.hasAddr, want.addr, args = false, true, string(args[0]), nil
 	}
 	for ; len(args) > 0; args = args[2:] {
 		if len(args) == 1 {
@@ -180,16 +181,17 @@ func (c *conn) clientKill(args [][]byte) {
 				c.fail("ERR client-id should be greater than 0")
 				return
 			}
-			and(func(o *conn) bool { return o.id == id })
+			want.id = id
 		case "addr":
-			and(func(o *conn) bool { return o.addr == v })
+			want.hasAddr, want.addr = true, v
 		case "laddr":
-			and(func(o *conn) bool { return o.nc.LocalAddr().String() == v })
+			want.hasLaddr, want.laddr = true, v
 		case "type":
 			switch strings.ToLower(v) {
 			case "normal":
+				want.nobody = false
 			case "master", "replica", "slave", "pubsub":
-				and(func(*conn) bool { return false })
+				want.nobody = true
 			default:
 				c.fail("ERR Unknown client type '" + v + "'")
 				return
@@ -214,9 +216,13 @@ func (c *conn) clientKill(args [][]byte) {
 			return
 		}
 	}
+	match := func(o *conn) bool {
+		return !want.nobody && (want.id == 0 || o.id == want.id) && (!want.hasAddr || o.addr == want.addr) &&
+			(!want.hasLaddr || o.nc.LocalAddr().String() == want.laddr) && (o != c || !skipMe)
+	}
 	n := int64(0)
 	for _, o := range c.s.all() {
-		if !match(o) || o == c && skipMe {
+		if !match(o) {
 			continue
 		}
 		n++

@@ -345,3 +345,26 @@ func TestDifferential_Pipelines(t *testing.T) {
 		}
 	}
 }
+
+// Of an option that comes again, the last counts.
+func TestDifferential_ClientKillTwice(t *testing.T) {
+	redis := startRedis(t)
+	r := newRig(t, shardtest.Options{RealTime: true}, Config{})
+	for _, line := range []string{"id A id B", "id A addr nobody:1", "type pubsub type normal id B", "type normal type pubsub id B", "addr nobody:1 addr ADDR", "skipme yes skipme no id SELF", "skipme no skipme yes id SELF"} {
+		run := func(addr string) string {
+			a, b, self := dial(t, addr), dial(t, addr), dial(t, addr)
+			id := func(c *client) string { return strings.TrimPrefix(c.do("client", "id"), ":") }
+			line := strings.NewReplacer("ADDR", b.nc.LocalAddr().String(), "SELF", id(self), "A", id(a), "B", id(b)).Replace(line)
+			n := self.do(append([]string{"client", "kill"}, strings.Fields(line)...)...)
+			alive := func(c *client) string {
+				_, _ = c.nc.Write(encode("echo", "alive"))
+				s, _ := c.try()
+				return s
+			}
+			return n + " A: " + alive(a) + " B: " + alive(b) + " self: " + alive(self)
+		}
+		if got, want := run(r.addr), run(redis); got != want {
+			t.Errorf("%s: got %s, want %s", line, got, want)
+		}
+	}
+}
