@@ -11,8 +11,8 @@ import (
 // Commit stores how far a group has read (OffsetCommit).
 type Commit struct {
 	Group string
-	// MemberID and Generation are those of a member; a consumer outside of group management leaves the first empty and
-	// sets the second to -1, and may commit only while the group has no members.
+	// MemberID and Generation are those of a member; a consumer outside of group management sets the second to -1, and may
+	// commit only while the group has no members.
 	MemberID, Instance string
 	Generation         int32
 	Offsets            []CommittedOffset
@@ -69,30 +69,9 @@ func applyCommit(tx *shard.Tx, d dec) ([]byte, error) {
 			return nil, errs.Coded(errs.TooLarge, CodeMetadataTooLarge, "the metadata of a committed offset has %d bytes; at most %d are allowed", len(o.Metadata), OffsetMetadataMax)
 		}
 	}
-	var g *group
-	var err error
-	if c.Generation < 0 && c.MemberID == "" && c.Instance == "" {
-		if g, err = openGroup(tx, c.Group); err != nil {
-			return nil, err
-		}
-		if g.members > 0 {
-			return nil, errs.Coded(errs.Fenced, CodeUnknownMember, "the group has members; only they may commit offsets")
-		}
-		g.idle(tx)
-	} else {
-		if g = readGroup(tx, c.Group); g == nil {
-			return nil, errs.Coded(errs.Fenced, CodeIllegalGeneration, "no group %q; join again", clip(c.Group))
-		}
-		m, err := current(tx, g, c.MemberID, c.Instance, c.Generation)
-		if err != nil {
-			return nil, err
-		}
-		if g.state == GroupCompleting {
-			return nil, rebalancing()
-		}
-		if m.joined <= g.generation {
-			g.alive(tx, m)
-		}
+	g, err := c.check(tx)
+	if err != nil {
+		return nil, err
 	}
 	for i := range c.Offsets {
 		o := &c.Offsets[i]
@@ -111,6 +90,36 @@ func applyCommit(tx *shard.Tx, d dec) ([]byte, error) {
 	}
 	g.save(tx)
 	return nil, nil
+}
+
+// check returns the group if the commit is allowed.
+func (c *Commit) check(tx *shard.Tx) (*group, error) {
+	g := readGroup(tx, c.Group)
+	switch {
+	case c.Generation < 0 && (g == nil || g.members == 0):
+		// Whatever it says about itself, as in Kafka (ClassicGroup.validateOffsetCommit).
+		g, err := openGroup(tx, c.Group)
+		if err != nil {
+			return nil, err
+		}
+		g.idle(tx)
+		return g, nil
+	case g == nil:
+		return nil, errs.Coded(errs.Fenced, CodeIllegalGeneration, "no group %q; join again", clip(c.Group))
+	case c.Generation < 0 && c.MemberID == "" && c.Instance == "":
+		return nil, errs.Coded(errs.Fenced, CodeUnknownMember, "the group has members; only they may commit offsets")
+	}
+	m, err := current(tx, g, c.MemberID, c.Instance, c.Generation)
+	if err != nil {
+		return nil, err
+	}
+	if g.state == GroupCompleting {
+		return nil, rebalancing()
+	}
+	if m.joined <= g.generation {
+		g.alive(tx, m)
+	}
+	return g, nil
 }
 
 func readOffset(b []byte, o *CommittedOffset) {
