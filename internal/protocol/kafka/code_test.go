@@ -107,6 +107,30 @@ func TestGroupCodes_ThatJavaKnows(t *testing.T) {
 	check("no space", codeNotCoordinator, codeCoordinatorLoadInProgress)
 }
 
+// Java's consumer (AbstractCoordinator.SyncGroupResponseHandler) throws at the application for COORDINATOR_LOAD_IN_PROGRESS in the answer to a
+// SyncGroup, and joins again for REBALANCE_IN_PROGRESS, which is what Kafka says in its place.
+func TestSyncGroup_CodesThatJavaKnows(t *testing.T) {
+	b := newBench(t, 1, Config{})
+	w := b.dial()
+	req := kmsg.NewPtrSyncGroupRequest()
+	req.Group, req.MemberID, req.Generation = "g", "m", 1
+	for _, c := range []struct {
+		err  error
+		want int16
+	}{
+		{errs.New(errs.Overloaded, "full"), codeRebalanceInProgress},
+		{errs.New(errs.Unavailable, "no majority"), codeCoordinatorNotAvailable},
+		{errs.New(errs.OutcomeUnknown, "lost"), codeCoordinatorNotAvailable},
+	} {
+		b.c.Refuse(c.err)
+		for v := int16(0); v <= 5; v++ {
+			if r := ask[*kmsg.SyncGroupResponse](w, req, v); r.ErrorCode != c.want {
+				t.Errorf("%v: version %d: code %d, want %d", c.err, v, r.ErrorCode, c.want)
+			}
+		}
+	}
+}
+
 // family is a context that counts the contexts made of it that are not ended.
 type family struct {
 	context.Context

@@ -50,6 +50,10 @@ func (s *Server) syncGroup(_ context.Context, c *conn, _ header, r kmsg.Request)
 	}
 	if err != nil {
 		resp.ErrorCode, resp.ThrottleMillis = s.groupCode(req.Group, err), throttle(err)
+		if resp.ErrorCode == codeCoordinatorLoadInProgress {
+			// Java's consumers throw at the application for that one, and join again for this. Kafka too avoids it here.
+			resp.ErrorCode = codeRebalanceInProgress
+		}
 		return resp, nil
 	}
 	resp.ProtocolType, resp.Protocol = &st.ProtocolType, &st.Protocol
