@@ -2,12 +2,15 @@ package kafka
 
 import (
 	"fmt"
+	"math"
 	"runtime"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/quorate/quorate/internal/eventlog"
 )
 
 func joinReq(group, member string) *kmsg.JoinGroupRequest {
@@ -324,5 +327,17 @@ func TestJoinGroup_StaticMemberThatWaitsIsFenced(t *testing.T) {
 	young.send(join)
 	if r := old.receive(join, id).(*kmsg.JoinGroupResponse); r.ErrorCode != codeFencedInstanceID {
 		t.Errorf("the older process is told %d, want %d", r.ErrorCode, codeFencedInstanceID)
+	}
+}
+
+// Kafka has no bound for the time that a member takes to join again (max.poll.interval.ms), and many set it to the largest number.
+func TestJoinGroup_AnyTimeToJoinAgain(t *testing.T) {
+	b := newBench(t, 1, Config{})
+	for i, ms := range []int32{math.MaxInt32, int32(eventlog.SessionMax/time.Millisecond) + 1, 1, 0, -1} {
+		req := joinReq(fmt.Sprint("g", i), "")
+		req.RebalanceTimeoutMillis = ms
+		if r := ask[*kmsg.JoinGroupResponse](b.dial(), req, 3); r.ErrorCode != 0 || r.Generation != 1 {
+			t.Errorf("%d ms: %+v", ms, r)
+		}
 	}
 }

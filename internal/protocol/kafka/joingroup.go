@@ -102,6 +102,8 @@ func (s *Server) join(c *conn, h header, req *kmsg.JoinGroupRequest, resp *kmsg.
 	if req.Version == 0 || j.RebalanceMs <= 0 {
 		j.RebalanceMs = j.SessionMs
 	}
+	// Kafka takes any, and max.poll.interval.ms is often the largest number there is.
+	j.RebalanceMs = min(j.RebalanceMs, int32(eventlog.SessionMax/time.Millisecond))
 	if len(j.ClientID) > 128 {
 		j.ClientID = j.ClientID[:128]
 	}
