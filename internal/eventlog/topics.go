@@ -23,8 +23,8 @@ const (
 	TopicsMax = 20_000
 	// MessageBytesMax is the largest record batch a topic may be configured to take.
 	MessageBytesMax = 16 << 20
-	// MessageBytesDefault is the largest record batch of a topic that says nothing.
-	MessageBytesDefault = 1 << 20
+	// MessageBytesDefault is the largest record batch of a topic that says nothing, as in Kafka (message.max.bytes).
+	MessageBytesDefault = 1<<20 + 12
 )
 
 // ChangesPrefix starts the name of the read-only topic that shows a space's change log.

@@ -199,3 +199,29 @@ func TestRequest_IsDecodedWhenItsTurnComes(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Clients are set up for Kafka's limit (message.max.bytes): 1 MiB, and what stands in front of a batch in the log.
+func TestProduce_BatchesAsLargeAsKafkaTakes(t *testing.T) {
+	const most = 1048588
+	b := newBench(t, 1, Config{})
+	w := b.dial()
+	w.createTopic("t", 1)
+	sized := func(bytes int) []byte {
+		r := kmsg.Record{Value: make([]byte, bytes-100)}
+		for {
+			r.Length = 0
+			r.Length = int32(len(r.AppendTo(nil)) - 1)
+			batch := seal(kmsg.RecordBatch{Magic: 2, ProducerID: -1, ProducerEpoch: -1, FirstSequence: -1, NumRecords: 1, Records: r.AppendTo(nil)})
+			if len(batch) == bytes {
+				return batch
+			}
+			r.Value = append(r.Value, 0)
+		}
+	}
+	if x := w.produce("t", 0, sized(most)); x.ErrorCode != 0 {
+		t.Errorf("%d bytes: %+v", most, x)
+	}
+	if x := w.produce("t", 0, sized(most+1)); x.ErrorCode != codeMessageTooLarge {
+		t.Errorf("%d bytes: %+v", most+1, x)
+	}
+}
