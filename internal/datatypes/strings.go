@@ -19,6 +19,7 @@ func (c *call) setPlain(key, val []byte) ([]byte, error) {
 	if old, ok := c.tx.Get(c.key); ok && (len(old) == 0 || old[0] != kindString) {
 		var h head
 		if !h.decode(old) {
+			c.damaged = true
 			return nil, errDamaged()
 		}
 		c.detach(key, &h)
