@@ -57,6 +57,12 @@ func TestAnswer_NamesTheSameOnce(t *testing.T) {
 		t.Errorf("configs, once all of them: %d resources, %+v", len(c), c[0])
 	}
 
+	// In Kafka (ConfigHelper), no names are all of them too.
+	configs.Resources[times-1].ConfigNames = []string{}
+	if c := ask[*kmsg.DescribeConfigsResponse](w, configs, 4).Resources; len(c) != 1 || len(c[0].Configs) <= 2 {
+		t.Errorf("configs, once of no name: %d resources, %+v", len(c), c[0])
+	}
+
 	offsets := kmsg.NewPtrOffsetFetchRequest()
 	for i := range int32(times) {
 		g := kmsg.NewOffsetFetchRequestGroup()

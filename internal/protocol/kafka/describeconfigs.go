@@ -56,6 +56,12 @@ func mergeResources(list []kmsg.DescribeConfigsRequestResource) []kmsg.DescribeC
 		kind kmsg.ConfigResourceType
 		name string
 	}
+	for i := range list {
+		if len(list[i].ConfigNames) == 0 {
+			// No names are all of them, as in Kafka (ConfigHelper).
+			list[i].ConfigNames = nil
+		}
+	}
 	return merge(list, func(q *kmsg.DescribeConfigsRequestResource) resource {
 		return resource{q.ResourceType, q.ResourceName}
 	}, func(to, more *kmsg.DescribeConfigsRequestResource) {
