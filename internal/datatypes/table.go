@@ -151,7 +151,7 @@ var table = []Spec{
 	{"hincrby", 4, Write | DenyOOM | Fast, 1, 1, 1, opHIncrBy, "hash", "2.0.0", "key field increment", "Adds to an integer in a field.", "", cmdHIncrBy},
 	{"hincrbyfloat", 4, Write | DenyOOM | Fast, 1, 1, 1, opHIncrByFloat, "hash", "2.6.0", "key field increment", "Adds to a floating-point number in a field.", "Hexadecimal numbers are refused.", cmdHIncrByFloat},
 	{"hstrlen", 3, ReadOnly | Fast, 1, 1, 1, opHStrLen, "hash", "3.2.0", "key field", "Returns the length of a field's value.", "", cmdHStrLen},
-	{"hscan", -3, ReadOnly, 1, 1, 1, opHScan, "hash", "2.8.0", "key cursor [MATCH pattern] [COUNT count]", "Walks over the fields of a hash.", "A cursor is a place in a fixed order; each field that stays is returned exactly once.", cmdHScan},
+	{"hscan", -3, ReadOnly, 1, 1, 1, opHScan, "hash", "2.8.0", "key cursor [MATCH pattern] [COUNT count]", "Walks over the fields of a hash.", "A cursor is a number without a sign, a place in a fixed order; each field that stays is returned exactly once.", cmdHScan},
 	{"hrandfield", -2, ReadOnly, 1, 1, 1, opHRandField, "hash", "6.2.0", "key [count [WITHVALUES]]", "Returns random fields of a hash.", "Even draws up to 1024 fields only; at most 1048576 repeats.", cmdHRandField},
 
 	{"del", -2, Write | Keyspace, 1, -1, 1, opDel, "generic", "1.0.0", "key [key ...]", "Deletes keys.", "", cmdDel},
@@ -173,7 +173,7 @@ var table = []Spec{
 	{"touch", -2, ReadOnly | Fast | Keyspace, 1, -1, 1, opTouch, "generic", "3.2.1", "key [key ...]", "Counts the keys that exist.", "There is no access time to touch.", cmdExists},
 	{"randomkey", 1, ReadOnly | Keyspace | EveryShard, 0, 0, 0, opRandomKey, "generic", "1.0.0", "", "Returns a random key.", "Keys that follow a wide gap of hash values come up more often.", cmdRandomKey},
 	{"keys", 2, ReadOnly | Keyspace | Dangerous | EveryShard, 0, 0, 0, opKeys, "generic", "1.0.0", "pattern", "Returns all keys that match a pattern.", "The answer is bounded by 64 MiB.", cmdKeys},
-	{"scan", -2, ReadOnly | Keyspace | EveryShard, 0, 0, 0, opScan, "generic", "2.8.0", "cursor [MATCH pattern] [COUNT count] [TYPE type]", "Walks over the keys.", "A cursor is a place in a fixed order, good on every node; each key that stays is returned exactly once.", cmdScan},
+	{"scan", -2, ReadOnly | Keyspace | EveryShard, 0, 0, 0, opScan, "generic", "2.8.0", "cursor [MATCH pattern] [COUNT count] [TYPE type]", "Walks over the keys.", "A cursor is a number without a sign, a place in a fixed order, good on every node; each key that stays is returned exactly once.", cmdScan},
 	{"dbsize", 1, ReadOnly | Fast | Keyspace | EveryShard, 0, 0, 0, opDBSize, "server", "1.0.0", "", "Returns the number of keys.", "Counts by walking over the keys: its time grows with them.", cmdDBSize},
 	{"flushdb", -1, Write | Keyspace | Dangerous | EveryShard, 0, 0, 0, opFlushDB, "server", "1.0.0", "[ASYNC | SYNC]", "Removes all keys.", "Atomic up to 4096 keys of one shard; more go in steps, and keys written meanwhile stay.", cmdFlush},
 	{"flushall", -1, Write | Keyspace | Dangerous | EveryShard, 0, 0, 0, opFlushAll, "server", "1.0.0", "[ASYNC | SYNC]", "Removes all keys.", "As FLUSHDB.", cmdFlush},

@@ -61,8 +61,8 @@ func connectionCommands() []command {
 		cmd("reset", 1, connFlags|datatypes.NoAuth|immediate, "connection", "6.2.0", "", "Resets the connection.", "", cmdReset),
 		cmd("select", 2, datatypes.Fast|datatypes.Loading|datatypes.Stale, "connection", "1.0.0", "index", "Chooses a database.", "Database 0 only; tenants are spaces.", cmdSelect),
 		cmd("client", -2, datatypes.NoScript|datatypes.Loading|datatypes.Stale, "connection", "2.4.0", "ID | SETNAME name | GETNAME | SETINFO | INFO | LIST | KILL | REPLY | NO-EVICT | NO-TOUCH", "Handles connections.", "TRACKING, CACHING, PAUSE and UNBLOCK are refused, and REPLY within MULTI.", cmdClient),
-		cmd("readonly", 1, datatypes.Fast|datatypes.Loading|datatypes.Stale, "cluster", "3.0.0", "", "Allows reads of this node's replicas.", "Reads still see the connection's own writes.", cmdReadOnly),
-		cmd("readwrite", 1, datatypes.Fast|datatypes.Loading|datatypes.Stale, "cluster", "3.0.0", "", "Ends READONLY.", "", cmdReadWrite),
+		cmd("readonly", 1, datatypes.Fast|datatypes.Loading|datatypes.Stale, "cluster", "3.0.0", "", "Allows reads of this node's replicas.", "Reads still see the connection's own writes. Served without cluster mode, too.", cmdReadOnly),
+		cmd("readwrite", 1, datatypes.Fast|datatypes.Loading|datatypes.Stale, "cluster", "3.0.0", "", "Ends READONLY.", "Served without cluster mode, too.", cmdReadWrite),
 		cmd("asking", 1, datatypes.Fast, "cluster", "3.0.0", "", "Announces a redirected request.", "Without effect: slots never move while they are served.", cmdAsking),
 		cmd("cluster", -2, datatypes.Stale, "cluster", "3.0.0", "SLOTS | SHARDS | NODES | INFO | MYID | KEYSLOT key | COUNTKEYSINSLOT slot | GETKEYSINSLOT slot count", "Tells about the cluster.", "Subcommands that change the cluster are refused.", cmdCluster),
 
