@@ -11,8 +11,6 @@ import (
 type hints struct {
 	// keys are the flags of the keys, if they are not those of most commands that read, or write; behind a comma those of the second key.
 	keys string
-	// notes explain keys.
-	notes string
 	// flags are of the command, and mean nothing here but to clients.
 	flags string
 	tips  string
@@ -25,10 +23,10 @@ const (
 
 // hintsOf holds the hints of Redis 7.0.
 var hintsOf = map[string]hints{
-	"set":          {keys: "RW access update variable_flags", notes: "RW and ACCESS due to the optional `GET` argument"},
+	"set":          {keys: "RW access update variable_flags"},
 	"getset":       {keys: "RW access update"},
 	"getdel":       {keys: "RW access delete"},
-	"getex":        {keys: "RW access update", notes: "RW and UPDATE because it changes the TTL"},
+	"getex":        {keys: "RW access update"},
 	"setnx":        {keys: "OW insert"},
 	"setex":        {keys: "OW update"},
 	"psetex":       {keys: "OW update"},
@@ -113,24 +111,16 @@ func (c *conn) keySpecs(s *datatypes.Spec, h *hints) {
 	one, two, both := strings.Cut(keys, ", ")
 	if !both {
 		c.setOf(1)
-		c.keySpec(h, one, s.First, s.Last, s.Step)
+		c.keySpec(one, s.First, s.Last, s.Step)
 		return
 	}
 	c.setOf(2)
-	c.keySpec(h, one, s.First, s.First, s.Step)
-	c.keySpec(h, two, s.Last, s.Last, s.Step)
+	c.keySpec(one, s.First, s.First, s.Step)
+	c.keySpec(two, s.Last, s.Last, s.Step)
 }
 
-func (c *conn) keySpec(h *hints, flags string, first, last, step int) {
-	n := 3
-	if h.notes != "" {
-		n++
-	}
-	c.mapOf(n)
-	if h.notes != "" {
-		c.bulk("notes")
-		c.bulk(h.notes)
-	}
+func (c *conn) keySpec(flags string, first, last, step int) {
+	c.mapOf(3)
 	c.bulk("flags")
 	c.words(strings.Fields(flags))
 	c.bulk("begin_search")

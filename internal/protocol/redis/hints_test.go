@@ -16,7 +16,10 @@ func TestDifferential_CommandInfo(t *testing.T) {
 	r := newRig(t, shardtest.Options{RealTime: true}, Config{})
 	ours, theirs := r.dial(), dial(t, redis)
 	set := regexp.MustCompile(`\[(\+@[^\]]*)\]`)
+	// Redis says in words as well what some flags mean.
+	notes := regexp.MustCompile(`"notes" ".*?" `)
 	inOrder := func(reply string) string {
+		reply = notes.ReplaceAllString(reply, "")
 		return set.ReplaceAllStringFunc(reply, func(s string) string {
 			f := strings.Fields(s[1 : len(s)-1])
 			slices.Sort(f)
