@@ -16,6 +16,8 @@ import (
 type move struct {
 	to     uint64
 	future *shard.Future
+	// term is the one that this node leads in.
+	term uint64
 	// by is when it counts as failed. The message that makes the other call its election may still be under way then.
 	by time.Time
 }
@@ -38,7 +40,7 @@ func (h *Host) moveLeader(m MoveLeader) {
 	if !m.Deadline.IsZero() && m.Deadline.Before(by) {
 		by = m.Deadline
 	}
-	r.move = &move{to: to, future: m.Future, by: by}
+	r.move = &move{to: to, future: m.Future, term: r.term, by: by}
 	if !env.Mutant(env.MutantLeaseKeptOnMove) {
 		// It has none for the rest of the term: the message may be late.
 		r.reads.lease, r.reads.noLease = time.Time{}, r.term
@@ -79,6 +81,9 @@ func (r *replica) moved() {
 	switch {
 	case r.lead == m.to:
 		r.host.answer(m.future, shard.Result{})
+	case r.lead != r.rid && r.lead != raft.None && r.term > m.term+1:
+		// There may have been a leader of a term between that this node did not hear of.
+		r.host.answer(m.future, shard.Result{Err: errs.New(errs.OutcomeUnknown, "node %d leads shard %d now; whether node %d did in between is not known", replicaNode(r.lead), r.id, replicaNode(m.to))})
 	case r.lead != r.rid && r.lead != raft.None:
 		r.host.answer(m.future, shard.Result{Err: errs.New(errs.Conflict, "node %d was elected leader of shard %d instead", replicaNode(r.lead), r.id)})
 	case r.host.now.After(m.by):

@@ -121,6 +121,29 @@ func TestMoveLeader_Refused(t *testing.T) {
 	}
 }
 
+// A leader that hears of a later one only does not know who led in between.
+func TestMoveLeader_UnknownIfATermWasMissed(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	r.drop = func(_, to shard.NodeID, _ byte) bool { return to == lead.id }
+	f := lead.move(other.id, 0)
+	r.until("other leader", func() bool { return other.host.reps[1].leads() && other.host.reps[1].knowsCommit() })
+	third := r.nodes[0]
+	for _, n := range r.nodes {
+		if n != lead && n != other {
+			third = n
+		}
+	}
+	if back := other.move(third.id, 0); !other.answered(back) || other.results[back].Err != nil {
+		t.Fatalf("second hand-over: %v", other.results[back].Err)
+	}
+	r.drop = func(from, to shard.NodeID, _ byte) bool { return from == other.id && to == lead.id }
+	r.until("answer", func() bool { return lead.answered(f) })
+	if err := lead.results[f].Err; !errs.Is(err, errs.OutcomeUnknown) || errors.Is(err, shard.ErrMoveTimeout) {
+		t.Errorf("the other one led in between, and the answer is %v", err)
+	}
+}
+
 // The message that makes the other one call its election may be late: whoever sent it must not trust a lease again.
 func TestMoveLeader_EndsTheLeaseForTheTerm(t *testing.T) {
 	r := newRig(t, 3, func(c *Config) { c.LeaseReads, c.NoHibernate = true, true })
