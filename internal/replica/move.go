@@ -53,6 +53,10 @@ func (h *Host) moveLeader(m MoveLeader) {
 
 // mayMove returns the replica on a node if this one may hand over to it.
 func (r *replica) mayMove(to shard.NodeID) (uint64, error) {
+	if r.rn != nil {
+		// A message of this turn may have told raft of another leader, to whom it would pass the request on.
+		r.observe()
+	}
 	if !r.leads() {
 		return 0, errs.Wrap(errs.Unavailable, shard.ErrNotLeader, "shard %d is led by node %d; ask that one to hand over", r.id, replicaNode(r.lead))
 	}

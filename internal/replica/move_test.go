@@ -121,6 +121,36 @@ func TestMoveLeader_Refused(t *testing.T) {
 	}
 }
 
+// What this turn brought before the request counts, although raft was not asked yet what it made of it.
+func TestMoveLeader_OfALeaderThatWasJustDeposed(t *testing.T) {
+	r := newRig(t, 3, func(c *Config) { c.NoHibernate = true })
+	lead, other := r.elect()
+	r.isolate(lead)
+	var last []byte
+	r.sent = func(from shard.NodeID, f Outgoing) {
+		if n := r.nodes[from-1]; n != lead && f.To == lead.id && n.host.reps[1].leads() {
+			last = f.Data
+			other = n
+		}
+	}
+	// The old leader sleeps meanwhile.
+	lead.wake = r.now.Add(time.Hour)
+	r.until("frame of another leader", func() bool { return last != nil })
+	if !lead.host.reps[1].leads() {
+		t.Fatal("the old leader knows")
+	}
+	f := shard.NewFuture()
+	lead.turn(Frame{From: other.id, Data: last}, MoveLeader{Shard: 1, To: other.id, Future: f})
+	if err := lead.results[f].Err; !errors.Is(err, shard.ErrNotLeader) {
+		t.Errorf("the answer is %v", err)
+	}
+	r.heal()
+	r.run(time.Second)
+	if r.noted("malformed") {
+		t.Errorf("notes: %v", r.notes)
+	}
+}
+
 // A leader that hears of a later one only does not know who led in between.
 func TestMoveLeader_UnknownIfATermWasMissed(t *testing.T) {
 	r := newRig(t, 3, nil)
