@@ -54,6 +54,8 @@ const (
 	MutantRebuildingRead
 	// MutantFenceUnchecked lets a write under any fencing token through. The simulation has no locks: a test of package kv finds it.
 	MutantFenceUnchecked
+	// MutantMoveMisjudged answers a hand-over as done whoever was elected.
+	MutantMoveMisjudged
 	mutationEnd
 )
 

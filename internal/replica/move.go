@@ -83,7 +83,7 @@ func (r *replica) moved() {
 		return
 	}
 	switch {
-	case r.lead == m.to:
+	case r.lead == m.to, env.Mutant(env.MutantMoveMisjudged) && r.lead != r.rid && r.lead != raft.None:
 		r.host.answer(m.future, shard.Result{})
 	case r.lead != r.rid && r.lead != raft.None && r.term > m.term+1:
 		// There may have been a leader of a term between that this node did not hear of.

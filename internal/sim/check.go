@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"time"
+
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/quorate/quorate/internal/errs"
@@ -15,6 +17,8 @@ type checker struct {
 	w *world
 	// leaders: shard and term to the node that led.
 	leaders map[slot]shard.NodeID
+	// ended: shard and term to when its leader was seen to lead no more.
+	ended map[slot]time.Time
 	// entries: shard, index and term to the hash of the entry.
 	entries map[entrySlot]uint64
 	// before: shard, index and term to the term of the entry before it.
@@ -81,7 +85,7 @@ type readSeen struct {
 
 func newChecker(w *world) *checker {
 	return &checker{
-		w: w, leaders: map[slot]shard.NodeID{}, entries: map[entrySlot]uint64{}, before: map[entrySlot]uint64{},
+		w: w, leaders: map[slot]shard.NodeID{}, ended: map[slot]time.Time{}, entries: map[entrySlot]uint64{}, before: map[entrySlot]uint64{},
 		applied: map[slot]appliedAt{},
 		top:     map[shard.ID]storage.Position{}, floor: map[shard.ID]shard.Revision{}, ops: map[uint64]*opFate{},
 		seen: map[bootKey]bootState{}, history: map[shard.ID][]seenChange{},
@@ -181,11 +185,15 @@ func (c *checker) shardState(n *node, s *replica.ShardStatus) {
 			return
 		}
 		c.leaders[slot{s.ID, s.Term}] = n.id
+		delete(c.ended, slot{s.ID, s.Term})
 		// A node may learn late that it won a term, when a later one has begun and committed entries that it need not have.
 		if top := c.top[s.ID]; was.led != s.Term && top.Index > s.Last && top.Term < s.Term {
 			c.w.fail("leader completeness: node %d leads shard %d in term %d with last index %d, but %d is applied somewhere", n.id, s.ID, s.Term, s.Last, top.Index)
 			return
 		}
+	}
+	if was.led != 0 && was.led != now.led {
+		c.ended[slot{s.ID, was.led}] = c.w.now
 	}
 	c.seen[k] = now
 	if s.Applied > s.Commit {
@@ -205,6 +213,16 @@ func (c *checker) shardState(n *node, s *replica.ShardStatus) {
 	c.applied[slot{s.ID, at.Index}] = got
 	if top := c.top[s.ID]; at.Index > top.Index {
 		c.top[s.ID] = at
+	}
+}
+
+// died notes that a node leads no more.
+func (c *checker) died(n *node) {
+	for i := range c.w.o.Shards {
+		id := shard.ID(i + 1)
+		if was := c.seen[bootKey{n.boot, id}]; was.led != 0 {
+			c.ended[slot{id, was.led}] = c.w.now
+		}
 	}
 }
 

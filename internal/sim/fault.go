@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/quorate/quorate/internal/replica"
-	"github.com/quorate/quorate/internal/shard"
 )
 
 func stack() string { return string(debug.Stack()) }
@@ -201,41 +200,6 @@ func (w *world) partition() {
 	})
 }
 
-// moveLeader asks a node to hand a shard over to another one, as an operator does who may be wrong about who leads. Half of the time
-// the node hears nothing more soon after, for longer than a lease: it must not believe that it leads still.
-func (w *world) moveLeader() {
-	i, to := w.rng.IntN(w.o.Nodes), shard.NodeID(1+w.rng.IntN(w.o.Nodes))
-	n := w.nodes[i]
-	if n.boot == 0 {
-		return
-	}
-	asked := false
-	for _, s := range n.host.Shards() {
-		if s.Leads || w.rng.IntN(8) == 0 {
-			w.stats.Moves++
-			n.give(replica.MoveLeader{Shard: s.ID, To: to, Future: shard.NewFuture()})
-			asked = true
-		}
-	}
-	if !asked || w.rng.IntN(2) == 0 {
-		return
-	}
-	w.after(time.Duration(w.rng.Int64N(int64(3*w.o.DelayMax))), func() {
-		if !w.chaos {
-			return
-		}
-		w.note("node %d hands over and hears nothing more", n.id)
-		for b := range w.nodes {
-			w.cut[[2]int{b, i}] = true
-		}
-		w.after(200*time.Millisecond*time.Duration(w.o.ElectionTicks), func() {
-			for b := range w.nodes {
-				delete(w.cut, [2]int{b, i})
-			}
-		})
-	})
-}
-
 // squeeze takes a leader's followers away in two steps. Half of them lose it first, for long enough to want another; then
 // it loses the rest, and one of these is restarted at once. That one has just confirmed the leader, and is now asked for
 // its vote: a promise that does not outlive the restart shows.
@@ -342,7 +306,7 @@ func (w *world) settled() bool {
 		}
 	}
 	for _, n := range w.nodes {
-		if !w.whole(n) {
+		if !w.whole(n) || len(n.moves) > 0 {
 			return false
 		}
 		for _, f := range n.followers {
@@ -361,7 +325,7 @@ func (w *world) describe() string {
 			fmt.Fprintf(&b, "node %d down; ", n.id)
 			continue
 		}
-		fmt.Fprintf(&b, "node %d: %+v; ", n.id, n.host.Shards())
+		fmt.Fprintf(&b, "node %d: %+v, %d hand-overs not answered; ", n.id, n.host.Shards(), len(n.moves))
 	}
 	for _, c := range w.clients {
 		fmt.Fprintf(&b, "client %d: waiting %v proved %v; ", c.id, c.op != nil, c.proved)

@@ -44,6 +44,10 @@ var profiles = map[string]func(*Options){
 		o.Move, o.LeaseReads, o.NoHibernate = 0.3, true, true
 		o.ElectionTicks, o.Clients, o.ThinkMax = 20, 8, 20*time.Millisecond
 	},
+	// orders has hand-overs asked for so often that they cross each other, and the elections that faults bring.
+	"orders": func(o *Options) {
+		o.Move, o.Crash, o.Pause, o.Partition, o.Loss, o.ElectionTicks = 3, 0.1, 0.1, 0.2, 0.05, 5
+	},
 }
 
 // mutants says where each planted defect is looked for, and in how many seeds at most it must be found.
@@ -72,6 +76,7 @@ var mutants = []struct {
 	{env.MutantAmnesia, "Amnesia", "rot", 60},
 	{env.MutantLeaseForgotten, "LeaseForgotten", "lease", 40},
 	{env.MutantLeaseKeptOnMove, "LeaseKeptOnMove", "move", 60},
+	{env.MutantMoveMisjudged, "MoveMisjudged", "orders", 40},
 	{env.MutantReadBeforeTerm, "ReadBeforeTerm", "alone", 60},
 	{env.MutantWakeLost, "WakeLost", "calm", 40},
 	{env.MutantRebuildingRead, "RebuildingRead", "local", 60},

@@ -93,6 +93,10 @@ func FromSeed(seed uint64) Options {
 	// What came later is drawn from another source, so that the rest of a seed stays what it was.
 	if later := rand.New(rand.NewPCG(seed, 0x30fe)); later.IntN(2) == 0 {
 		o.Move = 0.3 * later.Float64()
+		if later.IntN(4) == 0 {
+			// So often that hand-overs cross each other.
+			o.Move *= 10
+		}
 	}
 	return o
 }

@@ -13,8 +13,8 @@ type Stats struct {
 	Steps, Frames, Acked, Failed, Unknown, Overloaded, Reads, TokenReads, Timers int
 	// Faults.
 	Crashes, PowerCuts, Pauses, Partitions, Squeezes, Stalls, SyncErrors, Flips, Wipes, Refusals, Flushes, Moves int
-	// Elections are changes of leader.
-	Elections int
+	// Elections are changes of leader, Moved those that somebody asked for and was told of.
+	Elections, Moved int
 	// SnapshotsSent and SnapshotsInstalled are whole states that moved; SnapshotsCut are those whose node died meanwhile.
 	SnapshotsSent, SnapshotsInstalled, SnapshotsCut int
 	// Replacements are replicas that lost their data and got a new id; Promotions those that were made voters again.

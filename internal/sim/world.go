@@ -86,6 +86,9 @@ type node struct {
 	// unsettled says that the log is in doubt as a whole until the first writes are durable.
 	unsettled bool
 	futures   map[*shard.Future]*operation
+	// moves are the hand-overs that the node was asked for, taken those that the present turn takes up.
+	moves map[*shard.Future]*handOver
+	taken []*handOver
 	// unverified says that the store may hold damage that nothing has come upon yet.
 	unverified bool
 	hub        *shard.Hub
@@ -327,7 +330,7 @@ func (n *node) boots() {
 	n.log, n.store = lg, st
 	n.inbox, n.pending, n.busy, n.turnDue = nil, nil, false, false
 	n.wakeAt, n.stallTo, n.pausedTo = time.Time{}, time.Time{}, time.Time{}
-	n.futures = map[*shard.Future]*operation{}
+	n.futures, n.moves = map[*shard.Future]*operation{}, map[*shard.Future]*handOver{}
 	var ids []shard.ID
 	for i := range w.o.Shards {
 		ids = append(ids, shard.ID(i+1))
@@ -438,12 +441,13 @@ func (n *node) die(why string) {
 			n.w.stats.SnapshotsCut++
 		}
 	}
+	n.w.check.died(n)
 	n.store.Rest()
 	crashed := n.disk.crash(n.w.rng)
 	n.close()
 	n.disk = crashed
 	ops := n.futures
-	n.futures = nil
+	n.futures, n.moves, n.taken = nil, nil, nil
 	for _, c := range n.w.clients {
 		if c.op != nil && c.op.node == n && ops[c.op.future] == c.op {
 			c.finish(shard.Result{Err: errs.New(errs.OutcomeUnknown, "connection lost")})
@@ -488,6 +492,7 @@ func (n *node) turn() {
 	w.stats.Steps++
 	in := n.inbox
 	n.inbox = nil
+	n.takesUp(in)
 	out := n.host.Turn(n.clock(), in)
 	for _, t := range out.Notes {
 		w.note("node %d shard %d: %s %v", n.id, t.Shard, t.Msg, t.Attrs)
@@ -497,6 +502,9 @@ func (n *node) turn() {
 				w.fail("node %d has forgotten what it confirmed, although nobody damaged it", n.id)
 				return
 			}
+		case "malformed frame from a peer", "malformed message from a peer":
+			w.fail("node %d was sent what nodes do not send: %v", n.id, t.Attrs)
+			return
 		case "installed a snapshot":
 			w.stats.SnapshotsInstalled++
 		case "sending a snapshot":
@@ -507,6 +515,7 @@ func (n *node) turn() {
 			w.stats.Replacements++
 		case "leads the shard":
 			w.stats.Elections++
+			w.check.leads(n, t.Shard, t.Attrs[1].(uint64))
 		}
 	}
 	w.stats.Duplicates += out.Counts.Duplicates
@@ -526,6 +535,9 @@ func (n *node) turn() {
 	w.check.turn(n, out.Writes)
 	if w.err != nil {
 		return
+	}
+	for _, h := range n.taken {
+		h.after = w.check.status[h.shard-1]
 	}
 	for _, f := range out.Frames {
 		w.send(n, f)
@@ -553,6 +565,10 @@ func (n *node) turn() {
 		if op := n.futures[a.Future]; op != nil {
 			delete(n.futures, a.Future)
 			op.client.answer(op, a.Result)
+		}
+		if h := n.moves[a.Future]; h != nil {
+			delete(n.moves, a.Future)
+			w.check.moved(n, h, a.Result)
 		}
 	}
 	for _, r := range out.Reads {
