@@ -105,6 +105,14 @@ func (v *logView) Term(i uint64) (uint64, error) {
 	return t, nil
 }
 
+// known is Term for an entry of which raft may know more: while writes are under way, the log may hold one that is replaced.
+func (v *logView) known(i uint64) (uint64, error) {
+	if i > v.before.Index && i < v.last.Index && (len(v.cache) == 0 || i < v.cacheFrom) && !v.r.host.logIdle() {
+		return 0, raft.ErrUnavailable
+	}
+	return v.Term(i)
+}
+
 // LastIndex implements raft.Storage.
 func (v *logView) LastIndex() (uint64, error) { return v.last.Index, nil }
 

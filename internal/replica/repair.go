@@ -177,9 +177,33 @@ func (r *replica) superseded(by uint64) {
 
 // forgot says whether a message shows that the log has lost entries which this replica has confirmed. A log whose last record is damaged looks like one
 // whose last record was being written in a crash, and is cut there (docs/formats/raftlog.md); the leader knows better as long as it leads: in its
-// heartbeat it names as committed what it knows the replica to have. raft would panic, and again after each start.
+// heartbeat it names as committed what it knows the replica to have. Where the log ends before that, raft would panic, and again after each start. Where it
+// has another entry there, one that the lost ones had replaced, raft would believe that to be committed.
 func (r *replica) forgot(m *raftpb.Message) bool {
-	return m.GetType() == raftpb.MsgHeartbeat && m.GetTerm() >= r.term && m.GetCommit() > r.view.last.Index
+	if m.GetType() != raftpb.MsgHeartbeat || m.GetTerm() < r.term {
+		return false
+	}
+	if m.GetCommit() > r.view.last.Index {
+		return true
+	}
+	if m.GetLogTerm() == 0 {
+		return false
+	}
+	// What is cut was applied, and so committed.
+	t, err := r.view.Term(m.GetCommit())
+	return err == nil && t != m.GetLogTerm()
+}
+
+// nameTerm adds the term of the entry that a heartbeat says is committed; see forgot. Raft leaves the field empty.
+func (r *replica) nameTerm(m *raftpb.Message) {
+	t, err := r.view.known(m.GetCommit())
+	switch {
+	case err != nil:
+	case t == m.GetTerm():
+		m.LogTerm = m.Term
+	default:
+		m.LogTerm = new(t)
+	}
 }
 
 const forgotten = "the log lacks what the replica has confirmed; it is rebuilt"

@@ -280,6 +280,48 @@ func TestRepair_LogWithoutItsEndIsNoticed(t *testing.T) {
 	r.rebuilt(other, old, "k", "4")
 }
 
+// What the lost record had replaced is in the log again then, and no shorter.
+func TestRepair_LogWithAnOldEndIsNoticed(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	third := r.nodes[0]
+	for _, n := range r.nodes {
+		if n != lead && n != other {
+			third = n
+		}
+	}
+	if f := lead.move(third.id, 0); !lead.answered(f) || lead.results[f].Err != nil {
+		t.Fatalf("hand-over: %+v", lead.results[f])
+	}
+	if res := third.do("k=2"); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	r.same("k", "2")
+	old := other.host.Shards()[0].Replica
+	other.stop()
+	lg, _, err := storage.OpenLog(other.logFS, "log", storage.LogConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, last := lg.Bounds(1)
+	term, err := lg.Term(1, last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replaced := storage.Write{
+		Shard: 1, Entries: []storage.Entry{{Index: last - 1, Term: term - 1}, {Index: last, Term: term - 1}},
+		State: storage.HardState{Term: term, Vote: lg.State(1).Vote, Commit: last - 2},
+	}
+	if err := errors.Join(lg.AppendAll([]storage.Write{replaced}), lg.Close()); err != nil {
+		t.Fatal(err)
+	}
+	other.dropState()
+	other.start(false)
+	r.until("notice", func() bool { return r.noted(forgotten) })
+	r.rebuilt(other, old, "k", "2")
+}
+
 func TestRepair_StaysTrueWhenMessagesAreLost(t *testing.T) {
 	r := newRig(t, 3, nil)
 	lead, other := r.elect()

@@ -474,6 +474,9 @@ func (r *replica) send(m *raftpb.Message) {
 		r.startSnapshot(p, m)
 		return
 	}
+	if m.GetType() == raftpb.MsgHeartbeat {
+		r.nameTerm(m)
+	}
 	if r.host.holdBack(r, p, m) || r.saysNothing(m) {
 		return
 	}
