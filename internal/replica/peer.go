@@ -280,6 +280,7 @@ func (r *replica) tickLeader() {
 			*f = w.end()
 		}
 	}
+	r.leaveJoint()
 	r.promoteLearners()
 }
 

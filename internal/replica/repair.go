@@ -217,6 +217,22 @@ func (r *replica) startOver(confirmed uint64) {
 	r.host.out.Changed = true
 }
 
+// leaveJoint ends a joint configuration. raft does so when it applies the entry that began it, or any later one; but a leader that hands over takes no
+// entry, and if it is left with its office and nobody writes, there is no later one.
+func (r *replica) leaveJoint() {
+	switch now := r.host.now; {
+	case len(r.confNow().state.VotersOutgoing) == 0:
+		r.jointSince = time.Time{}
+	case r.jointSince.IsZero():
+		r.jointSince = now
+	case now.Sub(r.jointSince) >= askAgain:
+		// Not at once again: what comes while another change is under way becomes an empty entry.
+		r.jointSince = now
+		_ = r.rn.ProposeConfChange(&raftpb.ConfChangeV2{})
+		r.host.markDirty(r)
+	}
+}
+
 // promoteLearners makes a learner that has caught up a voter.
 func (r *replica) promoteLearners() {
 	cs := r.confNow().state

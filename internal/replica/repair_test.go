@@ -322,6 +322,34 @@ func TestRepair_LogWithAnOldEndIsNoticed(t *testing.T) {
 	r.rebuilt(other, old, "k", "2")
 }
 
+// A leader that hands over takes no entries, not even the one that would end a change of the configuration.
+func TestRepair_GoesOnAfterAHandOverThatFailed(t *testing.T) {
+	r, other, old := stoppedFollower(t)
+	lead := r.leader()
+	third := r.nodes[0]
+	for _, n := range r.nodes {
+		if n != lead && n != other {
+			third = n
+		}
+	}
+	r.holdSync[third.id] = true
+	if err := other.open(nil, true); err != nil {
+		t.Fatal(err)
+	}
+	r.until("change of the configuration", func() bool { return r.noted("replacing a replica that lost its data") && len(third.writes) == 0 })
+	// The third one confirms the change when the hand-over to it has begun, of which it does not hear.
+	r.drop = func(_, to shard.NodeID, _ byte) bool { return to == third.id }
+	f := lead.move(third.id, 0)
+	delete(r.holdSync, third.id)
+	third.sync()
+	r.until("joint configuration", func() bool { return len(lead.host.reps[1].confNow().state.VotersOutgoing) > 0 })
+	if !lead.host.reps[1].leads() || lead.answered(f) {
+		t.Fatalf("the hand-over is over: %+v", lead.results[f])
+	}
+	r.heal()
+	r.rebuilt(other, old, "k", "4")
+}
+
 func TestRepair_StaysTrueWhenMessagesAreLost(t *testing.T) {
 	r := newRig(t, 3, nil)
 	lead, other := r.elect()

@@ -78,6 +78,8 @@ type replica struct {
 	request      uint64
 	// promotedAt is when this leader last proposed to make a learner a voter.
 	promotedAt time.Time
+	// jointSince is when this leader found the configuration to be joint, or last tried to end that.
+	jointSince time.Time
 	// given, on a leader, are the new ids it gave out.
 	given map[shard.NodeID]assigned
 }
