@@ -164,6 +164,29 @@ func flip(fs vfs.FS, dir string, rng *rand.Rand) string {
 	return name
 }
 
+// forgetEnd damages the record before the seal at the end of a log, and takes the seal away. It returns the name of the file.
+func forgetEnd(fs vfs.FS, dir string) string {
+	name := ""
+	for _, f := range files(fs, dir) {
+		if strings.HasSuffix(f, ".seg") && contents(fs, f) != nil {
+			name = f
+		}
+	}
+	b := contents(fs, name)
+	trim := func() int { return len(bytes.TrimRight(b, "\x00")) }
+	clear(b[max(0, trim()-sealBytes):])
+	b[trim()-1] ^= 1
+	f, err := fs.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_, err = f.WriteAt(b, 0)
+		err = errors.Join(err, f.Sync(), f.Close())
+	}
+	if err != nil {
+		panic(err)
+	}
+	return name
+}
+
 func usedBytes(f vfs.File, size int64) int64 {
 	buf := make([]byte, size)
 	n, err := f.ReadAt(buf, 0)

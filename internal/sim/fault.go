@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/quorate/quorate/internal/replica"
+	"github.com/quorate/quorate/internal/shard"
 )
 
 func stack() string { return string(debug.Stack()) }
@@ -22,6 +23,7 @@ func (w *world) scheduleFaults() {
 		w.repeat(w.o.SyncError, func() { w.syncError(n) })
 		w.repeat(w.o.BitFlip, func() { w.bitFlip(n) })
 		w.repeat(w.o.Wipe, func() { w.wipe(n) })
+		w.repeat(w.o.Forget, func() { w.forget(n) })
 		w.repeat(w.o.Flush, func() { w.flush(n) })
 	}
 	w.repeat(w.o.Move, w.moveLeader)
@@ -153,6 +155,39 @@ func (w *world) wipe(n *node) {
 	maps.Copy(n.floor, n.had)
 	w.note("node %d: disk replaced", n.id)
 	w.after(time.Duration(w.rng.IntN(2000))*time.Millisecond, n.boots)
+}
+
+// forget damages the last record of a node's log, as if it had never been synced. The node cannot know. What it has confirmed must be
+// everywhere else, or the copy that is lost may be one of a majority, which no system can help.
+func (w *world) forget(n *node) {
+	if w.o.Nodes < 3 || !w.calm() || !w.mayBreak(n) || errors.Join(n.log.Sync(), n.log.Seal(), n.log.Sync()) != nil {
+		return
+	}
+	n.die("to forget the end of its log")
+	w.stats.Forgets++
+	w.broken[int(n.id)] = true
+	w.note("node %d: damage at the end of %q", n.id, forgetEnd(n.disk.log, "log"))
+	w.after(time.Duration(w.rng.IntN(w.rng.IntN(2000)+1))*time.Millisecond, n.boots)
+}
+
+// calm says that all nodes agree who leads, and have everything on their disks.
+func (w *world) calm() bool {
+	want := map[shard.ID]replica.ShardStatus{}
+	for _, n := range w.nodes {
+		if n.boot == 0 || n.busy || len(n.pending) > 0 || n.disk.failSync || n.unverified {
+			return false
+		}
+		for _, s := range n.host.Shards() {
+			as, ok := want[s.ID]
+			if !ok {
+				as, want[s.ID] = s, s
+			}
+			if s.Awaiting || s.Leader == 0 || s.Commit != s.Last || s.Last != as.Last || s.Term != as.Term || s.Leader != as.Leader || !s.Voter(s.Replica) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // partition cuts links, one way, both ways or around a bridge, and mends them later.

@@ -16,7 +16,7 @@ type Options struct {
 	Chaos, Settle time.Duration
 	Clients       int
 	// Faults are rates per virtual second and node.
-	Crash, PowerCut, Pause, Partition, Squeeze, DiskStall, SyncError, BitFlip, Wipe float64
+	Crash, PowerCut, Pause, Partition, Squeeze, DiskStall, SyncError, BitFlip, Wipe, Forget float64
 	// Move is how often somebody asks a leader to hand over.
 	Move float64
 	// RestartMax is how long a crashed node stays away.
@@ -97,6 +97,9 @@ func FromSeed(seed uint64) Options {
 			// So often that hand-overs cross each other.
 			o.Move *= 10
 		}
+	}
+	if later := rand.New(rand.NewPCG(seed, 0xf06e)); later.IntN(4) == 0 && o.Nodes > 1 {
+		o.Forget = 0.1 * later.Float64()
 	}
 	return o
 }

@@ -18,7 +18,7 @@ func quietOptions(seed uint64) Options {
 // asDrawn returns the options of a seed without the faults that were added since the seed failed.
 func asDrawn(seed uint64) Options {
 	o := FromSeed(seed)
-	o.Move = 0
+	o.Move, o.Forget = 0, 0
 	return o
 }
 
@@ -84,7 +84,35 @@ var regressions = []struct {
 	},
 	{
 		"a timer that falls due while the leadership is handed over to a node that just died is fired", 6191,
-		func(o *Options) { *o = FromSeed(6191) },
+		func(o *Options) { *o = asDrawn(6191); o.Move = FromSeed(6191).Move },
+	},
+	{
+		"a leader that hears only of a later one does not say who led in between", 5,
+		func(o *Options) {
+			*o = asDrawn(5)
+			o.Nodes, o.Shards = 3, 1
+			o.Move, o.Loss, o.Crash, o.Pause, o.Partition, o.ElectionTicks = 3, 0.05, 0.1, 0.1, 0.2, 5
+		},
+	},
+	{
+		"a leader that was deposed in the same turn hands nothing over", 6,
+		func(o *Options) {
+			*o = asDrawn(6)
+			o.Move, o.Loss, o.Crash, o.Pause, o.Partition, o.ElectionTicks = 3, 0.05, 0.1, 0.1, 0.2, 5
+			o.Nodes, o.Shards, o.DelayMax = 3, 1, 60*time.Millisecond
+		},
+	},
+	{
+		"a joint configuration is left after a hand-over that failed, although nobody writes", 102,
+		func(o *Options) { *o = asDrawn(102); o.Move = 2.015207293549704 },
+	},
+	{
+		"a log that has lost its end, and has an earlier one again, is noticed", 170,
+		func(o *Options) {
+			*o = asDrawn(170)
+			o.Nodes, o.Forget, o.Move, o.Crash, o.Pause, o.Partition, o.PowerCut, o.Wipe = 3, 1, 0.5, 0.1, 0.1, 0.2, 0.03, 0.05
+			o.CutEntries, o.ChunkBytes, o.FlushMax = 50, 200, 100*time.Millisecond
+		},
 	},
 }
 

@@ -502,6 +502,8 @@ func (n *node) turn() {
 				w.fail("node %d has forgotten what it confirmed, although nobody damaged it", n.id)
 				return
 			}
+			w.stats.Forgotten++
+			n.floor[t.Shard] = n.had[t.Shard]
 		case "malformed frame from a peer", "malformed message from a peer":
 			w.fail("node %d was sent what nodes do not send: %v", n.id, t.Attrs)
 			return
