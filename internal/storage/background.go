@@ -151,6 +151,15 @@ func (w watchedFS) Create(name string, c vfs.DiskWriteCategory) (File, error) {
 	return watchedFile{f}, nil
 }
 
+// OpenDir implements vfs.FS. A table is there when its directory says so.
+func (w watchedFS) OpenDir(name string) (File, error) {
+	f, err := w.FS.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return watchedFile{f}, nil
+}
+
 type watchedFile struct{ File }
 
 // Write implements vfs.File.

@@ -21,6 +21,7 @@ import (
 type badDisk struct {
 	FS
 	writes, tables atomic.Int64
+	noDirs         atomic.Bool
 	err            error
 }
 
@@ -46,6 +47,27 @@ func (f badFile) Write(b []byte) (int, error) {
 }
 
 const always = 1 << 40
+
+func (d *badDisk) OpenDir(name string) (File, error) {
+	f, err := d.FS.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return badDir{f, d}, nil
+}
+
+// badDir is a directory on such a disk, whose syncs fail while noDirs says so.
+type badDir struct {
+	File
+	d *badDisk
+}
+
+func (f badDir) Sync() error {
+	if f.d.noDirs.Load() {
+		return f.d.err
+	}
+	return f.File.Sync()
+}
 
 func openOnBadDisk(t *testing.T, err error) (*Store, *badDisk) {
 	t.Helper()
@@ -81,6 +103,25 @@ func TestStore_DiskThatTakesNoTables(t *testing.T) {
 		if got := rows(t, s, "", ""); got != "a=1 b=2" {
 			t.Errorf("%v: the store holds %q", e, got)
 		}
+	}
+}
+
+// So it is with a disk that takes tables, and not that they are there.
+func TestStore_DiskThatTakesNoNames(t *testing.T) {
+	s, d := openOnBadDisk(t, syscall.EIO)
+	put(t, s, "a", "1")
+	must(t, s.Flush())
+	put(t, s, "b", "2")
+	before := d.tables.Load()
+	d.noDirs.Store(true)
+	if err := s.Flush(); !errs.Is(err, errs.Unavailable) || !errs.Is(s.Err(), errs.Unavailable) {
+		t.Errorf("flush: %v; the store says %v", err, s.Err())
+	}
+	if n := d.tables.Load() - before; n != attemptsMax {
+		t.Errorf("%d attempts, want %d", n, attemptsMax)
+	}
+	if got := rows(t, s, "", ""); got != "a=1 b=2" {
+		t.Errorf("the store holds %q", got)
 	}
 }
 
