@@ -164,6 +164,7 @@ func (r *replica) receiveRaft(m *raftpb.Message, flags byte) {
 		r.startOver(m.GetCommit())
 		return
 	}
+	r.doubt(m)
 	r.noteKnown(m, flags)
 	r.step(m)
 }

@@ -194,6 +194,17 @@ func (r *replica) forgot(m *raftpb.Message) bool {
 	return err == nil && t != m.GetLogTerm()
 }
 
+// doubt takes from a heartbeat what it says of commits if nobody can tell whether this log has the entry that is meant. It will be said again, or with
+// entries or a snapshot.
+func (r *replica) doubt(m *raftpb.Message) {
+	if m.GetType() != raftpb.MsgHeartbeat || m.GetLogTerm() != 0 || m.GetCommit() == 0 {
+		return
+	}
+	if own := r.rn.BasicStatus().GetCommit(); m.GetCommit() > own {
+		m.Commit = new(own)
+	}
+}
+
 // nameTerm adds the term of the entry that a heartbeat says is committed; see forgot. Raft leaves the field empty.
 func (r *replica) nameTerm(m *raftpb.Message) {
 	t, err := r.view.known(m.GetCommit())

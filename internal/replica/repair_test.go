@@ -280,25 +280,27 @@ func TestRepair_LogWithoutItsEndIsNoticed(t *testing.T) {
 	r.rebuilt(other, old, "k", "4")
 }
 
-// What the lost record had replaced is in the log again then, and no shorter.
-func TestRepair_LogWithAnOldEndIsNoticed(t *testing.T) {
-	r := newRig(t, 3, nil)
-	lead, other := r.elect()
-	lead.do("k=1")
-	third := r.nodes[0]
+// oldEnd returns a stopped follower whose log has lost its last record, in which entries of a term had replaced two of the term before. These
+// are there again. old is its replica's id, and lead leads.
+func oldEnd(t *testing.T, cfg func(*Config)) (r *rig, lead, other *rigNode, old uint64) {
+	t.Helper()
+	r = newRig(t, 3, cfg)
+	first, other := r.elect()
+	first.do("k=1")
+	lead = r.nodes[0]
 	for _, n := range r.nodes {
-		if n != lead && n != other {
-			third = n
+		if n != first && n != other {
+			lead = n
 		}
 	}
-	if f := lead.move(third.id, 0); !lead.answered(f) || lead.results[f].Err != nil {
-		t.Fatalf("hand-over: %+v", lead.results[f])
+	if f := first.move(lead.id, 0); !first.answered(f) || first.results[f].Err != nil {
+		t.Fatalf("hand-over: %+v", first.results[f])
 	}
-	if res := third.do("k=2"); res.Err != nil {
+	if res := lead.do("k=2"); res.Err != nil {
 		t.Fatal(res.Err)
 	}
 	r.same("k", "2")
-	old := other.host.Shards()[0].Replica
+	old = other.host.Shards()[0].Replica
 	other.stop()
 	lg, _, err := storage.OpenLog(other.logFS, "log", storage.LogConfig{})
 	if err != nil {
@@ -317,9 +319,35 @@ func TestRepair_LogWithAnOldEndIsNoticed(t *testing.T) {
 		t.Fatal(err)
 	}
 	other.dropState()
+	return r, lead, other, old
+}
+
+func TestRepair_LogWithAnOldEndIsNoticed(t *testing.T) {
+	r, _, other, old := oldEnd(t, nil)
 	other.start(false)
 	r.until("notice", func() bool { return r.noted(forgotten) })
 	r.rebuilt(other, old, "k", "2")
+}
+
+// A leader that has cut its log there cannot say which entry was committed. It sends a snapshot; until then nothing is believed.
+func TestRepair_OldEndBehindTheCutIsNotApplied(t *testing.T) {
+	r, lead, other, _ := oldEnd(t, func(c *Config) { c.LogEntriesMax = 5 })
+	_, last := other.log.Bounds(1)
+	for range 20 {
+		lead.do("k=3")
+	}
+	r.run(time.Second)
+	if first := lead.host.Shards()[0].First; first <= last {
+		t.Fatalf("the leader's log begins at %d", first)
+	}
+	r.drop = func(_, _ shard.NodeID, kind byte) bool { return kind == msgChunk }
+	other.start(false)
+	r.run(time.Second)
+	if got := other.host.Shards()[0].Applied; got != last-2 {
+		t.Errorf("applied up to %d, want %d", got, last-2)
+	}
+	r.heal()
+	r.same("k", "3")
 }
 
 // A leader that hands over takes no entries, not even the one that would end a change of the configuration.
