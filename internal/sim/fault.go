@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/quorate/quorate/internal/replica"
-	"github.com/quorate/quorate/internal/shard"
 )
 
 func stack() string { return string(debug.Stack()) }
@@ -158,9 +157,9 @@ func (w *world) wipe(n *node) {
 }
 
 // forget damages the last record of a node's log, as if it had never been synced. The node cannot know. What it has confirmed must be
-// everywhere else, or the copy that is lost may be one of a majority, which no system can help.
+// on a majority besides, or the copy that is lost may be one too many, which no system can help.
 func (w *world) forget(n *node) {
-	if w.o.Nodes < 3 || !w.calm() || !w.mayBreak(n) || errors.Join(n.log.Sync(), n.log.Seal(), n.log.Sync()) != nil {
+	if !w.spared(n) || !w.mayBreak(n) || errors.Join(n.log.Sync(), n.log.Seal(), n.log.Sync()) != nil {
 		return
 	}
 	n.die("to forget the end of its log")
@@ -170,21 +169,31 @@ func (w *world) forget(n *node) {
 	w.after(time.Duration(w.rng.IntN(w.rng.IntN(2000)+1))*time.Millisecond, n.boots)
 }
 
-// calm says that all nodes agree who leads, and have everything on their disks.
-func (w *world) calm() bool {
-	want := map[shard.ID]replica.ShardStatus{}
-	for _, n := range w.nodes {
-		if n.boot == 0 || n.busy || len(n.pending) > 0 || n.disk.failSync || n.unverified {
+// spared says that a majority has all of a node's log on other disks, up to an entry of the node's present term. So it has elected nobody in
+// that term with a vote of the node's that may be given again.
+func (w *world) spared(n *node) bool {
+	quiet := func(n *node) bool {
+		return n.boot != 0 && !n.busy && len(n.pending) == 0 && !n.disk.failSync && !n.unverified
+	}
+	if !quiet(n) {
+		return false
+	}
+	for _, s := range n.host.Shards() {
+		term, err := n.log.Term(s.ID, s.Last)
+		if err != nil || s.Awaiting || term != s.Term || !s.Voter(s.Replica) {
 			return false
 		}
-		for _, s := range n.host.Shards() {
-			as, ok := want[s.ID]
-			if !ok {
-				as, want[s.ID] = s, s
+		have := 0
+		for _, o := range w.nodes {
+			if o == n || !quiet(o) {
+				continue
 			}
-			if s.Awaiting || s.Leader == 0 || s.Commit != s.Last || s.Last != as.Last || s.Term != as.Term || s.Leader != as.Leader || !s.Voter(s.Replica) {
-				return false
+			if t, err := o.log.Term(s.ID, s.Last); err == nil && t == term && s.Voter(o.log.Replica(s.ID)) {
+				have++
 			}
+		}
+		if have <= len(s.Voters)/2 {
+			return false
 		}
 	}
 	return true
