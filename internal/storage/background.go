@@ -2,6 +2,7 @@ package storage
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -159,6 +160,14 @@ func (w watchedFS) OpenDir(name string) (File, error) {
 	}
 	return watchedFile{f}, nil
 }
+
+// MkdirAll implements vfs.FS.
+func (w watchedFS) MkdirAll(dir string, perm os.FileMode) error {
+	return wroteWith(w.FS.MkdirAll(dir, perm))
+}
+
+// Rename implements vfs.FS.
+func (w watchedFS) Rename(from, to string) error { return wroteWith(w.FS.Rename(from, to)) }
 
 type watchedFile struct{ File }
 

@@ -92,9 +92,9 @@ func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 	return d, nil
 }
 
-// refused says whether an error tells of the system that a file is on, and not of what is in it.
+// refused says whether an error tells of the system that a file is on, and not of what is in it. A disk that fails to write may be able to read.
 func refused(err error) bool {
-	return slices.ContainsFunc([]error{
+	return errors.As(err, new(*writeError)) || slices.ContainsFunc([]error{
 		fs.ErrPermission, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOSPC, syscall.EDQUOT, syscall.ENOMEM,
 	}, func(e error) bool { return errors.Is(err, e) })
 }
