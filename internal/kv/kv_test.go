@@ -164,6 +164,10 @@ func TestRange_Options(t *testing.T) {
 		{"descending", all(Range{Order: Descending}), "c=1@4/4/1 b=9@7/2/2 a=4@5/3/2", false, 3},
 		{"by value", all(Range{Target: ByValue}), "c=1@4/4/1 a=4@5/3/2 b=9@7/2/2", false, 3},
 		{"by value, keys only", all(Range{Target: ByValue, KeysOnly: true}), "c=@4/4/1 a=@5/3/2 b=@7/2/2", false, 3},
+		{"by value in no order, the first two of which one", all(Range{Target: ByValue, Limit: 1}), "a=4@5/3/2", true, 3},
+		{"by value in no order, two", all(Range{Target: ByValue, Limit: 2}), "c=1@4/4/1 a=4@5/3/2", true, 3},
+		{"by value, limit", all(Range{Target: ByValue, Order: Ascending, Limit: 1}), "c=1@4/4/1", true, 3},
+		{"by value in no order, filters", all(Range{Target: ByValue, MinMod: 1, Limit: 1}), "c=1@4/4/1", true, 3},
 		{"by mod, down, limit", all(Range{Target: ByMod, Order: Descending, Limit: 1}), "b=9@7/2/2", true, 3},
 		{"by create", all(Range{Target: ByCreate, Order: Ascending}), "b=9@7/2/2 a=4@5/3/2 c=1@4/4/1", false, 3},
 		{"by version", all(Range{Target: ByVersion}), "c=1@4/4/1 a=4@5/3/2 b=9@7/2/2", false, 3},
@@ -252,6 +256,8 @@ func TestTxn_RefusedLeavesNothing(t *testing.T) {
 		{&Put{Key: b, KeepValue: true}, ErrKeyNotFound},
 		{&Txn{Then: []Op{&Delete{Key: a}, &Put{Key: a, KeepLease: true}}}, ErrKeyNotFound},
 		{&Txn{Then: []Op{&Put{Key: b}, &Range{Key: a, Revision: 3}}}, ErrFutureRevision},
+		{&Txn{Then: []Op{&Put{Key: b}, &Range{Key: a, Revision: -2}}}, ErrCompacted},
+		{&Txn{Then: []Op{&Txn{Then: []Op{&Range{Key: a, Revision: -2}}}}}, ErrCompacted},
 	} {
 		if _, err := x.do(c.o); !errors.Is(err, c.want) {
 			t.Errorf("%+v: %v, want %v", c.o, err, c.want)
@@ -262,6 +268,16 @@ func TestTxn_RefusedLeavesNothing(t *testing.T) {
 	}
 	// A condition keeps what would be refused from being looked at.
 	x.must(&Txn{If: []Compare{{Key: a, Target: Version}}, Then: []Op{&Put{Key: a, Lease: 7}}})
+	// As in etcd, -1 is the first revision until there is a compaction; and outside of a transaction any negative one is the newest.
+	last := &Txn{Then: []Op{&Range{Key: a, Revision: -1}}}
+	x.must(last)
+	if err := x.compact(2); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.do(last); !errors.Is(err, ErrCompacted) {
+		t.Errorf("revision -1 in a transaction after a compaction: %v, want %v", err, ErrCompacted)
+	}
+	x.must(&Range{Key: a, Revision: -2})
 }
 
 func TestPut_KeepsValueOrLease(t *testing.T) {

@@ -28,7 +28,7 @@ func (c *call) do(o Op) Answer {
 	// Everything that can be refused is, before anything is done: all of it depends on what was there before.
 	path := c.decide(o, nil)
 	left := path
-	if c.check(o, &left); c.err != nil {
+	if c.check(o, false, &left); c.err != nil {
 		return Answer{}
 	}
 	return c.run(o, &path)
@@ -107,14 +107,17 @@ func (cond *Compare) holds(kv *KeyValue) bool {
 	return r != 0
 }
 
-// check refuses what cannot be done.
-func (c *call) check(o Op, path *[]bool) {
+// check refuses what cannot be done. inTxn says that o is a part of a transaction.
+func (c *call) check(o Op, inTxn bool, path *[]bool) {
 	switch o := o.(type) {
 	case *Range:
 		switch {
 		case o.Revision > c.st.rev:
 			c.fail(ErrFutureRevision)
 		case o.Revision > 0 && o.Revision < c.st.compact:
+			c.fail(ErrCompacted)
+		case inTxn && o.Revision < 0 && (o.Revision < -1 || c.st.compact > 0):
+			// Alone it reads what is now. In a transaction etcd takes it for a revision, before its first one, which is -1 until a compaction.
 			c.fail(ErrCompacted)
 		}
 	case *Put:
@@ -131,7 +134,7 @@ func (c *call) check(o Op, path *[]bool) {
 	case *Txn:
 		ops, _ := o.branch(path)
 		for _, o := range ops {
-			c.check(o, path)
+			c.check(o, true, path)
 		}
 	}
 }
@@ -176,10 +179,14 @@ func (c *call) read(o *Range) Answer {
 	}
 	sorted := order != Unsorted && (o.Target != ByKey || order == Descending)
 	filtered := o.filtered()
-	// Keys come in order: what is past the limit only counts, unless it may yet come first, or the others go.
+	// Keys come in order: what is past the limit only counts, unless it may yet come first, or the others go. Where no order is asked for,
+	// etcd sorts the first keys, as many as the limit and one more.
 	limit := o.Limit
-	if limit <= 0 || sorted || filtered {
+	switch {
+	case limit <= 0 || filtered || sorted && o.Order != Unsorted:
 		limit = maxRevision
+	case sorted && limit < maxRevision:
+		limit++
 	}
 	for kv := range c.at(rangeOf(o.Key, o.End), rev) {
 		a.Count++
