@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -57,15 +58,17 @@ func newDrillLs() *cobra.Command {
 				}
 				return printJSON(out, list)
 			}
+			var text bytes.Buffer
 			for _, d := range drill.Drills() {
-				fmt.Fprintf(out, "%s  (%v)\n  %s\n  Checks: %s\n", d.Name, d.Length, d.Text, d.Promise)
+				fmt.Fprintf(&text, "%s  (%v)\n  %s\n  Checks: %s\n", d.Name, d.Length, d.Text, d.Promise)
 				for _, k := range d.Controls {
-					fmt.Fprintf(out, "  --control %s: %s\n", k.Name, k.Text)
+					fmt.Fprintf(&text, "  --control %s: %s\n", k.Name, k.Text)
 				}
-				fmt.Fprintln(out)
+				fmt.Fprintln(&text)
 			}
-			fmt.Fprintln(out, "Next: quorate drill run NAME, or quorate drill run --all")
-			return nil
+			fmt.Fprintln(&text, "Next: quorate drill run NAME, or quorate drill run --all")
+			_, err := out.Write(text.Bytes())
+			return err
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -134,6 +137,9 @@ drill is safe and each control is violated, else 8, or 5 or 1 if nothing worse t
 
 // runDrill runs one drill in a directory of its own.
 func runDrill(ctx context.Context, d drill.Drill, o drill.Options, keep bool, s *drillShow) (drill.Report, error) {
+	if err := d.Check(o); err != nil {
+		return drill.Report{}, err
+	}
 	dir, err := drill.TempDir(d.Name)
 	if err != nil {
 		return drill.Report{}, err
@@ -268,7 +274,7 @@ func (s *drillShow) begin(d drill.Drill, o drill.Options) {
 
 func (s *drillShow) endLine() {
 	if s.dirty {
-		fmt.Fprint(s.out, "\r\033[K")
+		clearLine(s.out)
 		s.dirty = false
 	}
 }
@@ -281,7 +287,7 @@ func (s *drillShow) event(e drill.Event) {
 
 func (s *drillShow) progress(line string) {
 	if s.tty {
-		fmt.Fprintf(s.out, "\r\033[K  %6.1f s  %s", time.Since(s.begun).Seconds(), line)
+		showLine(s.out, fmt.Sprintf("  %6.1f s  %s", time.Since(s.begun).Seconds(), line))
 		s.dirty = true
 		return
 	}

@@ -63,8 +63,12 @@ type Result struct {
 	Errors    int64   `json:"errors"`
 	PerSecond float64 `json:"per_second"`
 	// Latencies in microseconds.
-	P50, P90, P99, P999, Max int64
-	FirstError               string `json:"first_error,omitempty"`
+	P50        int64  `json:"p50_us"`
+	P90        int64  `json:"p90_us"`
+	P99        int64  `json:"p99_us"`
+	P999       int64  `json:"p999_us"`
+	Max        int64  `json:"max_us"`
+	FirstError string `json:"first_error,omitempty"`
 }
 
 // Histogram counts durations in buckets that are at most 1/64 wide of their value. The zero value is empty. Add may be
@@ -130,10 +134,30 @@ type run struct {
 	routes []*routed
 }
 
+// check refuses a load that is none.
+func (c *Config) check() error {
+	for _, n := range []struct {
+		what string
+		n    int
+		min  int
+	}{{"addresses", len(c.Addrs), 1}, {"clients", c.Clients, 1}, {"pipeline", c.Pipeline, 1}, {"keys", c.Keys, 1}, {"value", c.ValueBytes, 0}} {
+		if n.n < n.min {
+			return errs.New(errs.Invalid, "%s is %d; it must be at least %d", n.what, n.n, n.min)
+		}
+	}
+	switch {
+	case c.For <= 0:
+		return errs.New(errs.Invalid, "the load lasts %v; it needs some time, such as 5s", c.For)
+	case c.Warm < 0:
+		return errs.New(errs.Invalid, "the time before measuring is %v; it must not be negative", c.Warm)
+	}
+	return nil
+}
+
 // Run makes the load and measures it. If ctx ends before its time, the result is that of the time until then.
 func Run(ctx context.Context, cfg Config) (Result, error) {
-	if len(cfg.Addrs) == 0 || cfg.Clients < 1 || cfg.Pipeline < 1 || cfg.Keys < 1 || cfg.ValueBytes < 0 || cfg.For <= 0 {
-		return Result{}, errs.New(errs.Invalid, "a load needs addresses, and at least one client, one request in the pipeline, one key and some time")
+	if err := cfg.check(); err != nil {
+		return Result{}, err
 	}
 	// The first bound keeps the time between two requests of a client within what can be counted.
 	if cfg.Rate != 0 && !(float64(cfg.Clients)/cfg.Rate <= 3600 && cfg.Rate <= rateMax) || cfg.Rate < 0 {
@@ -169,7 +193,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 		var d net.Dialer
 		c, err := d.DialContext(ctx, "tcp", addr)
 		if err != nil {
-			return Result{}, errs.Wrap(errs.Unavailable, err, "connect client %d", i)
+			return Result{}, errs.Wrap(errs.Unavailable, err, "client %d of %d cannot connect to %s; is a node there, and may so many connections be open?", i+1, cfg.Clients, addr)
 		}
 		conns = append(conns, c)
 	}

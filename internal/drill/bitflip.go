@@ -21,8 +21,8 @@ func bitFlipDrill() Drill {
 			"The file that says whose the directory is (OWNER): a node with a damaged one does not start, and says what to do.",
 		Controls: []Control{{"no-verify", "the nodes skip the checksums of the raft log; bits are flipped in the values of entries that are replayed"}},
 		Length:   25 * time.Second, Short: 8 * time.Second, ControlLength: 8 * time.Second,
-		disk: true,
-		run:  runBitFlip,
+		disk: true, cycles: true,
+		run: runBitFlip,
 	}
 }
 

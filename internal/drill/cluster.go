@@ -298,7 +298,8 @@ func (p *Process) WaitReady(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return errs.Wrap(errs.Unavailable, last, "node %d is not ready; see %s", p.ID, filepath.Join(p.Dir, "log"))
+			// The log itself is gone when somebody reads this, unless the directory is kept.
+			return errs.New(errs.Unavailable, "node %d is not ready (%v); the end of its log:\n%s", p.ID, last, p.LogTail(5))
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

@@ -31,7 +31,9 @@ type Drill struct {
 
 	// disk says that the drill damages disks, so that errors in the nodes' logs are no surprise.
 	disk bool
-	run  func(ctx context.Context, r *run) error
+	// cycles says that it can end after a number of them.
+	cycles bool
+	run    func(ctx context.Context, r *run) error
 }
 
 // Control switches a protection off, so that the drill must find the fault.
@@ -163,23 +165,32 @@ const (
 	settleLimit = 60 * time.Second
 )
 
+// Check refuses options with which the drill cannot be run.
+func (d Drill) Check(o Options) error {
+	switch {
+	case o.Nodes != 0 && o.Nodes != 3 && o.Nodes != 5:
+		return errs.New(errs.Invalid, "%d nodes; a drill needs 3 or 5, so that the others go on when one fails", o.Nodes)
+	case o.For < 0 || o.Cycles < 0:
+		return errs.New(errs.Invalid, "length and cycles must not be negative")
+	case o.Cycles > 0 && !d.cycles:
+		return errs.New(errs.Invalid, "drill %s has no cycles to count; say how long it runs (--for)", d.Name)
+	case o.Control != "" && !slices.ContainsFunc(d.Controls, func(c Control) bool { return c.Name == o.Control }):
+		return errs.New(errs.NotFound, "drill %s has no control %q; quorate drill ls shows them", d.Name, o.Control)
+	}
+	return nil
+}
+
 // Run runs the drill. It fails only if the options are wrong, the cluster cannot be started, or ctx ends, and not if something was
 // found before; everything else is part of the report. No process of the cluster is left when it returns.
 func (d Drill) Run(ctx context.Context, o Options) (Report, error) {
+	if err := d.Check(o); err != nil {
+		return Report{}, err
+	}
 	if o.Seed == 0 {
 		o.Seed = 1
 	}
 	if o.Nodes == 0 {
 		o.Nodes = 3
-	}
-	if o.Nodes != 3 && o.Nodes != 5 {
-		return Report{}, errs.New(errs.Invalid, "%d nodes; a drill needs 3 or 5, so that the others go on when one fails", o.Nodes)
-	}
-	if o.For < 0 || o.Cycles < 0 {
-		return Report{}, errs.New(errs.Invalid, "length and cycles must not be negative")
-	}
-	if o.Control != "" && !slices.ContainsFunc(d.Controls, func(c Control) bool { return c.Name == o.Control }) {
-		return Report{}, errs.New(errs.NotFound, "drill %s has no control %q; quorate drill ls shows them", d.Name, o.Control)
 	}
 	if o.For == 0 {
 		o.For = d.Length

@@ -166,13 +166,32 @@ func TestRun_BadOptions(t *testing.T) {
 		{Options{For: -time.Second}, errs.Invalid, "negative"},
 		{Options{Cycles: -1}, errs.Invalid, "negative"},
 		{Options{Control: "no-fsnc"}, errs.NotFound, `no control "no-fsnc"`},
+		{Options{Cycles: 1, Control: "dual-write"}, errs.Invalid, "drill outbox has no cycles"},
 	} {
+		d := d
+		if c.o.Control == "dual-write" {
+			d = outboxDrill()
+		}
 		if _, err := d.Run(t.Context(), c.o); !errs.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: got %v, want %v with %q", c.o, err, c.kind, c.want)
 		}
 	}
 	if _, err := Find("power"); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "power-loss") {
 		t.Errorf("Find: got %v, want an error that lists the drills", err)
+	}
+}
+
+// TestWaitReady_TellsWhatTheNodeSaid: the directory with the log is gone when somebody reads what went wrong.
+func TestWaitReady_TellsWhatTheNodeSaid(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "log"), []byte("what the node said\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := &Process{ID: 2, Dir: dir, Addr: Addresses{HTTP: "127.0.0.1:0"}, cmd: exec.Command("true"), exited: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.WaitReady(ctx); !errs.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "what the node said") || strings.Contains(err.Error(), dir) {
+		t.Errorf("got %v, want the end of the node's log and not where it is", err)
 	}
 }
 

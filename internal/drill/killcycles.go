@@ -14,7 +14,7 @@ func killCyclesDrill() Drill {
 		Promise:  "An acknowledged write is not lost, a retried request is applied once, and state and events stay equal (promises 1, 3, 4, 8).",
 		NotShown: "As for outbox. It is long so that rare timings occur; it has no control, since outbox and power-loss have theirs.",
 		Length:   10 * time.Minute, Short: 10 * time.Second, Hidden: true,
-		run: runKillCycles,
+		cycles: true, run: runKillCycles,
 	}
 }
 

@@ -18,7 +18,7 @@ func powerLossDrill() Drill {
 			"and whole writes are lost or kept, never torn within one.",
 		Controls: []Control{{"no-fsync", "the nodes acknowledge without syncing"}},
 		Length:   25 * time.Second, Short: 8 * time.Second, ControlLength: 6 * time.Second,
-		run: runPowerLoss,
+		cycles: true, run: runPowerLoss,
 	}
 }
 
