@@ -27,20 +27,28 @@ Exit codes: 0 measured, 5 no request succeeded, 130 interrupted; the errors of o
 		Example: "  quorate bench --op set --clients 64\n  quorate bench --op get --rate 5000 --for 30s --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Addrs = strings.Split(addrs, ",")
+			for _, a := range cfg.Addrs {
+				if err := checkAddr("--redis", a); err != nil {
+					return err
+				}
+			}
 			if isTerminal(os.Stderr) {
 				cfg.Progress = func(n int64, d time.Duration) {
-					fmt.Fprintf(os.Stderr, "\r\033[K%d requests, %d s", n, int(d.Seconds()))
+					showLine(os.Stderr, fmt.Sprintf("%d requests, %d s", n, int(d.Seconds())))
 				}
 			}
 			r, err := bench.Run(cmd.Context(), cfg)
 			if cfg.Progress != nil {
-				fmt.Fprint(os.Stderr, "\r\033[K")
+				clearLine(os.Stderr)
 			}
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				err = printJSON(cmd.OutOrStdout(), r)
+				err = printJSON(cmd.OutOrStdout(), struct {
+					APIVersion string `json:"apiVersion"`
+					bench.Result
+				}{apiVersion, r})
 			} else {
 				err = printBench(cmd.OutOrStdout(), r)
 			}

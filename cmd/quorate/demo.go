@@ -27,7 +27,9 @@ type demoResult struct {
 	ReadyMillis int64            `json:"ready_ms"`
 	Shop        drill.ShopResult `json:"shop"`
 	Findings    []string         `json:"findings"`
-	Seconds     float64          `json:"seconds"`
+	// Unknown says why a demo in which nothing was found shows nothing either.
+	Unknown string  `json:"unknown,omitempty"`
+	Seconds float64 `json:"seconds"`
 }
 
 func newDemo() *cobra.Command {
@@ -49,13 +51,19 @@ killed with SIGKILL every few seconds. In the end state, events and the list of 
 			if nodes != 1 && nodes != 3 && nodes != 5 {
 				return errs.New(errs.Invalid, "--nodes is %d; use 1, 3 or 5", nodes)
 			}
+			if length <= 0 {
+				return errs.New(errs.Invalid, "--for is %v; the load needs some time, such as 20s", length)
+			}
 			talk := cmd.OutOrStdout()
 			if asJSON {
 				talk = cmd.ErrOrStderr()
 			}
 			d := &demo{out: talk, tty: isTerminal(os.Stdout) && !asJSON, nodes: nodes, length: length, keep: keep, stay: stay, seed: seed}
 			res, err := d.run(cmd.Context())
-			if err != nil {
+			switch {
+			case err != nil && cmd.Context().Err() != nil:
+				return exitError{code: exitInterrupted, msg: "interrupted: the demo has no verdict; its nodes are stopped"}
+			case err != nil:
 				return err
 			}
 			if asJSON {
@@ -63,10 +71,13 @@ killed with SIGKILL every few seconds. In the end state, events and the list of 
 					return err
 				}
 			}
-			if res.Verdict != "safe" {
-				return exitError{code: exitDrill}
+			switch res.Verdict {
+			case "safe":
+				return nil
+			case "unknown":
+				return exitError{code: exitUnavailable}
 			}
-			return nil
+			return exitError{code: exitDrill}
 		},
 	}
 	f := c.Flags()
@@ -134,16 +145,27 @@ func (d *demo) run(ctx context.Context) (demoResult, error) {
 	if err != nil {
 		return res, err
 	}
-	res.Findings, res.Verdict, res.Seconds = res.Shop.Findings(), "safe", time.Since(start).Seconds()
-	if len(res.Findings) > 0 {
-		res.Verdict = "violated"
-	}
+	res.Findings, res.Seconds = res.Shop.Findings(), time.Since(start).Seconds()
+	res.judge()
 	d.verdict(res)
 	if d.stay {
 		d.say("The nodes stay up. Ctrl-C stops them.")
 		<-ctx.Done()
 	}
 	return res, nil
+}
+
+// judge says what the findings mean.
+func (r *demoResult) judge() {
+	r.Verdict = "safe"
+	switch {
+	case len(r.Findings) > 0:
+		r.Verdict = "violated"
+	case r.Shop.Acked == 0:
+		r.Verdict, r.Unknown = "unknown", "no order was acknowledged"
+	case r.Nodes > 1 && r.Kills == 0:
+		r.Verdict, r.Unknown = "unknown", "the leader was never killed"
+	}
 }
 
 func (d *demo) banner(cl *drill.Cluster, ms int64) {
@@ -207,7 +229,7 @@ func (d *demo) disturb(ctx context.Context, cl *drill.Cluster, shop *drill.Shop)
 
 func (d *demo) event(format string, args ...any) {
 	if d.tty {
-		fmt.Fprint(d.out, "\r\033[K")
+		clearLine(d.out)
 	}
 	d.say("  "+format, args...)
 }
@@ -216,7 +238,7 @@ func (d *demo) progress(s *drill.Shop, left time.Duration) {
 	line := fmt.Sprintf("  %d orders acknowledged, %d events seen, %d unknown, %d refused; %d s left",
 		s.Acked.Load(), s.Seen.Load(), s.Unknown.Load(), s.Refused.Load(), int(left.Seconds()))
 	if d.tty {
-		fmt.Fprintf(d.out, "\r\033[K%s", line)
+		showLine(d.out, line)
 		return
 	}
 	d.say("%s", line)
@@ -231,7 +253,12 @@ func (d *demo) verdict(r demoResult) {
 	d.say("  %d orders acknowledged, %d with an unknown outcome, %d refused", s.Acked, s.Unknown, s.Refused)
 	d.say("  %d orders in the state, %d events in the topic", s.Orders, s.Events)
 	d.say("  leader killed %d times; longest time without a successful order: %d ms", r.Kills, s.LongestGapMillis)
-	if r.Verdict == "safe" {
+	switch r.Verdict {
+	case "unknown":
+		d.say("")
+		d.say("UNKNOWN: nothing was found, but %s. Let it run longer (--for).", r.Unknown)
+		return
+	case "safe":
 		d.say("")
 		d.say("SAFE: nothing lost, nothing doubled, no order without its event, no event without its order.")
 		d.say("Next: quorate drill ls")

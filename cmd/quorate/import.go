@@ -37,7 +37,11 @@ compacted. Leases begin anew. Users keep their passwords, and authentication is 
 If it is interrupted, run it again with the same file.`,
 		Example: "  etcdctl --endpoints old:2379 snapshot save old.db\n  quorate import etcd-snapshot old.db --http 127.0.0.1:7070",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			l := loader{ctx: cmd.Context(), url: "http://" + addr + "/etcd/load?space=" + url.QueryEscape(space), show: isTerminal(os.Stderr)}
+			client, at, err := nodeAddr(addr)
+			if err != nil {
+				return err
+			}
+			l := loader{ctx: cmd.Context(), client: client, url: at + "/etcd/load?space=" + url.QueryEscape(space), show: isTerminal(os.Stderr)}
 			began := time.Now()
 			found, err := etcd.ReadSnapshot(args[0], l.part)
 			l.clear()
@@ -46,7 +50,7 @@ If it is interrupted, run it again with the same file.`,
 			}
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), map[string]any{
-					"keys": int64(found.Keys), "leases": int64(found.Leases), "revision": found.Revision,
+					"apiVersion": apiVersion, "keys": int64(found.Keys), "leases": int64(found.Leases), "revision": found.Revision,
 					"users": int64(found.Users), "roles": int64(found.Roles), "auth_enabled": found.AuthEnabled,
 				})
 			}
@@ -62,7 +66,7 @@ If it is interrupted, run it again with the same file.`,
 			return nil
 		},
 	}
-	c.Flags().StringVar(&addr, "http", "127.0.0.1:7070", "HTTP address of any node")
+	c.Flags().StringVar(&addr, "http", "127.0.0.1:7070", "HTTP address of any node, host:port or unix:PATH")
 	c.Flags().StringVar(&space, "space", shard.DefaultSpace, "space to load into")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
@@ -70,11 +74,12 @@ If it is interrupted, run it again with the same file.`,
 
 // loader sends the parts of a load to a node.
 type loader struct {
-	ctx   context.Context
-	url   string
-	show  bool
-	keys  int
-	shown time.Time
+	ctx    context.Context
+	client *http.Client
+	url    string
+	show   bool
+	keys   int
+	shown  time.Time
 }
 
 // loadPatience is how long a part is tried for: a leader may be elected meanwhile.
@@ -102,14 +107,14 @@ func (l *loader) part(p *etcd.Part) error {
 	l.keys += len(p.Keys.KVs)
 	if l.show && time.Since(l.shown) > 200*time.Millisecond {
 		l.shown = time.Now()
-		fmt.Fprintf(os.Stderr, "\r%d keys", l.keys)
+		showLine(os.Stderr, fmt.Sprintf("%d keys", l.keys))
 	}
 	return nil
 }
 
 func (l *loader) clear() {
 	if l.show && !l.shown.IsZero() {
-		fmt.Fprint(os.Stderr, "\r\033[K")
+		clearLine(os.Stderr)
 	}
 }
 
@@ -122,7 +127,7 @@ func (l *loader) send(b []byte) error {
 		return errs.Wrap(errs.Invalid, err, "address of the node")
 	}
 	req.Header.Set("Content-Type", server.LoadType)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := l.client.Do(req)
 	if err != nil {
 		return errs.New(errs.Unavailable, "no node answers at %s (%v)\n  try: quorate status --http ADDRESS", l.url, err)
 	}

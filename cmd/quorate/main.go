@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -26,22 +28,70 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	// The second signal ends the program as if it knew of none: whoever sends it does not want to wait.
+	context.AfterFunc(ctx, stop)
+	context.AfterFunc(ctx, func() {
+		time.AfterFunc(stoppingAfter, func() { fmt.Fprintln(os.Stderr, "stopping; once more Ctrl-C ends it at once") })
+	})
+	os.Exit(run(ctx, asEtcd(os.Args), os.Stdout, os.Stderr))
+}
+
+// stoppingAfter is how long the end may take before something is said.
+const stoppingAfter = time.Second
+
+// run runs the command that args name and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
-	root.SetArgs(asEtcd(os.Args))
+	root.SetArgs(args)
+	out := &counted{Writer: stdout}
+	root.SetOut(out)
+	root.SetErr(stderr)
+	// Made here, since it writes to what the root writes to at this moment.
+	root.InitDefaultCompletionCmd()
+	checkUsage(root)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
-		os.Exit(exitOK)
+		return exitOK
 	}
 	code := exitCode(ctx, err)
 	var ex exitError
 	if !errors.As(err, &ex) || ex.msg != "" {
-		fmt.Fprintf(os.Stderr, "error: %v\n", err)
+		fmt.Fprintf(stderr, "error: %v\n", err)
 		if code == exitUsage {
-			fmt.Fprintf(os.Stderr, "  try: %s --help\n", cmd.CommandPath())
+			fmt.Fprintf(stderr, "  try: %s --help\n", cmd.CommandPath())
 		}
 	}
-	os.Exit(code)
+	// Whoever asked for JSON gets it, also of what failed.
+	if asked, _ := cmd.Flags().GetBool("json"); asked && out.n == 0 {
+		_ = printJSON(out, failure{APIVersion: apiVersion, Error: failed{Message: err.Error(), ExitCode: code}})
+	}
+	return code
+}
+
+// apiVersion is that of all JSON that the program prints.
+const apiVersion = "quorate/v1"
+
+// failure is what a command with --json prints if it fails before it has printed anything.
+type failure struct {
+	APIVersion string `json:"apiVersion"`
+	Error      failed `json:"error"`
+}
+
+type failed struct {
+	Message  string `json:"message"`
+	ExitCode int    `json:"exit_code"`
+}
+
+// counted counts what is written.
+type counted struct {
+	io.Writer
+	n int
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	n, err := c.Writer.Write(b)
+	c.n += n
+	return n, err
 }
 
 // exitError ends the program with a code; an empty message prints nothing more.

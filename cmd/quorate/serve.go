@@ -8,11 +8,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/server"
 )
 
@@ -31,6 +33,9 @@ func newServer() *cobra.Command {
   insecure: true                      # no certificates are checked; or set tls`,
 		Example: "  quorate server --config node1.yaml\n  quorate server --config node1.yaml --log-level debug",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if file == "" {
+				return errs.New(errs.Invalid, "which configuration? write a file as the help shows, and give its name with --config")
+			}
 			cfg, err := server.ReadConfig(file)
 			if err != nil {
 				return err
@@ -51,7 +56,6 @@ func newServer() *cobra.Command {
 	}
 	c.Flags().StringVar(&file, "config", "", "configuration file (required)")
 	c.Flags().StringVar(&readyFile, "ready-file", "", "file to write the http address to once the node is ready")
-	_ = c.MarkFlagRequired("config")
 	logs.add(c, "info")
 	return c
 }
@@ -83,6 +87,9 @@ func newDev() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := checkDev(&cfg.Listen); err != nil {
+				return err
+			}
 			var moved []string
 			for _, p := range []struct {
 				flag string
@@ -100,12 +107,15 @@ func newDev() *cobra.Command {
 					*p.addr = free
 				}
 			}
-			return server.Run(cmd.Context(), cfg, version, env.Real(), log, func(s *server.Server) {
+			err = server.Run(cmd.Context(), cfg, version, env.Real(), log, func(s *server.Server) {
 				devBanner(cmd.OutOrStdout(), cfg, s, moved, time.Since(start))
 				if readyFile != "" {
-					_ = writeFileAtomic(readyFile, []byte(s.Addr().HTTP+"\n"))
+					if err := writeFileAtomic(readyFile, []byte(s.Addr().HTTP+"\n")); err != nil {
+						log.Error("cannot write the ready file", "error", err)
+					}
 				}
 			})
+			return asDevFlags(err)
 		},
 	}
 	f := c.Flags()
@@ -120,6 +130,34 @@ func newDev() *cobra.Command {
 	return c
 }
 
+// checkDev checks the addresses of quorate dev, which has no configuration that would allow more.
+func checkDev(l *server.Listen) error {
+	for _, p := range []struct{ flag, addr string }{{"--redis", l.Redis}, {"--kafka", l.Kafka}, {"--etcd", l.Etcd}, {"--http", l.HTTP}} {
+		if p.addr == "" || strings.HasPrefix(p.addr, env.SocketPrefix) {
+			continue
+		}
+		if err := checkAddr(p.flag, p.addr); err != nil {
+			return err
+		}
+		host, _, _ := net.SplitHostPort(p.addr)
+		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			return errs.New(errs.Invalid, "%s is %q; quorate dev is for this machine alone, such as 127.0.0.1; others can reach a node of quorate server", p.flag, p.addr)
+		}
+	}
+	return nil
+}
+
+// asDevFlags names flags where an error names what the configuration file calls so.
+func asDevFlags(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := strings.NewReplacer(
+		"configuration: ", "", "listen.redis", "--redis", "listen.kafka", "--kafka", "listen.etcd", "--etcd", "listen.http", "--http", "shards is", "--shards is",
+	).Replace(err.Error())
+	return errs.New(errs.KindOf(err), "%s", text)
+}
+
 // devBanner prints where the node listens, and what to try.
 func devBanner(w io.Writer, cfg server.Config, s *server.Server, moved []string, took time.Duration) {
 	where := "data in memory, LOST on exit (keep it: --data DIR)"
@@ -128,11 +166,23 @@ func devBanner(w io.Writer, cfg server.Config, s *server.Server, moved []string,
 	}
 	a := s.Addr()
 	redisHost, redisPort, _ := net.SplitHostPort(a.Redis)
+	status := "curl http://" + a.HTTP + "/status"
+	if path, ok := strings.CutPrefix(a.HTTP, env.SocketPrefix); ok {
+		status = "curl --unix-socket " + path + " http://localhost/status"
+	}
 	fmt.Fprintf(w, "quorate %s · dev · %s\n", version, where)
-	fmt.Fprintf(w, "  Redis  %-21s try: redis-cli -h %s -p %s set hello world\n", a.Redis, redisHost, redisPort)
-	fmt.Fprintf(w, "  Kafka  %-21s try: kcat -b %s -L\n", a.Kafka, a.Kafka)
-	fmt.Fprintf(w, "  etcd   %-21s try: etcdctl --endpoints %s put hello world\n", a.Etcd, a.Etcd)
-	fmt.Fprintf(w, "  HTTP   %-21s try: curl http://%s/status\n", a.HTTP, a.HTTP)
+	for _, p := range []struct{ name, addr, try string }{
+		{"Redis", a.Redis, fmt.Sprintf("redis-cli -h %s -p %s set hello world", redisHost, redisPort)},
+		{"Kafka", a.Kafka, "kcat -b " + a.Kafka + " -L"},
+		{"etcd", a.Etcd, "etcdctl --endpoints " + strings.Replace(a.Etcd, env.SocketPrefix, "unix://", 1) + " put hello world"},
+		{"HTTP", a.HTTP, status},
+	} {
+		if p.addr == "" {
+			fmt.Fprintf(w, "  %-5s  not served\n", p.name)
+			continue
+		}
+		fmt.Fprintf(w, "  %-5s  %-21s try: %s\n", p.name, p.addr, p.try)
+	}
 	for _, m := range moved {
 		fmt.Fprintf(w, "  Note: %s\n", m)
 	}

@@ -5,14 +5,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/quorate/quorate/internal/engine"
+	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 )
 
@@ -28,12 +31,15 @@ func newStatus() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), st)
+				return printJSON(cmd.OutOrStdout(), struct {
+					APIVersion string `json:"apiVersion"`
+					engine.Status
+				}{apiVersion, st})
 			}
 			return printStatus(cmd.OutOrStdout(), st)
 		},
 	}
-	c.Flags().StringVar(&addr, "http", "127.0.0.1:7070", "HTTP address of any node")
+	c.Flags().StringVar(&addr, "http", "127.0.0.1:7070", "HTTP address of any node, host:port or unix:PATH")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
@@ -41,15 +47,19 @@ func newStatus() *cobra.Command {
 // fetchStatus asks a node for its status.
 func fetchStatus(ctx context.Context, addr string) (engine.Status, error) {
 	var st engine.Status
+	client, at, err := nodeAddr(addr)
+	if err != nil {
+		return st, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/status", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at+"/status", nil)
 	if err != nil {
 		return st, errs.Wrap(errs.Invalid, err, "address %q", addr)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
-		return st, errs.New(errs.Unavailable, "no node answered at %s (%v)\n  try: quorate dev            start a local node\n       quorate status --http  another address", addr, err)
+		return st, errs.New(errs.Unavailable, "no node answered at %s (%v)\n  try: quorate dev                           start a local node\n       quorate status --http ADDRESS         ask another one", addr, err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // only read
 	if resp.StatusCode != http.StatusOK {
@@ -96,7 +106,39 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
+// isTerminal says whether f is a terminal on which lines can be cleared.
 func isTerminal(f *os.File) bool {
 	st, err := f.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0
+	return err == nil && st.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+}
+
+// showLine writes a line of progress over the one before. A terminal that is too narrow for it cuts it: what it would go on with in the next
+// row stayed there.
+func showLine(w io.Writer, line string) { fmt.Fprintf(w, "\r\033[K\033[?7l%s\033[?7h", line) } //nolint:errcheck // progress
+
+// clearLine clears a line of progress.
+func clearLine(w io.Writer) { fmt.Fprint(w, "\r\033[K") } //nolint:errcheck // progress
+
+// nodeAddr checks the address of a node's HTTP port, and returns a client that calls it and the URL to begin with.
+func nodeAddr(addr string) (*http.Client, string, error) {
+	if path, ok := strings.CutPrefix(addr, env.SocketPrefix); ok && path != "" {
+		dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", path)
+		}
+		return &http.Client{Transport: &http.Transport{DialContext: dial}}, "http://localhost", nil
+	}
+	if err := checkAddr("--http", addr); err != nil {
+		return nil, "", err
+	}
+	return http.DefaultClient, "http://" + addr, nil
+}
+
+// checkAddr checks an address that a flag gives.
+func checkAddr(flag, addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil || port == "" || strings.Contains(addr, "/") {
+		return errs.New(errs.Invalid, "%s is %q; write host:port, such as 127.0.0.1:7070", flag, addr)
+	}
+	return nil
 }

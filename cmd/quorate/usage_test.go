@@ -1,0 +1,221 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/quorate/quorate/internal/drill"
+)
+
+// asProgram makes the test program be quorate.
+const asProgram = "QUORATE_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// call runs a command as the program does.
+func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, talk bytes.Buffer
+	code = run(t.Context(), args, &out, &talk)
+	return code, out.String(), talk.String()
+}
+
+func TestUsage_WrongCallsSayWhatToDo(t *testing.T) {
+	for args, want := range map[string]string{
+		"foo":                            `quorate has no command "foo"`,
+		"statu":                          "did you mean status?",
+		"help foo":                       `quorate has no command "foo"`,
+		"help drill foo":                 `quorate drill has no command "foo"`,
+		"dev foo":                        `"foo"`,
+		"version foo":                    `"foo"`,
+		"import foo":                     `quorate import has no command "foo"`,
+		"import etcd-snapshot":           "accepts 1 arg",
+		"drill foo":                      `quorate drill has no command "foo"`,
+		"drill ls foo":                   `"foo"`,
+		"drill run leader-kill x":        "at most 1 arg",
+		"completion bashh":               "did you mean bash?",
+		"server":                         "--config",
+		"dev --foo":                      "--foo",
+		"dev --redis foo":                `--redis is "foo"; write host:port`,
+		"dev --etcd 0.0.0.0:1":           `--etcd is "0.0.0.0:1"; quorate dev is for this machine alone`,
+		"dev --kafka 10.0.0.1:1":         `--kafka is "10.0.0.1:1"; quorate dev is for this machine alone`,
+		"dev --shards -1":                "--shards is -1",
+		"status --http http://127.0.0.1": `--http is "http://127.0.0.1"; write host:port`,
+		"status --http=":                 `--http is ""`,
+		"bench --redis foo":              `--redis is "foo"; write host:port`,
+		"bench --clients 0":              "clients is 0; it must be at least 1",
+		"bench --value -1":               "value is -1; it must be at least 0",
+		"bench --for 0s":                 "the load lasts 0s",
+		"bench --warm -1s":               "the time before measuring is -1s",
+		"demo --for 0s":                  "--for is 0s",
+		"demo --nodes 2":                 "--nodes is 2",
+		"drill run":                      "which drill?",
+		"drill run fencing --cycles 3":   "drill fencing has no cycles to count",
+		"drill run fencing --nodes 2":    "2 nodes; a drill needs 3 or 5",
+	} {
+		code, out, talk := call(t, strings.Fields(args)...)
+		if code != exitUsage || !strings.Contains(talk, want) || !strings.Contains(talk, "try: quorate") {
+			t.Errorf("quorate %s: exit code %d, want %d and %q in\n%s", args, code, exitUsage, want, talk)
+		}
+		if out != "" {
+			t.Errorf("quorate %s printed %q on standard output", args, out)
+		}
+	}
+}
+
+func TestHelp_OfAllCommands(t *testing.T) {
+	for _, args := range []string{"", "help", "help drill run", "drill", "import", "completion", "completion bash", "version --help"} {
+		if code, out, talk := call(t, strings.Fields(args)...); code != exitOK || out == "" || talk != "" {
+			t.Errorf("quorate %s: exit code %d, %q on standard error", args, code, talk)
+		}
+	}
+}
+
+func TestJSON_AlsoOfFailures(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := ln.Addr().String()
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]int{
+		"version --json":                              exitOK,
+		"drill ls --json":                             exitOK,
+		"drill ls --json foo":                         exitUsage,
+		"drill run --json nothing":                    exitNotFound,
+		"demo --json --nodes 2":                       exitUsage,
+		"status --json --http " + addr:                exitUnavailable,
+		"bench --json --redis " + addr:                exitUnavailable,
+		"import etcd-snapshot --json /nowhere/at/all": exitUsage,
+	} {
+		code, out, talk := call(t, strings.Fields(args)...)
+		var v struct {
+			APIVersion string
+			Error      failed
+		}
+		if err := json.Unmarshal([]byte(out), &v); err != nil || v.APIVersion != apiVersion {
+			t.Errorf("quorate %s: %v in %q", args, err, out)
+		}
+		if code != want || v.Error.ExitCode != want || (v.Error.Message == "") != (talk == "") {
+			t.Errorf("quorate %s: exit code %d, in JSON %+v, want %d; standard error %q", args, code, v.Error, want, talk)
+		}
+	}
+}
+
+// full is a disk without room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+func TestOutput_ThatCannotBeWrittenIsAFailure(t *testing.T) {
+	for _, args := range []string{"version", "version --json", "drill ls", "drill ls --json"} {
+		var talk bytes.Buffer
+		if code := run(t.Context(), strings.Fields(args), full{}, &talk); code != exitFailed || !strings.Contains(talk.String(), syscall.ENOSPC.Error()) {
+			t.Errorf("quorate %s: exit code %d, %q", args, code, talk.String())
+		}
+	}
+}
+
+func TestStatus_OverAUnixSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "http.sock")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"Cluster":"shop"}`) }), ReadHeaderTimeout: time.Minute} //nolint:errcheck // a test's
+	go s.Serve(ln)                                                                                                                                                     //nolint:errcheck // a test's
+	t.Cleanup(func() { _ = s.Close() })
+	if code, out, talk := call(t, "status", "--http", "unix:"+path); code != exitOK || !strings.Contains(out, "cluster") {
+		t.Errorf("exit code %d: %s%s", code, out, talk)
+	}
+}
+
+func TestDemo_IsSafeOnlyIfItDidSomething(t *testing.T) {
+	for _, c := range []struct {
+		r    demoResult
+		want string
+	}{
+		{demoResult{Nodes: 3, Kills: 1, Shop: drill.ShopResult{Acked: 5}}, "safe"},
+		{demoResult{Nodes: 1, Shop: drill.ShopResult{Acked: 5}}, "safe"},
+		{demoResult{Nodes: 3, Kills: 1}, "unknown"},
+		{demoResult{Nodes: 3, Shop: drill.ShopResult{Acked: 5}}, "unknown"},
+		{demoResult{Nodes: 3, Findings: []string{"x"}}, "violated"},
+	} {
+		if c.r.judge(); c.r.Verdict != c.want || (c.r.Unknown != "") != (c.want == "unknown") {
+			t.Errorf("%+v, want %s", c.r, c.want)
+		}
+	}
+}
+
+func TestSignal_TheSecondEndsAtOnce(t *testing.T) {
+	// A server that does not answer: when bench is interrupted it waits some seconds for what is under way.
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close() //nolint:errcheck // a test's
+	asked := make(chan struct{}, 1)
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close() //nolint:errcheck // a test's
+		var b [1]byte
+		_, _ = c.Read(b[:])
+		asked <- struct{}{}
+		<-t.Context().Done()
+	}()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "bench", "--redis", ln.Addr().String(), "--clients", "1", "--for", "1h")
+	cmd.Env = append(os.Environ(), asProgram+"=1")
+	talk, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	// It says that it stops, and has taken note of the first signal by then.
+	b := make([]byte, 200)
+	n, err := talk.Read(b)
+	if err != nil || !strings.Contains(string(b[:n]), "once more Ctrl-C ends it at once") {
+		t.Errorf("after the first signal: %q, %v", b[:n], err)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	err = cmd.Wait()
+	var ended *exec.ExitError
+	if !errors.As(err, &ended) {
+		t.Fatalf("ended with %v", err)
+	}
+	if st, ok := ended.Sys().(syscall.WaitStatus); !ok || !st.Signaled() || st.Signal() != syscall.SIGINT {
+		t.Errorf("ended with %v, want that the second signal ended it", err)
+	}
+}
