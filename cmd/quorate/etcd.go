@@ -39,7 +39,7 @@ var etcdIgnored = map[string]string{
 	"snapshot-catchup-entries": "followers that lag get a snapshot", "max-snapshots": "none are kept", "max-wals": "the log is cut by size",
 	"heartbeat-interval": "timers are fixed", "election-timeout": "timers are fixed", "quota-backend-bytes": "there is no quota",
 	"strict-reconfig-check": "members are fixed", "pre-vote": "always on", "initial-election-tick-advance": "elections need no wait",
-	"enable-pprof": "the HTTP port has it", "log-rotation-config-json": "standard error is not rotated", "enable-log-rotation": "standard error is not rotated",
+	"enable-pprof": "profiles are on the HTTP port of quorate server, which this command does not open", "log-rotation-config-json": "standard error is not rotated", "enable-log-rotation": "standard error is not rotated",
 	"experimental-initial-corrupt-check": "checksums are always on", "corrupt-check-time": "checksums are always on",
 	"compact-hash-check-enabled": "replicas always compare digests", "compact-hash-check-time": "replicas always compare digests",
 	"backend-batch-interval": "commits are grouped by the log", "backend-batch-limit": "commits are grouped by the log", "backend-bbolt-freelist-type": "there is no bbolt",

@@ -66,6 +66,8 @@ type Config struct {
 	EtcdCompaction EtcdCompaction `yaml:"etcd_compaction"`
 	// Insecure allows ports that check nobody, by certificate, on addresses that are not loopback.
 	Insecure bool `yaml:"insecure"`
+	// RemotePprof shows the profiles of the HTTP port to other machines, too. Default false: they cost time, and tell of what the node holds.
+	RemotePprof bool `yaml:"remote_pprof"`
 	// Sandbox holds what only drills may set.
 	Sandbox Sandbox `yaml:"sandbox"`
 }
@@ -577,6 +579,8 @@ func (c Config) String() string {
 		peers = append(peers, fmt.Sprintf("%d=%s", id, a))
 	}
 	slices.Sort(peers)
-	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v listen_more=%+v peers=%v shards=%d spaces=%+v lease_reads=%v tls=%+v etcd_auth=%+v etcd_compaction=%+v sandbox=%+v",
-		c.Cluster, c.Node, c.Data, c.Listen, c.ListenMore, peers, c.Shards, c.Spaces, c.LeaseReads, c.TLS, c.EtcdAuth, c.EtcdCompaction, c.Sandbox)
+	return fmt.Sprintf("cluster=%s node=%d data=%q listen=%+v listen_more=%+v advertise=%+v peers=%v shards=%d spaces=%+v lease_reads=%v tls=%+v etcd_auth=%+v "+
+		"etcd_progress_interval=%v etcd_request_bytes_max=%d etcd_txn_ops_max=%d etcd_slow_request=%v etcd_compaction=%+v insecure=%v remote_pprof=%v sandbox=%+v",
+		c.Cluster, c.Node, c.Data, c.Listen, c.ListenMore, c.Advertise, peers, c.Shards, c.Spaces, c.LeaseReads, c.TLS, c.EtcdAuth,
+		c.EtcdProgressInterval, c.EtcdRequestBytesMax, c.EtcdTxnOpsMax, c.EtcdSlowRequest, c.EtcdCompaction, c.Insecure, c.RemotePprof, c.Sandbox)
 }

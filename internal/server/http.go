@@ -62,11 +62,63 @@ func (s *Server) mux(reg *prometheus.Registry) http.Handler {
 		_ = json.NewEncoder(w).Encode(st)
 	})
 	m.HandleFunc("POST /etcd/load", s.load)
-	m.HandleFunc("/debug/pprof/", pprof.Index)
-	m.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	m.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	m.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	profiles := http.NewServeMux()
+	profiles.HandleFunc("/debug/pprof/", pprof.Index)
+	profiles.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	profiles.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	profiles.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	m.HandleFunc("/debug/pprof/", func(w http.ResponseWriter, r *http.Request) {
+		if !s.cfg.RemotePprof && !fromHere(r) {
+			http.Error(w, "profiles are for this node's own machine; ask from there, or set remote_pprof: true in the configuration", http.StatusForbidden)
+			return
+		}
+		profiles.ServeHTTP(w, r)
+	})
 	return m
+}
+
+// fromHere says whether a request comes from this machine: over a unix socket, from loopback, or from the address that it came to.
+func fromHere(r *http.Request) bool {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		// Clients of a unix socket have no address.
+		return true
+	}
+	ip := net.ParseIP(host)
+	if ip == nil {
+		return false
+	}
+	at, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	return ip.IsLoopback() || ok && ip.Equal(at.IP)
+}
+
+// Bounds of the HTTP port. Nobody is to hold what a node has of descriptors by saying nothing, or little.
+const (
+	httpConnectionsMax = 256
+	httpHeaderTimeout  = 10 * time.Second
+	httpIdleTimeout    = 2 * time.Minute
+	// httpRequestTimeout is for what follows the header, and for the answer. Profiles take as long as they are asked to.
+	httpRequestTimeout = time.Minute
+	httpHeaderBytesMax = 64 << 10
+)
+
+// httpServer serves h within the bounds.
+func httpServer(h http.Handler) *http.Server {
+	bounded := func(w http.ResponseWriter, r *http.Request) {
+		end := time.Now().Add(httpRequestTimeout)
+		if strings.HasPrefix(r.URL.Path, "/debug/pprof/") {
+			end = time.Time{}
+		}
+		c := http.NewResponseController(w)
+		if err := errors.Join(c.SetReadDeadline(end), c.SetWriteDeadline(end)); err != nil {
+			// The connection is gone.
+			return
+		}
+		h.ServeHTTP(w, r)
+	}
+	return &http.Server{
+		Handler: http.HandlerFunc(bounded), ReadHeaderTimeout: httpHeaderTimeout, IdleTimeout: httpIdleTimeout, MaxHeaderBytes: httpHeaderBytesMax,
+	}
 }
 
 // LoadType is the content type of a part of a load (etcd.Part). A web page cannot send it to another site unasked.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/protocol/etcd"
@@ -196,4 +197,39 @@ func (u *unread) Read(b []byte) (int, error) {
 		return n, nil
 	}
 	return u.Conn.Read(b)
+}
+
+// fewListener bounds how many connections are open: the next one is closed.
+type fewListener struct {
+	net.Listener
+	max  int64
+	open atomic.Int64
+}
+
+// Accept implements net.Listener.
+func (l *fewListener) Accept() (net.Conn, error) {
+	for {
+		nc, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.open.Add(1) <= l.max {
+			return &oneOfFew{Conn: nc, open: &l.open}, nil
+		}
+		l.open.Add(-1)
+		_ = nc.Close()
+	}
+}
+
+// oneOfFew is a connection that counts until it is closed.
+type oneOfFew struct {
+	net.Conn
+	open *atomic.Int64
+	once sync.Once
+}
+
+// Close implements net.Conn.
+func (c *oneOfFew) Close() error {
+	c.once.Do(func() { c.open.Add(-1) })
+	return c.Conn.Close()
 }

@@ -229,7 +229,10 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
 	s.startEtcd(cfg.servesEtcd(), jwt, log, reg)
-	s.http = &http.Server{Handler: s.mux(reg), ReadHeaderTimeout: 10 * time.Second}
+	s.http = httpServer(s.mux(reg))
+	if httpLn != nil {
+		httpLn = &fewListener{Listener: httpLn, max: httpConnectionsMax}
+	}
 	s.serve(redisLn, kafkaLn, httpLn)
 	return s, nil
 }
