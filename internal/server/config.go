@@ -199,15 +199,24 @@ func ReadConfig(path string) (Config, error) {
 		return Config{}, errs.Wrap(errs.Invalid, err, "read configuration")
 	}
 	var c Config
+	var doc yaml.Node
 	d := yaml.NewDecoder(bytes.NewReader(b))
-	d.KnownFields(true)
-	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+	if err := d.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
 		return Config{}, errs.New(errs.Invalid, "configuration %s: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if err := decodeConfig(path, &doc, &c); err != nil {
+		return Config{}, err
 	}
 	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return Config{}, errs.New(errs.Invalid, "configuration %s: there is a second document, behind ---, which would be ignored; leave it out", path)
 	}
-	return c, c.fill()
+	if err := c.fill(); err != nil {
+		return Config{}, err
+	}
+	if l := c.Listen; l == (Listen{}) && len(c.ListenMore) == 0 && len(c.Spaces) == 0 {
+		return Config{}, errs.New(errs.Invalid, "configuration %s: no port is set, so that nobody could reach the node; set listen.redis, listen.kafka, listen.etcd or listen.http", path)
+	}
+	return c, nil
 }
 
 // nodeMax is the largest node number. Replica ids bear 32 bits of it, but Kafka's broker ids are signed, and nobody has that
@@ -311,6 +320,9 @@ func (c *Config) fill() error {
 	if err := c.checkMore(); err != nil {
 		return err
 	}
+	if err := c.checkAdvertised(); err != nil {
+		return err
+	}
 	for _, name := range c.spaceNames() {
 		p := c.spacePort(name)
 		if err := p.check("spaces."+name+".etcd", "spaces."+name+".advertise_etcd", c.Insecure); err != nil {
@@ -332,11 +344,7 @@ func (c *Config) checkPeers() error {
 		if path, ok := strings.CutPrefix(addr, env.SocketPrefix); ok && path != "" {
 			continue
 		}
-		_, port, err := net.SplitHostPort(addr)
-		if err == nil {
-			_, err = net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
-		}
-		if err != nil {
+		if !isPort(addr) {
 			return errs.New(errs.Invalid, "configuration: peers.%d is %q; write host:port", id, addr)
 		}
 	}
@@ -401,7 +409,7 @@ func (p *port) check(key, advertiseKey string, insecure bool) error {
 		return nil
 	}
 	host, _, err := net.SplitHostPort(p.listen)
-	if err != nil {
+	if err != nil || !isPort(p.listen) {
 		return bad("%s is %q; write host:port", key, p.listen)
 	}
 	if wildcard(host) && p.advertise != nil && *p.advertise == "" {
@@ -409,6 +417,37 @@ func (p *port) check(key, advertiseKey string, insecure bool) error {
 	}
 	if !insecure && p.open() {
 		return bad("%s is %q, and the port checks nobody, so only loopback is allowed; set tls.%s.client_ca, or insecure: true to open it all the same", key, p.listen, p.name)
+	}
+	return nil
+}
+
+// isPort says whether an address ends in a port's number or name.
+func isPort(addr string) bool {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
+	}
+	return err == nil
+}
+
+// checkAdvertised checks what clients are told: they must be able to connect to it.
+func (c *Config) checkAdvertised() error {
+	if c.Advertise.Peer != "" {
+		return errs.New(errs.Invalid, "configuration: advertise.peer is %q; nodes know each other by peers, so leave it out", c.Advertise.Peer)
+	}
+	told := map[string]string{"advertise.redis": c.Advertise.Redis, "advertise.kafka": c.Advertise.Kafka, "advertise.http": c.Advertise.HTTP}
+	for _, key := range slices.Sorted(maps.Keys(told)) {
+		addr := told[key]
+		if _, ok := strings.CutPrefix(addr, env.SocketPrefix); addr == "" || ok && key == "advertise.http" {
+			continue
+		}
+		host, _, err := net.SplitHostPort(addr)
+		switch {
+		case err != nil || !isPort(addr):
+			return errs.New(errs.Invalid, "configuration: %s is %q; write host:port", key, addr)
+		case wildcard(host):
+			return errs.New(errs.Invalid, "configuration: %s is %q, which clients cannot connect to; write this machine's name or address", key, addr)
+		}
 	}
 	return nil
 }

@@ -26,8 +26,31 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 			t.Errorf("%q: got %v, want an error with %q", yaml, err, want)
 		}
 	}
-	f("nodde: 1", "nodde")
-	f("node: one", "line 1")
+	f("nodde: 1", "line 1: there is no key nodde; there are cluster, node, data,")
+	f("listen: {redys: a}", "there is no key listen.redys; there are peer, redis,")
+	f("spaces: {a: {pat: true}}", "there is no key spaces.a.pat")
+	f("cluster: x\nnode: one", `line 2: node is "one"; it must be a whole number, not negative`)
+	f("node: -1", `node is "-1"`)
+	f("node: 1.5", `node is "1.5"`)
+	f("node: 99999999999", `node is "99999999999"`)
+	f("node: 1\nnode: 2", "line 2: node stands there twice")
+	f("data: [d]", "data is a list; it must be a text")
+	f("insecure: maybe", `insecure is "maybe"; it must be true or false`)
+	f("etcd_progress_interval: 5", `etcd_progress_interval is "5"; it must be a time with its unit`)
+	f("etcd_request_bytes_max: 1k", `etcd_request_bytes_max is "1k"`)
+	f("listen: 5", `listen is "5"; it has keys: peer, redis`)
+	f("peers: ['a:1']", "peers is a list")
+	f("peers: {a: 'a:1'}", `a name in peers is "a"`)
+	f("tls: {etcd: {client_names: x}}", `tls.etcd.client_names is "x"; it is a list`)
+	f("- a", "the file is a list; it has keys: cluster")
+	f("node: [", "did not find expected node content")
+	f("node: 2", "no port is set")
+	f("", "no port is set")
+	f("listen: {http: 'unix:x', redis: '127.0.0.1:x'}", `listen.redis is "127.0.0.1:x"; write host:port`)
+	f("listen: {redis: '127.0.0.1:70000'}", `listen.redis is "127.0.0.1:70000"; write host:port`)
+	f("listen: {redis: '127.0.0.1:1'}\nadvertise: {redis: foo}", `advertise.redis is "foo"; write host:port`)
+	f("listen: {kafka: '0.0.0.0:1'}\ninsecure: true\nadvertise: {kafka: '0.0.0.0:1'}", "which clients cannot connect to")
+	f("listen: {kafka: '127.0.0.1:1'}\nadvertise: {peer: '10.0.0.1:1'}", "advertise.peer is")
 	f("peers: {1: a:1, 2: b:1}", "must have 1, 3 or 5")
 	f("node: 4\npeers: {1: a:1, 2: b:1, 3: c:1}", "does not list this node")
 	f("node: 1\npeers: {1: '127.0.0.1:1', 2: '127.0.0.1:2', 3: '127.0.0.1:3'}", "needs data")
@@ -74,7 +97,7 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("etcd_compaction: {period: 10ms}", "between 1s and a year")
 	f("etcd_compaction: {revisions: -1}", "etcd_compaction.revisions is -1")
 	f("etcd_compaction: {revisions: 1, period: 1h}", "set one of them")
-	f("etcd_auth: {jwt: {key: k}}", "field key not found")
+	f("etcd_auth: {jwt: {key: k}}", "there is no key etcd_auth.jwt.key; there are method,")
 }
 
 func TestStart_TokenKeysThatAreNone(t *testing.T) {
@@ -109,6 +132,18 @@ func TestReadConfig_Good(t *testing.T) {
 	}
 	if c.Listen.Peer != "127.0.0.1:2" || c.Shards != 1 || c.Cluster != "quorate" {
 		t.Errorf("got %+v", c)
+	}
+}
+
+func TestReadConfig_AnchorsAndMerges(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "c.yaml")
+	text := "tls:\n  etcd: &own {auto: true, min_version: '1.3'}\n  redis: {<<: *own, auto: true}\n  kafka: *own\nlisten: {redis: '127.0.0.1:0', http: ~}\n"
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c, err := ReadConfig(name)
+	if err != nil || c.TLS.Redis.MinVersion != "1.3" || !c.TLS.Kafka.Auto {
+		t.Errorf("got %+v, %v", c.TLS, err)
 	}
 }
 

@@ -116,7 +116,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 			if errors.Is(err, syscall.EADDRINUSE) {
 				return nil, errs.New(errs.Exists, "the %s port %s is taken by %s; stop that, or set %s", name, addr, portOwner(addr), key)
 			}
-			return nil, errs.Wrap(errs.Invalid, err, "listen on %s for %s", addr, name)
+			return nil, errs.Wrap(errs.Invalid, err, "the node cannot listen on %s; correct %s", addr, key)
 		}
 		*bound = addrOf(ln)
 		if t := s.tls[name]; t != nil {
