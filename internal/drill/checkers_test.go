@@ -286,6 +286,8 @@ func TestCheckWatch_ByHand(t *testing.T) {
 		{"too early", func(s *watchSession) { s.from = 4 }, "after revision 3 came 3 again"},
 		{"altered", func(s *watchSession) { s.events[1].value = "x" }, `revision 4 has the value "x"`},
 		{"told for nothing", func(s *watchSession) { s.asked, s.told = 9, 9 }, "was told that revision 9 is compacted, when it asked for 9"},
+		{"a stream falls silent", func(s *watchSession) { s.silent = true }, "showed nothing more"},
+		{"a stream is silent when all has been seen", func(s *watchSession) { s.silent, s.ended = true, true }, ""},
 	} {
 		s := good()
 		c.spoil(&s)

@@ -23,8 +23,11 @@ func watchesDrill() Drill {
 		Promise: "A watch gets each event once and in order, from any revision that is kept; one that asks for a compacted revision is told so, and only then (promise 4).",
 		NotShown: "Watchers so slow that the compaction overtakes them within a stream; they are in the tests of the etcd server. Watches with filters, of " +
 			"single keys, and of previous values.",
-		Controls: []Control{{"drop-event", "one event in a hundred is thrown away before the watchers note it"}},
-		Length:   20 * time.Second, Short: 7 * time.Second, ControlLength: 2 * time.Second,
+		Controls: []Control{
+			{"drop-event", "one event in a hundred is thrown away before the watchers note it"},
+			{"silent-stream", "one stream in twenty shows its watcher nothing, and does not break"},
+		},
+		Length: 20 * time.Second, Short: 7 * time.Second, ControlLength: 2 * time.Second,
 		run: runWatches,
 	}
 }
@@ -51,11 +54,19 @@ type watchSession struct {
 	// streams counts them. told is the compacted revision that ended it, 0 if none did; asked is what it had asked for then.
 	streams     int
 	told, asked int64
+	// ended says that it saw lastValue. silent says that it was on a stream that showed nothing more and did not break.
+	ended, silent bool
 }
 
+// lastValue is written when the load has ended, so that each watch that goes on has something to see.
+const lastValue = "the end"
+
 type watching struct {
-	e    *etcds
-	drop bool
+	e *etcds
+	// drop and silence are what the controls do.
+	drop, silence bool
+	// ending is set when no watch is begun any more.
+	ending atomic.Bool
 
 	// newest and compacted are what is known of the key space; they lag.
 	newest, compacted atomic.Int64
@@ -75,7 +86,7 @@ func runWatches(ctx context.Context, r *run) error {
 		return err
 	}
 	defer cl.Close()
-	w := &watching{drop: r.Control == "drop-event", acked: map[int64]string{}}
+	w := &watching{drop: r.Control == "drop-event", silence: r.Control == "silent-stream", acked: map[int64]string{}}
 	if w.e, err = cl.dialEtcd(); err != nil {
 		return err
 	}
@@ -87,23 +98,26 @@ func runWatches(ctx context.Context, r *run) error {
 	})
 	lctx, stop := context.WithCancel(ctx)
 	defer stop()
-	var wg sync.WaitGroup
-	start := func(n int, f func(rng *rand.Rand, i int)) {
+	wctx, stopWatching := context.WithCancel(ctx)
+	defer stopWatching()
+	var load, watches sync.WaitGroup
+	start := func(wg *sync.WaitGroup, n int, f func(rng *rand.Rand, i int)) {
 		for i := range n {
-			wg.Add(1)
-			go func() {
-				defer wg.Done()
-				f(r.rng(uint64(100+wgID(n, i))), i)
-			}()
+			wg.Go(func() { f(r.rng(uint64(100+wgID(n, i))), i) })
 		}
 	}
 	w.newest.Store(1)
-	start(watchWriters, func(rng *rand.Rand, i int) { w.write(lctx, rng, i) })
-	start(watchers, func(rng *rand.Rand, _ int) { w.watch(lctx, rng) })
-	start(1, func(rng *rand.Rand, _ int) { w.compact(lctx, rng) })
+	start(&load, watchWriters, func(rng *rand.Rand, i int) { w.write(lctx, rng, i) })
+	start(&watches, watchers, func(rng *rand.Rand, _ int) { w.watch(wctx, rng) })
+	start(&load, 1, func(rng *rand.Rand, _ int) { w.compact(lctx, rng) })
 	err = d.run(ctx, time.Now().Add(r.For))
 	stop()
-	wg.Wait()
+	load.Wait()
+	if err == nil {
+		err = w.end(ctx, r.Control != "", &watches)
+	}
+	stopWatching()
+	watches.Wait()
 	if err != nil {
 		return err
 	}
@@ -122,11 +136,60 @@ func runWatches(ctx context.Context, r *run) error {
 	if r.Control != "" {
 		return nil
 	}
+	if n := w.unfinished(); n > 0 {
+		r.unknown("cluster", "%d watches did not come to the last write, and their streams broke", n)
+	}
 	if w.told.Load() == 0 || w.noted.Load() < 1000 {
 		r.unknown("cluster", "only %d events, and %d watches told of a compaction", w.noted.Load(), w.told.Load())
 	}
 	return r.settled(ctx, cl)
 }
+
+// end writes once more, and waits until every watch has seen that, for as long as it may take. In a run with a control that is not long.
+func (w *watching) end(ctx context.Context, control bool, watches *sync.WaitGroup) error {
+	w.ending.Store(true)
+	err := w.e.try(ctx, func(ctx context.Context, n *etcdNode) error {
+		r, err := n.Put(ctx, &pb.PutRequest{Key: []byte("w/0"), Value: []byte(lastValue)})
+		if err == nil {
+			w.ack(r.Header.Revision, lastValue)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	all := make(chan struct{})
+	go func() {
+		watches.Wait()
+		close(all)
+	}()
+	limit := settleLimit
+	if control {
+		limit = silentAfter
+	}
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-all:
+	case <-t.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// unfinished counts the watches that had not enough and did not come to the end, for another reason than silence.
+func (w *watching) unfinished() (n int) {
+	for _, s := range w.sessions {
+		if s.told == 0 && !s.ended && !s.silent && len(s.events) < sessionEvents {
+			n++
+		}
+	}
+	return n
+}
+
+// silentAfter is how long a stream must have been open that is called silent: it takes some time to read history.
+const silentAfter = 5 * time.Second
 
 // wgID tells the goroutines of groups of different sizes apart.
 func wgID(group, i int) int { return group*100 + i }
@@ -186,13 +249,13 @@ func (w *watching) compact(ctx context.Context, rng *rand.Rand) {
 	}
 }
 
-// watch begins at random revisions until ctx ends.
+// watch begins at random revisions until the load ends, and sees the last watch to its end.
 func (w *watching) watch(ctx context.Context, rng *rand.Rand) {
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !w.ending.Load() {
 		// From a little before what is compacted to a little before now.
 		low := max(w.compacted.Load()-20, 1)
 		s := watchSession{from: low + rng.Int64N(max(w.newest.Load()-low, 1))}
-		for ctx.Err() == nil && s.told == 0 && len(s.events) < sessionEvents {
+		for ctx.Err() == nil && s.told == 0 && !s.ended && len(s.events) < sessionEvents {
 			if err := w.stream(ctx, rng, &s); err != nil {
 				pause(ctx, 20*time.Millisecond)
 			}
@@ -207,22 +270,32 @@ func (w *watching) watch(ctx context.Context, rng *rand.Rand) {
 func (w *watching) stream(ctx context.Context, rng *rand.Rand, s *watchSession) error {
 	// A stream is left in its middle too.
 	enough := len(s.events) + 1 + rng.IntN(sessionEvents/2)
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	sctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.asked = s.from
 	if n := len(s.events); n > 0 {
 		s.asked = s.events[n-1].rev + 1
 	}
-	st, err := w.e.any().follow(ctx, &pb.WatchCreateRequest{Key: []byte("w/"), RangeEnd: prefixEnd("w/"), StartRevision: s.asked})
+	st, err := w.e.any().follow(sctx, &pb.WatchCreateRequest{Key: []byte("w/"), RangeEnd: prefixEnd("w/"), StartRevision: s.asked})
 	if err != nil {
 		return err
 	}
 	s.streams++
 	w.streams.Add(1)
-	for len(s.events) < enough {
+	silence := w.silence && rng.IntN(20) == 0
+	var open time.Time
+	for len(s.events) < enough && !s.ended {
 		r, err := st.Recv()
 		if err != nil {
+			// It did not break by itself, and its watcher has waited for the end in vain.
+			s.silent = ctx.Err() != nil && !open.IsZero() && time.Since(open) >= silentAfter
 			return err
+		}
+		if r.Created {
+			open = time.Now()
+		}
+		if silence && !r.Canceled {
+			continue
 		}
 		if r.Canceled {
 			if s.told = r.CompactRevision; s.told == 0 {
@@ -235,6 +308,7 @@ func (w *watching) stream(ctx context.Context, rng *rand.Rand, s *watchSession) 
 			if w.drop && rng.IntN(100) == 0 {
 				continue
 			}
+			s.ended = s.ended || string(ev.Kv.Value) == lastValue
 			s.events = append(s.events, seen{ev.Kv.ModRevision, string(ev.Kv.Value)})
 			w.noted.Add(1)
 		}
@@ -262,6 +336,9 @@ func checkWatch(s *watchSession, acked map[int64]string) (findings []string) {
 		if v, ok := acked[ev.rev]; ok && v != ev.value {
 			find("revision %d has the value %q, and its writer was told that of %q", ev.rev, ev.value, v)
 		}
+	}
+	if s.silent && !s.ended {
+		find("after revision %d its stream showed nothing more, and did not break, although there was more", next-1)
 	}
 	if s.told != 0 && s.asked >= s.told {
 		find("it was told that revision %d is compacted, when it asked for %d", s.told, s.asked)
