@@ -32,13 +32,16 @@ func TestDrills(t *testing.T) {
 	}
 	bin := buildQuorate(t)
 	t.Run("cancelled", func(t *testing.T) { testCancel(t, bin) })
-	for _, name := range []string{"outbox", "leader-kill"} {
+	// These are long enough for the load, and too short for a fault.
+	for name, length := range map[string]time.Duration{
+		"outbox": time.Millisecond, "leader-kill": time.Millisecond, "leader-zombie": time.Second, "herd-election": 1600 * time.Millisecond, "kill-cycles": 1,
+	} {
 		t.Run("too short "+name, func(t *testing.T) {
 			d, err := Find(name)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if r := runHere(t, d, Options{Binary: bin, For: time.Millisecond}); r.Verdict != Unknown || faults(r) != 0 {
+			if r := runHere(t, d, Options{Binary: bin, For: length}); r.Verdict != Unknown || faults(r) != 0 {
 				t.Errorf("verdict %s of a run in which nothing was broken, want unknown:\n%s", r.Verdict, asJSON(t, r))
 			}
 		})

@@ -107,6 +107,7 @@ func runElection(ctx context.Context, r *run) error {
 	} else if per := float64(l.wakes.Load()) / float64(n); per > wakesMax {
 		r.find(fmt.Sprintf("a change of leader woke %.1f candidates; it should be one", per))
 	}
+	r.happened(d.kills.Load(), "no leader of the shard was killed")
 	waited, err := l.herd(ctx)
 	if err != nil {
 		return err

@@ -115,6 +115,7 @@ func runFencing(ctx context.Context, r *run) error {
 	if f.refused.Load() == 0 {
 		r.unknown("cluster", "no stale holder came to write")
 	}
+	r.happened(d.kills.Load(), "no leader was killed")
 	return r.settled(ctx, cl)
 }
 

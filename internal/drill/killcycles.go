@@ -88,5 +88,7 @@ func runKillCycles(ctx context.Context, r *run) error {
 	if err := check(); err != nil {
 		return err
 	}
+	r.happened(single.Load()+all.Load(), "no node was killed")
+	r.happened(s.Acked.Load(), "no order was acknowledged")
 	return r.settled(ctx, cl)
 }

@@ -142,6 +142,7 @@ func runWatches(ctx context.Context, r *run) error {
 	if w.told.Load() == 0 || w.noted.Load() < 1000 {
 		r.unknown("cluster", "only %d events, and %d watches told of a compaction", w.noted.Load(), w.told.Load())
 	}
+	r.happened(d.kills.Load(), "no leader was killed")
 	return r.settled(ctx, cl)
 }
 

@@ -97,6 +97,8 @@ func runZombie(ctx context.Context, r *run) error {
 	}
 	if pauses.Load() == 0 {
 		r.unknown("cluster", "no leader was stopped")
+	} else {
+		r.happened(woken.Load(), "no leader that woke up answered")
 	}
 	return r.settled(ctx, cl)
 }
