@@ -30,9 +30,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// The second signal ends the program as if it knew of none: whoever sends it does not want to wait.
 	context.AfterFunc(ctx, stop)
-	context.AfterFunc(ctx, func() {
-		time.AfterFunc(stoppingAfter, func() { fmt.Fprintln(os.Stderr, "stopping; once more Ctrl-C ends it at once") })
-	})
+	if isTerminal(os.Stderr) {
+		context.AfterFunc(ctx, func() {
+			time.AfterFunc(stoppingAfter, func() { fmt.Fprintln(os.Stderr, "stopping; once more Ctrl-C ends it at once") })
+		})
+	}
 	os.Exit(run(ctx, asEtcd(os.Args), os.Stdout, os.Stderr))
 }
 
