@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,10 +25,19 @@ const (
 	exitUnavailable = 5
 	exitDrill       = 8
 	exitInterrupted = 130
+	// exitPipe is what shells say of a program that SIGPIPE ended.
+	exitPipe = 141
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	stopping := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		// The terminal is closed. Under nohup it is not to matter.
+		stopping = append(stopping, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), stopping...)
+	// Nobody reads what is written any more: that is seen where it is written, so that nodes and directories do not stay behind.
+	signal.Ignore(syscall.SIGPIPE)
 	// The second signal ends the program as if it knew of none: whoever sends it does not want to wait.
 	context.AfterFunc(ctx, stop)
 	if isTerminal(os.Stderr) {
@@ -45,14 +55,19 @@ const stoppingAfter = time.Second
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
-	out := &counted{Writer: stdout}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out := &counted{Writer: stdout, broken: cancel}
 	root.SetOut(out)
 	root.SetErr(stderr)
 	// Made here, since it writes to what the root writes to at this moment.
 	root.InitDefaultCompletionCmd()
 	checkUsage(root)
 	cmd, err := root.ExecuteContextC(ctx)
-	if err == nil {
+	switch {
+	case out.closed.Load():
+		return exitPipe
+	case err == nil:
 		return exitOK
 	}
 	code := exitCode(ctx, err)
@@ -84,15 +99,21 @@ type failed struct {
 	ExitCode int    `json:"exit_code"`
 }
 
-// counted counts what is written.
+// counted counts what is written. When nobody reads it any more it calls broken.
 type counted struct {
 	io.Writer
-	n int
+	n      int
+	broken func()
+	closed atomic.Bool
 }
 
 func (c *counted) Write(b []byte) (int, error) {
 	n, err := c.Writer.Write(b)
 	c.n += n
+	if errors.Is(err, syscall.EPIPE) {
+		c.closed.Store(true)
+		c.broken()
+	}
 	return n, err
 }
 

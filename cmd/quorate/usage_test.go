@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -134,6 +135,25 @@ func TestOutput_ThatCannotBeWrittenIsAFailure(t *testing.T) {
 	}
 }
 
+// gone is a pipe that nobody reads any more.
+type gone struct{}
+
+func (gone) Write([]byte) (int, error) { return 0, syscall.EPIPE }
+
+func TestOutput_NobodyReadsItAnyMore(t *testing.T) {
+	for _, args := range []string{
+		"version", "drill ls",
+		// These would go on.
+		"dev --redis 127.0.0.1:0 --kafka 127.0.0.1:0 --etcd 127.0.0.1:0 --http 127.0.0.1:0",
+		"drill run leader-kill --for 1h",
+	} {
+		var talk bytes.Buffer
+		if code := run(t.Context(), strings.Fields(args), gone{}, &talk); code != exitPipe || talk.Len() > 0 {
+			t.Errorf("quorate %s: exit code %d, %q; want %d and nothing", args, code, talk.String(), exitPipe)
+		}
+	}
+}
+
 func TestStatus_OverAUnixSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "http.sock")
 	ln, err := net.Listen("unix", path)
@@ -162,6 +182,32 @@ func TestDemo_IsSafeOnlyIfItDidSomething(t *testing.T) {
 		if c.r.judge(); c.r.Verdict != c.want || (c.r.Unknown != "") != (c.want == "unknown") {
 			t.Errorf("%+v, want %s", c.r, c.want)
 		}
+	}
+}
+
+func TestSignal_ClosedTerminalStopsInOrder(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "dev", "--redis", "127.0.0.1:0", "--kafka", "127.0.0.1:0", "--etcd", "127.0.0.1:0", "--http", "127.0.0.1:0")
+	cmd.Env = append(os.Environ(), asProgram+"=1")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for s := bufio.NewScanner(out); s.Scan(); {
+		if strings.HasPrefix(s.Text(), "Ready") {
+			if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("ended with %v, want that it was stopped in order", err)
 	}
 }
 
