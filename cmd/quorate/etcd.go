@@ -382,9 +382,9 @@ func (f *etcdFlags) config() (server.Config, error) {
 		names = append(names, n)
 	}
 	slices.Sort(names)
-	cfg.Peers = map[uint32]string{}
+	cfg.Peers, cfg.MemberNames = map[uint32]string{}, map[uint32]string{}
 	for i, n := range names {
-		cfg.Peers[uint32(i+1)] = peers[n]
+		cfg.Peers[uint32(i+1)], cfg.MemberNames[uint32(i+1)] = peers[n], n
 		if n == f.name {
 			cfg.Node = uint32(i + 1)
 		}

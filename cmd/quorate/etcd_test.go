@@ -40,7 +40,7 @@ func TestEtcdFlags(t *testing.T) {
 	// The order of the members is not the same on every command line.
 	three := plain
 	three.cluster = []string{"c=http://127.0.0.1:3", "a=http://127.0.0.1:4", "b=http://127.0.0.1:2"}
-	if cfg, err = three.config(); err != nil || cfg.Node != 2 || cfg.Peers[1] != "127.0.0.1:4" || cfg.Peers[3] != "127.0.0.1:3" {
+	if cfg, err = three.config(); err != nil || cfg.Node != 2 || cfg.Peers[1] != "127.0.0.1:4" || cfg.Peers[3] != "127.0.0.1:3" || cfg.MemberNames[2] != "b" {
 		t.Errorf("three: %+v %v", cfg, err)
 	}
 	secure := plain

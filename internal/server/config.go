@@ -68,6 +68,9 @@ type Config struct {
 	Insecure bool `yaml:"insecure"`
 	// RemotePprof shows the profiles of the HTTP port to other machines, too. Default false: they cost time, and tell of what the node holds.
 	RemotePprof bool `yaml:"remote_pprof"`
+	// MemberNames are what etcd's clients are told that the members are called, by number, together with their peer URLs. Default node1 and
+	// so on, without URLs. It is no key of the file: quorate etcd sets it.
+	MemberNames map[uint32]string `yaml:"-"`
 	// Sandbox holds what only drills may set.
 	Sandbox Sandbox `yaml:"sandbox"`
 }
@@ -599,6 +602,28 @@ func (c *Config) spaces() []shard.Space {
 		all = append(all, shard.Space{Name: name, Shards: []shard.ID{shard.ID(c.Shards + 1 + i)}})
 	}
 	return all
+}
+
+// members are what etcd's clients are told of the members, nil if that is only their numbers.
+func (c *Config) members() map[shard.NodeID]etcd.Member {
+	if len(c.MemberNames) == 0 {
+		return nil
+	}
+	scheme := "http://"
+	if c.TLS.Peer.on() {
+		scheme = "https://"
+	}
+	out := map[shard.NodeID]etcd.Member{}
+	for id, name := range c.MemberNames {
+		m := etcd.Member{Name: name}
+		if path, ok := strings.CutPrefix(c.Peers[id], env.SocketPrefix); ok {
+			m.PeerURL = "unix://" + path
+		} else if c.Peers[id] != "" {
+			m.PeerURL = scheme + c.Peers[id]
+		}
+		out[shard.NodeID(id)] = m
+	}
+	return out
 }
 
 func (c *Config) peers() map[shard.NodeID]string {

@@ -27,6 +27,7 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 		}
 	}
 	f("nodde: 1", "line 1: there is no key nodde; there are cluster, node, data,")
+	f("'-': {1: a}", "there is no key -;")
 	f("listen: {redys: a}", "there is no key listen.redys; there are peer, redis,")
 	f("spaces: {a: {pat: true}}", "there is no key spaces.a.pat")
 	f("cluster: x\nnode: one", `line 2: node is "one"; it must be a whole number, not negative`)

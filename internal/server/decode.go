@@ -87,11 +87,11 @@ func (d configDecoder) fields(key string, n *yaml.Node, t reflect.Type) error {
 			return d.bad(k, "%s stands there twice", at)
 		}
 		seen[k.Value] = true
-		j := slices.Index(keysOf(t), k.Value)
-		if j < 0 {
+		f, ok := fieldOf(t, k.Value)
+		if !ok {
 			return d.bad(k, "there is no key %s; there are %s", at, strings.Join(keysOf(t), ", "))
 		}
-		if err := d.check(at, v, t.Field(j).Type); err != nil {
+		if err := d.check(at, v, f.Type); err != nil {
 			return err
 		}
 	}
@@ -185,7 +185,21 @@ func show(n *yaml.Node) string {
 // keysOf returns the keys of a section, in the order of its fields.
 func keysOf(t reflect.Type) (keys []string) {
 	for f := range t.Fields() {
-		keys = append(keys, f.Tag.Get("yaml"))
+		if key := f.Tag.Get("yaml"); key != noKey {
+			keys = append(keys, key)
+		}
 	}
 	return keys
+}
+
+// noKey is the tag of a field that a file cannot set.
+const noKey = "-"
+
+func fieldOf(t reflect.Type, key string) (reflect.StructField, bool) {
+	for f := range t.Fields() {
+		if f.Tag.Get("yaml") == key && key != noKey {
+			return f, true
+		}
+	}
+	return reflect.StructField{}, false
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/quorate/quorate/internal/env"
+	"github.com/quorate/quorate/internal/protocol/etcd"
 )
 
 func TestPprof_IsForThisMachine(t *testing.T) {
@@ -101,8 +102,19 @@ func TestHTTPPort_ConnectionsAreBounded(t *testing.T) {
 func TestConfig_StringHasEveryField(t *testing.T) {
 	text := Config{}.String()
 	for f := range reflect.TypeFor[Config]().Fields() {
-		if key := f.Tag.Get("yaml"); !strings.Contains(text, key+"=") {
+		if key := f.Tag.Get("yaml"); key != noKey && !strings.Contains(text, key+"=") {
 			t.Errorf("the log of the start lacks %s: %s", key, text)
 		}
+	}
+}
+
+func TestConfig_Members(t *testing.T) {
+	c := Config{MemberNames: map[uint32]string{1: "a", 2: "b"}, Peers: map[uint32]string{1: "127.0.0.1:1", 2: "unix:/p"}}
+	if m := c.members(); m[1] != (etcd.Member{Name: "a", PeerURL: "http://127.0.0.1:1"}) || m[2] != (etcd.Member{Name: "b", PeerURL: "unix:///p"}) {
+		t.Errorf("got %v", m)
+	}
+	c.TLS.Peer.Auto = true
+	if m := c.members(); m[1].PeerURL != "https://127.0.0.1:1" {
+		t.Errorf("with TLS: %v", m)
 	}
 }

@@ -251,6 +251,7 @@ func (s *Server) startEtcd(first bool, jwt *etcd.JWT, log *slog.Logger, reg *pro
 			ProgressInterval: s.cfg.EtcdProgressInterval,
 			AuthTokenTTL:     time.Duration(s.cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: s.cfg.EtcdAuth.BcryptCost, JWT: jwt,
 			RequestBytesMax: s.cfg.EtcdRequestBytesMax, TxnOpsMax: s.cfg.EtcdTxnOpsMax, SlowRequest: s.cfg.EtcdSlowRequest,
+			Members:    s.cfg.members(),
 			Compaction: etcd.Compaction{Period: s.cfg.EtcdCompaction.Period, Revisions: s.cfg.EtcdCompaction.Revisions},
 		}, s.engine, log.With("space", space), prometheus.WrapRegistererWith(labels, reg))
 		s.etcd[space] = srv

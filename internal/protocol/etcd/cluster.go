@@ -49,6 +49,12 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 	}
 	for _, n := range t.Nodes {
 		m := &pb.Member{ID: memberID(t, n.ID), Name: fmt.Sprintf("node%d", n.ID)}
+		if is, ok := c.s.cfg.Members[n.ID]; ok {
+			m.Name = is.Name
+			if is.PeerURL != "" {
+				m.PeerURLs = []string{is.PeerURL}
+			}
+		}
 		// A space without a port has the main one's addresses, and who follows a path stays below it; gRPC's clients do not look at that.
 		addrs, path := n.Addr[AddrKey(c.s.cfg.Space)], ""
 		if addrs == "" {

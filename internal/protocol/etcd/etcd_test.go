@@ -615,3 +615,11 @@ func TestBadInput(t *testing.T) {
 		t.Errorf("a connection that says nothing: %q %v", b, err)
 	}
 }
+
+func TestMemberList_NamesThatWereGiven(t *testing.T) {
+	r := newRig(t, Config{Members: map[shard.NodeID]Member{1: {Name: "infra1", PeerURL: "http://127.0.0.1:2380"}}})
+	l, err := pb.NewClusterClient(r.conn).MemberList(r.ctx(), &pb.MemberListRequest{})
+	if err != nil || len(l.Members) != 1 || l.Members[0].Name != "infra1" || len(l.Members[0].PeerURLs) != 1 || l.Members[0].PeerURLs[0] != "http://127.0.0.1:2380" {
+		t.Errorf("members: %v %v", l, err)
+	}
+}

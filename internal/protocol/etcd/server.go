@@ -78,6 +78,8 @@ type Config struct {
 	// Paths are the servers of spaces that this one serves below /spaces/NAME/, by that name. Path says that this space is served there.
 	Paths map[string]*Server
 	Path  bool
+	// Members are what clients are told of the members beside their client URLs. Default node1 and so on.
+	Members map[shard.NodeID]Member
 	// Metrics are the node's own, served on /metrics with etcd's names beside them. Nil means that there is no /metrics.
 	Metrics prometheus.Gatherer
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
@@ -86,6 +88,9 @@ type Config struct {
 	// that nobody can.
 	MoveLeader func(context.Context, shard.ID, shard.NodeID) error
 }
+
+// Member is a member's name and the URL that other members know, "" if that is not told.
+type Member struct{ Name, PeerURL string }
 
 // Info is what operators ask of a node.
 type Info struct {
