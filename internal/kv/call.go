@@ -17,10 +17,11 @@ type call struct {
 	st space
 	// events counts those of this command: they have the next revision.
 	events uint32
-	// size is about what the answer takes so far.
-	size int
-	key  []byte
-	err  error
+	// size is about what the answer takes so far, and taken what of that counts in budget, which is a query's.
+	size, taken int
+	budget      *Budget
+	key         []byte
+	err         error
 }
 
 func newCall(tx *shard.Tx, v shard.View) *call {
@@ -80,6 +81,13 @@ func (c *call) next() int64 {
 func (c *call) grow(kv *KeyValue) {
 	if c.size += len(kv.Key) + len(kv.Value) + 40; c.size > AnswerBytesMax {
 		c.fail(ErrAnswerTooLarge)
+	}
+	if c.tx == nil && c.size-c.taken > LargeBytes && c.err == nil {
+		if err := c.budget.Take(LargeBytes); err != nil {
+			c.fail(err)
+			return
+		}
+		c.taken += LargeBytes
 	}
 }
 
@@ -267,7 +275,7 @@ func (Module) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 }
 
 // Query implements shard.Module.
-func (Module) Query(v shard.View, q []byte) ([]byte, error) {
+func (m Module) Query(v shard.View, q []byte) ([]byte, error) {
 	c := newCall(nil, v)
 	d, r, err := begin(q)
 	if err != nil {
@@ -276,6 +284,9 @@ func (Module) Query(v shard.View, q []byte) ([]byte, error) {
 	var out []byte
 	switch r {
 	case reqOp:
+		// What watches read of history is bounded by who asks, and must not fail for the sake of others.
+		c.budget = m.Answers
+		defer func() { c.budget.Give(int64(c.taken)) }()
 		out = c.operation(&d)
 	case reqStatus:
 		out = c.status(&d)

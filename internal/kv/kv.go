@@ -232,7 +232,11 @@ func ReadOnly(o Op) bool {
 }
 
 // Module is the data model; see shard.Module.
-type Module struct{}
+type Module struct {
+	// Answers bounds what queries collect. What a command reads is bounded by its own limit alone, since replicas must not differ in what
+	// they refuse.
+	Answers *Budget
+}
 
 var _ shard.Module = Module{}
 

@@ -46,7 +46,7 @@ func ReplayKV(data string, id shard.ID, w io.Writer) (err error) {
 			failed = err
 		}
 	}}
-	all := modules()
+	all := modules(nil)
 	for i, m := range all {
 		if m.ID() == record.ID() {
 			all[i] = record

@@ -47,17 +47,23 @@ type Server struct {
 	spaceAddr map[string]string
 	// doors are where etcd's clients come in, by space.
 	doors map[string][]door
+	// answers bounds what large answers of etcd's clients take.
+	answers *kv.Budget
 	// tls is what ports have that are secured, by name.
 	tls    map[string]*secure
 	serves chan struct{}
 }
 
+// answersBytesMax is four of the largest answers. What a read takes beside them, while it is encoded, is about as much again.
+const answersBytesMax = 4 * kv.AnswerBytesMax
+
 // modules lists the data models that run in every shard. A new one is one line here.
-func modules() []shard.Module {
+// answers bounds what reads of etcd's clients collect.
+func modules(answers *kv.Budget) []shard.Module {
 	return []shard.Module{
 		datatypes.New(datatypes.Config{AppendEvent: appendEvent, EncodeFence: kv.EncodeFence}),
 		eventlog.Module{EncodeFence: kv.EncodeFence},
-		kv.Module{},
+		kv.Module{Answers: answers},
 		auth.New(auth.Config{Uses: etcd.Uses}),
 	}
 }
@@ -78,7 +84,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	log = log.With("node", cfg.Node)
 	log.Info("starting", "version", version, "config", cfg.String())
-	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{}}
+	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{}, answers: kv.NewBudget(answersBytesMax)}
 	if s.tls, err = secured(&cfg, log); err != nil {
 		return nil, err
 	}
@@ -222,7 +228,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	s.engine, err = engine.Start(engine.Config{
 		Cluster: cfg.Cluster, Identity: cfg.identity(), Node: shard.NodeID(cfg.Node), Peers: cfg.peers(), Spaces: cfg.spaces(), Addr: adv,
 		Replica: replica.Config{LeaseReads: cfg.LeaseReads}, DropUnsynced: cfg.Sandbox.NoFsync, StaleReads: cfg.Sandbox.StaleReads,
-	}, s.dir, modules(), peerLn, &links, log, reg)
+	}, s.dir, modules(s.answers), peerLn, &links, log, reg)
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +257,7 @@ func (s *Server) startEtcd(first bool, jwt *etcd.JWT, log *slog.Logger, reg *pro
 			ProgressInterval: s.cfg.EtcdProgressInterval,
 			AuthTokenTTL:     time.Duration(s.cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: s.cfg.EtcdAuth.BcryptCost, JWT: jwt,
 			RequestBytesMax: s.cfg.EtcdRequestBytesMax, TxnOpsMax: s.cfg.EtcdTxnOpsMax, SlowRequest: s.cfg.EtcdSlowRequest,
-			Members:    s.cfg.members(),
+			Members: s.cfg.members(), Answers: s.answers,
 			Compaction: etcd.Compaction{Period: s.cfg.EtcdCompaction.Period, Revisions: s.cfg.EtcdCompaction.Revisions},
 		}, s.engine, log.With("space", space), prometheus.WrapRegistererWith(labels, reg))
 		s.etcd[space] = srv

@@ -55,7 +55,7 @@ func newRig(t *testing.T, cfg Config) *rig {
 // newRigOver is newRig with something between the server and the shards.
 func newRigOver(t *testing.T, cfg Config, over func(shard.Client) shard.Client) *rig {
 	t.Helper()
-	r := &rig{t: t, shard: shardtest.New(t, shardtest.Options{RealTime: true}, kv.Module{}, auth.New(auth.Config{Uses: Uses}))}
+	r := &rig{t: t, shard: shardtest.New(t, shardtest.Options{RealTime: true}, kv.Module{Answers: cfg.Answers}, auth.New(auth.Config{Uses: Uses}))}
 	var reg prometheus.Registerer
 	if own, ok := cfg.Metrics.(*prometheus.Registry); ok {
 		reg = own
@@ -621,5 +621,73 @@ func TestMemberList_NamesThatWereGiven(t *testing.T) {
 	l, err := pb.NewClusterClient(r.conn).MemberList(r.ctx(), &pb.MemberListRequest{})
 	if err != nil || len(l.Members) != 1 || l.Members[0].Name != "infra1" || len(l.Members[0].PeerURLs) != 1 || l.Members[0].PeerURLs[0] != "http://127.0.0.1:2380" {
 		t.Errorf("members: %v %v", l, err)
+	}
+}
+
+func TestRange_LargeAnswersAreBoundedTogether(t *testing.T) {
+	answers := kv.NewBudget(8 << 20)
+	r := newRig(t, Config{Answers: answers})
+	for i := range 6 {
+		r.put(fmt.Sprintf("large/%d", i), strings.Repeat("x", 1<<20))
+	}
+	all := &pb.RangeRequest{Key: []byte("large/"), RangeEnd: []byte("large0")}
+	txn := &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: all}}}}
+	unread := func() bool { return answers.Used() == 0 }
+	// A call whose answer is not fetched has not ended.
+	slow, fetched := context.WithCancel(r.ctx())
+	if got, err := (kvServer{s: r.s}).Range(slow, all); err != nil || got.Count != 6 {
+		t.Fatalf("range: %d keys, %v", got.GetCount(), err)
+	}
+	large := grpc.MaxCallRecvMsgSize(16 << 20)
+	if _, err := r.kv.Range(r.ctx(), all, large); !same(err, rpctypes.ErrGRPCRequestTooManyRequests) {
+		t.Errorf("a second large range: %v", err)
+	}
+	if _, err := r.kv.Txn(r.ctx(), txn, large); !same(err, rpctypes.ErrGRPCRequestTooManyRequests) {
+		t.Errorf("a transaction that reads as much: %v", err)
+	}
+	s, err := r.kv.RangeStream(r.ctx(), all, large)
+	if err == nil {
+		_, err = s.Recv()
+	}
+	if !same(err, rpctypes.ErrGRPCRequestTooManyRequests) {
+		t.Errorf("a stream that reads as much: %v", err)
+	}
+	if _, err := r.kv.Range(r.ctx(), &pb.RangeRequest{Key: []byte("large/0")}, large); err != nil {
+		t.Errorf("one key: %v", err)
+	}
+	fetched()
+	await(t, "the first answer is let go of", unread)
+	for range 3 {
+		if got, err := r.kv.Range(r.ctx(), all, large); err != nil || got.Count != 6 {
+			t.Errorf("range: %d keys, %v", got.GetCount(), err)
+		}
+		await(t, "an answer that was fetched is let go of", unread)
+		if _, err := r.kv.Txn(r.ctx(), txn, large); err != nil {
+			t.Errorf("transaction: %v", err)
+		}
+		await(t, "the answer of a transaction is let go of", unread)
+	}
+	resp, err := http.Post("http://"+r.addr+"/v3/kv/range", "application/json", strings.NewReader(`{"key": "bGFyZ2Uv", "range_end": "bGFyZ2Uw"}`))
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("over JSON: %v %v", resp, err)
+	}
+	if n, err := io.Copy(io.Discard, resp.Body); err != nil || n < 6<<20 {
+		t.Errorf("over JSON: %d bytes, %v", n, err)
+	}
+	if err := resp.Body.Close(); err != nil {
+		t.Error(err)
+	}
+	await(t, "the answer over JSON is let go of", unread)
+}
+
+// await waits until something is so.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(time.Minute); !ok(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("not so after a minute: %s", what)
+		}
 	}
 }

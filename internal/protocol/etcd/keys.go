@@ -29,6 +29,9 @@ func (k kvServer) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRespo
 		return nil, err
 	}
 	a, err := k.s.read(ctx, toRange(r), r.Serializable)
+	if err == nil {
+		err = k.s.hold(ctx, &a)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +81,9 @@ func (k kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, e
 	var a kv.Answer
 	var err error
 	if op := toTxn(r); kv.ReadOnly(op) {
-		a, err = k.s.read(ctx, op, serializable(r))
+		if a, err = k.s.read(ctx, op, serializable(r)); err == nil {
+			err = k.s.hold(ctx, &a)
+		}
 	} else if a, err = k.write(ctx, r, op); err == nil && !a.Succeeded && underToken(op) {
 		k.s.m.fenced.Inc()
 	}
@@ -212,7 +217,13 @@ func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer
 		if last {
 			resp.Header, resp.Count, resp.More = k.s.header(rev), count, a.More
 		}
-		if err := out.Send(&pb.RangeStreamResponse{RangeResponse: resp}); err != nil || last {
+		give, err := k.s.take(ctx, &a)
+		if err != nil {
+			return err
+		}
+		err = out.Send(&pb.RangeStreamResponse{RangeResponse: resp})
+		give()
+		if err != nil || last {
 			return err
 		}
 		left = max(left-n, 0)
@@ -227,6 +238,34 @@ func (s *Server) read(ctx context.Context, o kv.Op, stale bool) (kv.Answer, erro
 	}
 	a, err := kv.DecodeAnswer(b)
 	return a, toGRPC(ctx, err)
+}
+
+// hold counts what was read until the call has ended: its client may take its time to fetch the answer. It refuses what is one too many.
+func (s *Server) hold(ctx context.Context, a *kv.Answer) error {
+	give, err := s.take(ctx, a)
+	if err == nil {
+		context.AfterFunc(ctx, give)
+	}
+	return err
+}
+
+// take counts what was read, if it is much, until give is called.
+func (s *Server) take(ctx context.Context, a *kv.Answer) (give func(), err error) {
+	n := sizeOf(a)
+	if n < kv.LargeBytes {
+		return func() {}, nil
+	}
+	return func() { s.cfg.Answers.Give(n) }, toGRPC(ctx, s.cfg.Answers.Take(n))
+}
+
+func sizeOf(a *kv.Answer) (n int64) {
+	for i := range a.KVs {
+		n += int64(len(a.KVs[i].Key) + len(a.KVs[i].Value))
+	}
+	for i := range a.Answers {
+		n += sizeOf(&a.Answers[i])
+	}
+	return n
 }
 
 // readOp is read for the server itself, with kv's own errors.

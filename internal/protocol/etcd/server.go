@@ -80,6 +80,8 @@ type Config struct {
 	Path  bool
 	// Members are what clients are told of the members beside their client URLs. Default node1 and so on.
 	Members map[shard.NodeID]Member
+	// Answers bounds what waits to be sent of large answers, together with what kv.Module reads for others. Nil bounds nothing.
+	Answers *kv.Budget
 	// Metrics are the node's own, served on /metrics with etcd's names beside them. Nil means that there is no /metrics.
 	Metrics prometheus.Gatherer
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
