@@ -153,7 +153,7 @@ func asDevFlags(err error) error {
 		return nil
 	}
 	text := strings.NewReplacer(
-		"configuration: ", "", "listen.redis", "--redis", "listen.kafka", "--kafka", "listen.etcd", "--etcd", "listen.http", "--http", "shards is", "--shards is",
+		"configuration: ", "", "listen.redis", "--redis", "listen.kafka", "--kafka", "listen.etcd", "--etcd", "listen.http", "--http", "shards is", "--shards is", "set data to", "set --data to",
 	).Replace(err.Error())
 	return errs.New(errs.KindOf(err), "%s", text)
 }

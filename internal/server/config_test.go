@@ -5,7 +5,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -229,4 +232,49 @@ func TestRun_DamagedOwnerIsNotTriedAgain(t *testing.T) {
 	if n := strings.Count(log.String(), "msg=starting"); n != 1 {
 		t.Errorf("the node was started %d times", n)
 	}
+}
+
+func TestStart_DataDirectoryInUse(t *testing.T) {
+	dir := t.TempDir()
+	cfg := Config{Data: dir, Listen: Listen{HTTP: "127.0.0.1:0"}}
+	s, err := Start(cfg, "test", env.Real(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close() //nolint:errcheck // a test's
+	// A process may lock again what it has locked, so that another one must try: the program of this test does.
+	cmd := exec.Command(os.Args[0], "-test.run=^TestStart_DataDirectoryInUse_Other$")
+	cmd.Env = append(os.Environ(), otherData+"="+dir)
+	out, _ := cmd.CombinedOutput()
+	for _, want := range []string{"in use by", "stop that, or set data to another directory"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("the error lacks %q:\n%s", want, out)
+		}
+	}
+	if runtime.GOOS == "linux" && !strings.Contains(string(out), "process "+strconv.Itoa(os.Getpid())) {
+		t.Errorf("the error does not name process %d:\n%s", os.Getpid(), out)
+	}
+}
+
+func TestStart_DataDirectoryThatCannotBeUsed(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "LOCK"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Start(Config{Data: dir, Listen: Listen{HTTP: "127.0.0.1:0"}}, "test", env.Real(), slog.New(slog.DiscardHandler))
+	if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "this user cannot use the data directory "+dir) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// otherData tells another process of this test which directory to open.
+const otherData = "QUORATE_TEST_DATA"
+
+func TestStart_DataDirectoryInUse_Other(t *testing.T) {
+	dir := os.Getenv(otherData)
+	if dir == "" {
+		t.Skip("a part of TestStart_DataDirectoryInUse")
+	}
+	_, err := Start(Config{Data: dir, Listen: Listen{HTTP: "127.0.0.1:0"}}, "test", env.Real(), slog.New(slog.DiscardHandler))
+	t.Error(err)
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -276,11 +275,11 @@ func (s *Server) probe(ctx context.Context, name, addr string, ask func(net.Conn
 func portOwner(addr string) string {
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return "another process"
+		return anotherProcess
 	}
 	n, err := strconv.Atoi(port)
 	if err != nil {
-		return "another process"
+		return anotherProcess
 	}
 	inodes := map[string]bool{}
 	for _, f := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
@@ -299,9 +298,8 @@ func portOwner(addr string) string {
 	for _, fd := range fds {
 		if to, err := os.Readlink(fd); err == nil && inodes[to] {
 			pid := strings.Split(fd, "/")[2]
-			name, _ := os.ReadFile("/proc/" + pid + "/comm")
-			return fmt.Sprintf("process %s (%s)", pid, bytes.TrimSpace(name))
+			return processName(pid)
 		}
 	}
-	return "another process"
+	return anotherProcess
 }

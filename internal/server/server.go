@@ -193,7 +193,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 		opened = append(opened, peerLn)
 	}
 	if s.dir, err = openDir(cfg); err != nil {
-		return nil, err
+		return nil, inUse(cfg.Data, err)
 	}
 	if d := s.dir.Recovery; d.TornBytes > 0 {
 		log.Info("cut an unfinished write off the raft log", "bytes", d.TornBytes)
