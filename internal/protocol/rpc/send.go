@@ -385,6 +385,7 @@ func (st *stream) end(err error) {
 
 func (st *stream) endLocked(err error) {
 	c := st.c
+	st.leave()
 	b := c.fields.begin(c.scratch[:0])
 	if !st.headed {
 		b = appendMetadata(c.fields.response(b), st.leading)

@@ -42,6 +42,8 @@ type stream struct {
 	cost int
 	// begun says that the handler was started. It belongs to the goroutine that reads.
 	begun bool
+	// left says that the call does not count any more. It belongs to the handler.
+	left bool
 
 	// ended says that the client sends no more. The goroutine that reads sets it.
 	ended atomic.Bool
@@ -329,6 +331,16 @@ func (st *stream) forget() {
 	st.cancel()
 	if !st.begun {
 		st.release()
+		st.c.held.Add(-int64(st.cost))
+	}
+}
+
+// leave gives back what a call counts, once. It comes before the client is told of the end, so that one that keeps to the bounds is never refused.
+func (st *stream) leave() {
+	if !st.left {
+		st.left = true
+		st.c.held.Add(-int64(st.cost))
+		st.c.running.Add(-1)
 	}
 }
 
@@ -336,7 +348,7 @@ func (st *stream) forget() {
 func (st *stream) release() {
 	st.in.Lock()
 	defer st.in.Unlock()
-	held := st.cost + len(st.part)
+	held := len(st.part)
 	if st.part != nil {
 		held += messageCost
 	}
@@ -349,7 +361,7 @@ func (st *stream) release() {
 
 // handle runs the handler and sends what it answers.
 func (st *stream) handle() {
-	defer st.c.running.Add(-1)
+	defer st.leave()
 	err := st.refusal
 	switch {
 	case err != nil:
@@ -361,7 +373,7 @@ func (st *stream) handle() {
 			err = st.answer(m)
 		}
 	}
+	st.release()
 	st.end(err)
 	st.cancel()
-	st.release()
 }

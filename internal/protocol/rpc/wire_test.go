@@ -708,3 +708,27 @@ func FuzzConn(f *testing.F) {
 		s.Close()
 	})
 }
+
+// A client that keeps to the bounds is never refused: the end of a call makes room for the next before it is told of it.
+func TestWire_EndsMakeRoomBeforeTheyAreTold(t *testing.T) {
+	s := wireServer(t, func(c *Config) { c.StreamsMax = 1 })
+	s.held = 2_000
+	w := newWire(t, s, nil)
+	id := uint32(1)
+	for range 1000 {
+		w.open(id, "/test.Test/Echo", false, "x-long", strings.Repeat("x", 1500))
+		w.data(id, message("a"), true)
+		for _, want := range []string{fmt.Sprintf("HEADERS %d", id) + okHead, fmt.Sprintf("DATA %d %q", id, message("a")), fmt.Sprintf("HEADERS %d", id) + okTail} {
+			if got := w.next(); got != want {
+				t.Fatalf("got %s, want %s", got, want)
+			}
+		}
+		id += 2
+		// The same where the answer is that there is no such call.
+		w.open(id, "/test.Test/None", true, "x-long", strings.Repeat("x", 1500))
+		if got, want := w.next(), fmt.Sprintf("HEADERS %d", id)+okHead+" grpc-status=12"; !strings.HasPrefix(got, want) {
+			t.Fatalf("got %s, want %s", got, want)
+		}
+		id += 2
+	}
+}
