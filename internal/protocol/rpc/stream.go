@@ -119,8 +119,12 @@ func (st *stream) data(b []byte, size int, end bool) error {
 	}
 	st.in.Lock()
 	st.window -= size
-	// Padding is taken at once.
-	st.taken += size - len(b)
+	// Padding is taken at once, and may be sent again: the window may be just what a message lacks.
+	padding := 0
+	if st.window >= 0 && !end {
+		padding = size - len(b)
+		st.window += padding
+	}
 	if st.window >= 0 && !st.gone && st.failed == nil && st.refusal == nil {
 		st.failed = st.take(b)
 		if end && st.failed == nil && (st.prefixed > 0 || st.part != nil) {
@@ -143,6 +147,12 @@ func (st *stream) data(b []byte, size int, end bool) error {
 	case !st.begun && (end || failed != nil):
 		st.refusal = failed
 		st.c.begin(st)
+	}
+	if padding > 0 {
+		st.c.mu.Lock()
+		defer st.c.mu.Unlock()
+		st.c.credit(st.id, padding)
+		return st.c.drainLocked()
 	}
 	return nil
 }

@@ -87,7 +87,7 @@ func (w *wire) read(hold <-chan struct{}) {
 		case *http2.PingFrame:
 			w.in <- fmt.Sprintf("PING ack=%v", f.IsAck())
 		case *http2.WindowUpdateFrame:
-			w.in <- fmt.Sprintf("WINDOW %d", id)
+			w.in <- fmt.Sprintf("WINDOW %d %d", id, f.Increment)
 		case *http2.SettingsFrame:
 			w.in <- fmt.Sprintf("SETTINGS ack=%v", f.IsAck())
 		default:
@@ -110,6 +110,21 @@ func (w *wire) next() string {
 			}
 		case <-time.After(time.Minute):
 			return "nothing"
+		}
+	}
+}
+
+// credit waits until a stream may send more, and returns how much.
+func (w *wire) credit(id uint32) (n int) {
+	w.t.Helper()
+	for {
+		select {
+		case s := <-w.in:
+			if got, _ := fmt.Sscanf(s, fmt.Sprintf("WINDOW %d %%d", id), &n); got == 1 {
+				return n
+			}
+		case <-time.After(10 * time.Second):
+			w.t.Fatalf("stream %d may send nothing more", id)
 		}
 	}
 }
@@ -730,5 +745,35 @@ func TestWire_EndsMakeRoomBeforeTheyAreTold(t *testing.T) {
 			t.Fatalf("got %s, want %s", got, want)
 		}
 		id += 2
+	}
+}
+
+// Padding takes of the window (RFC 9113, section 6.1), and is no part of a message: a client that pads can send messages of any size all the same.
+func TestWire_PaddedMessagesOfAnySize(t *testing.T) {
+	for _, size := range []int{streamWindow - 1000, 1 << 20} {
+		w := newWire(t, wireServer(t, nil), nil)
+		w.open(1, "/test.Test/Echo", false)
+		b, _ := proto.Marshal(of(bytes.Repeat([]byte("x"), size)))
+		b = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(b))), b...)
+		window := streamWindow
+		for len(b) > 0 {
+			for window == 0 {
+				window += w.credit(1)
+			}
+			// The last byte of a window has no room for the padding's length.
+			if window == 1 {
+				w.data(1, string(b[:1]), len(b) == 1)
+				b, window = b[1:], 0
+				continue
+			}
+			pad := min(255, window-2)
+			n := min(len(b), 1000, window-1-pad)
+			w.write(func() error { return w.fr.WriteDataPadded(1, n == len(b), b[:n], make([]byte, pad)) })
+			b = b[n:]
+			window -= 1 + n + pad
+		}
+		if got, want := w.next(), "HEADERS 1"+okHead; got != want {
+			t.Errorf("a message of %d bytes: got %s, want %s", size, got, want)
+		}
 	}
 }
