@@ -38,7 +38,9 @@ type conn struct {
 	small small
 	// host is the client's address without its port.
 	host string
-	// held is what the request being answered took from the budget of fetches. Only the answering goroutine uses it.
+	// What follows belongs to the goroutine that answers. out has answers that were not sent yet.
+	out *bufio.Writer
+	// held is what the request being answered took from the budget of fetches.
 	held *grant
 }
 
@@ -58,7 +60,7 @@ type item struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{s: s, nc: nc, queue: make(chan *item, s.cfg.InFlight)}
+	c := &conn{s: s, nc: nc, queue: make(chan *item, s.cfg.InFlight), out: bufio.NewWriterSize(nc, 32<<10)}
 	c.work, c.endWork = context.WithCancel(s.ctx)
 	c.polls, c.endPolls = context.WithCancel(c.work)
 	c.host, _, _ = net.SplitHostPort(nc.RemoteAddr().String())
@@ -308,11 +310,10 @@ func (c *conn) begin(it *item) error {
 
 // answerAll answers requests in the order they were read.
 func (c *conn) answerAll() {
-	w := bufio.NewWriterSize(c.nc, 32<<10)
 	broken := false
 	for it := range c.queue {
 		if !broken {
-			if err := c.answer(w, it); err != nil {
+			if err := c.answer(it); err != nil {
 				broken = true
 				c.report(err)
 				// The reader notices and ends; until then the queue is emptied without work.
@@ -330,11 +331,11 @@ func (c *conn) answerAll() {
 		it.release()
 	}
 	if !broken {
-		_ = w.Flush()
+		_ = c.flush()
 	}
 }
 
-func (c *conn) answer(w *bufio.Writer, it *item) error {
+func (c *conn) answer(it *item) error {
 	resp, status := it.answer, "refused"
 	if resp == nil {
 		var err error
@@ -355,7 +356,7 @@ func (c *conn) answer(w *bufio.Writer, it *item) error {
 	}
 	c.s.m.requests.WithLabelValues(c.name(it), status).Inc()
 	if resp == nil {
-		return c.flush(w)
+		return c.flushUnlessMore()
 	}
 	b := make([]byte, 4, 256)
 	b = binary.BigEndian.AppendUint32(b, uint32(it.h.correlation))
@@ -368,20 +369,41 @@ func (c *conn) answer(w *bufio.Writer, it *item) error {
 		return c.s.tooLarge(n)
 	}
 	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
-	if err := c.nc.SetWriteDeadline(time.Now().Add(c.s.cfg.FrameTimeout)); err != nil {
-		return err
+	if len(b) > c.out.Available() {
+		if err := c.nc.SetWriteDeadline(time.Now().Add(c.s.cfg.FrameTimeout)); err != nil {
+			return err
+		}
 	}
-	if _, err := w.Write(b); err != nil {
+	if _, err := c.out.Write(b); err != nil {
 		return err
 	}
 	c.s.m.bytesOut.Add(float64(len(b)))
-	return c.flush(w)
+	return c.flushUnlessMore()
 }
 
-// flush sends what was written unless the next answer follows at once.
-func (c *conn) flush(w *bufio.Writer) error {
-	if len(c.queue) > 0 && w.Buffered() < 16<<10 {
+// flushUnlessMore sends what was written unless the next answer follows at once.
+func (c *conn) flushUnlessMore() error {
+	if len(c.queue) > 0 && c.out.Buffered() < 16<<10 {
 		return nil
 	}
-	return w.Flush()
+	return c.flush()
+}
+
+// flush sends what was written.
+func (c *conn) flush() error {
+	if c.out.Buffered() == 0 {
+		return nil
+	}
+	if err := c.nc.SetWriteDeadline(time.Now().Add(c.s.cfg.FrameTimeout)); err != nil {
+		return err
+	}
+	return c.out.Flush()
+}
+
+// flushEarlier sends what was written because the request being answered has to wait: earlier answers are not to wait with it.
+func (c *conn) flushEarlier() {
+	if c.flush() != nil {
+		// The reader notices, and ends the wait; the next answer fails.
+		_ = c.nc.Close()
+	}
 }

@@ -180,6 +180,7 @@ func (w *fetchWork) run(c *conn) error {
 			return nil
 		}
 		room.keep(0)
+		c.flushEarlier()
 		chosen, _, _ := reflect.Select(signals)
 		last = chosen >= len(signals)-2
 		if !last && (n > 0 || w.wide()) {

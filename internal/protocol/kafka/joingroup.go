@@ -38,6 +38,7 @@ func (s *Server) waitGroup(c *conn, group string, on shard.ID, limit time.Durati
 		if done, err := look(ctx); done || err != nil {
 			return err
 		}
+		c.flushEarlier()
 		for waiting := true; waiting; {
 			select {
 			case <-watch.C:

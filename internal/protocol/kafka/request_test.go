@@ -225,3 +225,15 @@ func TestProduce_BatchesAsLargeAsKafkaTakes(t *testing.T) {
 		t.Errorf("%d bytes: %+v", most+1, x)
 	}
 }
+
+// Answers do not wait for what is asked after them, which may be a poll of a minute.
+func TestAnswers_DoNotWaitForAPollBehindThem(t *testing.T) {
+	b := newBench(t, 1, Config{})
+	w := b.dial()
+	w.createTopic("t", 1)
+	short := fetchReq("t", 0, 0, 100, 1)
+	id := w.send(short)
+	w.send(fetchReq("t", 0, 0, 60_000, 1))
+	_ = w.nc.SetReadDeadline(time.Now().Add(20 * time.Second))
+	w.receive(short, id)
+}
