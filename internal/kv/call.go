@@ -82,12 +82,12 @@ func (c *call) grow(kv *KeyValue) {
 	if c.size += len(kv.Key) + len(kv.Value) + 40; c.size > AnswerBytesMax {
 		c.fail(ErrAnswerTooLarge)
 	}
-	if c.tx == nil && c.size-c.taken > LargeBytes && c.err == nil {
-		if err := c.budget.Take(LargeBytes); err != nil {
+	if more := c.size - c.taken; c.tx == nil && more > LargeBytes && c.err == nil {
+		if err := c.budget.Take(int64(more)); err != nil {
 			c.fail(err)
 			return
 		}
-		c.taken += LargeBytes
+		c.taken += more
 	}
 }
 
