@@ -28,6 +28,13 @@ func (b *Budget) Take(n int64) error {
 	return ErrBusyReading
 }
 
+// Keep takes bytes of an answer that has been let in, whether there are so many or not. They must be given back.
+func (b *Budget) Keep(n int64) {
+	if b != nil {
+		b.used.Add(n)
+	}
+}
+
 // Give gives bytes back.
 func (b *Budget) Give(n int64) {
 	if b != nil {

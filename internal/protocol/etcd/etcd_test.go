@@ -680,6 +680,36 @@ func TestRange_LargeAnswersAreBoundedTogether(t *testing.T) {
 	await(t, "the answer over JSON is let go of", unread)
 }
 
+// What a client over JSON does not fetch counts as well: the call behind it has ended by then.
+func TestRange_LargeAnswersOverJSONCountUntilTheyAreFetched(t *testing.T) {
+	answers := kv.NewBudget(20 << 20)
+	r := newRig(t, Config{Answers: answers})
+	for i := range 16 {
+		r.put(fmt.Sprintf("large/%d", i), strings.Repeat("x", 1<<20))
+	}
+	nc, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close() //nolint:errcheck // it is to break
+	body := `{"key": "bGFyZ2Uv", "range_end": "bGFyZ2Uw"}`
+	if _, err := fmt.Fprintf(nc, "POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body); err != nil {
+		t.Fatal(err)
+	}
+	// The answer has begun, and is more than connections hold.
+	if _, err := io.ReadFull(nc, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		_, err := r.kv.Range(r.ctx(), &pb.RangeRequest{Key: []byte("large/"), RangeEnd: []byte("large0")}, grpc.MaxCallRecvMsgSize(32<<20))
+		if !same(err, rpctypes.ErrGRPCRequestTooManyRequests) {
+			t.Fatalf("a second large range: %v", err)
+		}
+	}
+	_ = nc.Close()
+	await(t, "an answer whose client is gone is let go of", func() bool { return answers.Used() == 0 })
+}
+
 // await waits until something is so.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()

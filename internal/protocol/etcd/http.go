@@ -11,14 +11,17 @@ import (
 	"slices"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/etcdserverpb/gw"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/api/v3/version"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/kv"
 )
 
 // mux serves what etcd serves by plain HTTP on its client port, and below /spaces/NAME/ what it does of other spaces.
@@ -170,7 +173,7 @@ func (s *Server) gateway() http.Handler {
 		panic(err) // The arguments are constants.
 	}
 	s.self = c
-	m := runtime.NewServeMux(runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.HTTPBodyMarshaler{Marshaler: &runtime.JSONPb{
+	m := runtime.NewServeMux(runtime.WithForwardResponseOption(s.holdJSON), runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.HTTPBodyMarshaler{Marshaler: &runtime.JSONPb{
 		MarshalOptions:   protojson.MarshalOptions{UseProtoNames: true},
 		UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: true},
 	}}))
@@ -186,4 +189,16 @@ func (s *Server) gateway() http.Handler {
 		panic(err)
 	}
 	return m
+}
+
+// holdJSON counts a large answer until its client has fetched it, or is gone. The call behind it has counted it so far, and has ended.
+func (s *Server) holdJSON(ctx context.Context, _ http.ResponseWriter, m proto.Message) error {
+	switch m.(type) {
+	case *pb.RangeResponse, *pb.TxnResponse:
+		if n := int64(proto.Size(m)); n >= kv.LargeBytes {
+			s.cfg.Answers.Keep(n)
+			context.AfterFunc(ctx, func() { s.cfg.Answers.Give(n) })
+		}
+	}
+	return nil
 }
