@@ -35,9 +35,10 @@ type keyCount struct {
 	// at is when the count ended, and took how long it was; at is zero if there was none.
 	at   time.Time
 	took time.Duration
-	// done is closed when the count under way ends; nil if there is none. err says why it failed.
-	done chan struct{}
-	err  error
+	// done is closed when the count under way ends; nil if there is none. err says why it failed. begun and ended are how many have.
+	done         chan struct{}
+	err          error
+	begun, ended uint64
 }
 
 // keyspace returns about how many keys there are, and how many of those expire; 0 if that is not known yet.
@@ -50,15 +51,17 @@ func (c *conn) keyspace() (keys, expires uint64, err error) {
 	kc.mu.Lock()
 	defer kc.mu.Unlock()
 	n := kc.get(countOf{c.cluster, c.readonly})
+	// A short count that began before this request may lack what was written before it. The next one will do, whoever begins it.
+	enough := n.begun + 1
 	for {
 		usable := !n.at.IsZero() && n.took > countShort
-		own := n.done == nil && (!usable || c.s.client.Now().Sub(n.at) > countRest*n.took)
-		if own {
+		if n.done == nil && (!usable || c.s.client.Now().Sub(n.at) > countRest*n.took) {
 			at := make([]shard.Consistency, len(shards))
 			for i, id := range shards {
 				at[i] = c.consistency(id)
 			}
 			n.done, n.err = make(chan struct{}), nil
+			n.begun++
 			c.s.wg.Go(func() { c.s.count(n, shards, at) })
 		}
 		if usable {
@@ -68,8 +71,7 @@ func (c *conn) keyspace() (keys, expires uint64, err error) {
 		kc.mu.Unlock()
 		ended := c.awaitCount(done)
 		kc.mu.Lock()
-		// A short count that began before this request may lack what was written before it.
-		if own || !ended || n.err != nil {
+		if n.ended >= enough || !ended || n.err != nil {
 			return n.keys, n.expires, n.err
 		}
 	}
@@ -129,4 +131,5 @@ func (s *Server) count(n *keyCount, shards []shard.ID, at []shard.Consistency) {
 	}
 	close(n.done)
 	n.done = nil
+	n.ended = n.begun
 }

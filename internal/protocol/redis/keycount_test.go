@@ -3,6 +3,8 @@ package redis
 import (
 	"bytes"
 	"context"
+	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -73,6 +75,30 @@ func TestInfo_FewKeysAreCountedEachTime(t *testing.T) {
 	x.want("info keyspace", oneKey)
 	x.want("set b 1", "+OK")
 	x.want("info keyspace", twoKeys)
+}
+
+// Those who wait for a count to begin share the next one: each alone, one after the other, would wait for all before it.
+func TestInfo_WaitersShareACount(t *testing.T) {
+	c, r := countingRig(t, 0)
+	var all []*client
+	for range 9 {
+		x := r.dial()
+		x.send(string(encode("info", "keyspace")))
+		all = append(all, x)
+	}
+	eventually(t, "all wait", func() bool {
+		b := make([]byte, 1<<20)
+		return strings.Count(string(b[:runtime.Stack(b, true)]), "awaitCount(") == len(all)
+	})
+	close(c.gate)
+	for _, x := range all {
+		if got := x.recv(); got != oneKey {
+			t.Errorf("got %s", got)
+		}
+	}
+	if n := c.counts.Load(); n != 2 {
+		t.Errorf("%d counts for %d clients, want 2", n, len(all))
+	}
 }
 
 func TestInfo_DoesNotWaitForALongCount(t *testing.T) {
