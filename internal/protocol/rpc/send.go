@@ -446,7 +446,8 @@ func (c *conn) tableSize(v uint32) {
 	}
 	if v < tableLeast {
 		*t = table{off: true, limit: 0}
-	} else if !t.off {
+	} else if !t.off && (t.limit < 0 || int64(v) < t.limit) {
+		// Where the client has changed its mind since the last header, it has dropped what the smaller table had no room for.
 		t.limit = int64(v)
 	}
 }

@@ -777,3 +777,29 @@ func TestWire_PaddedMessagesOfAnySize(t *testing.T) {
 		}
 	}
 }
+
+// Of the sizes that a client gives its table between two headers, the smallest is what it must be told (RFC 7541, section 4.2).
+func TestTable_TheSmallestSizeIsSaid(t *testing.T) {
+	for _, c := range []struct {
+		sizes []uint32
+		want  []byte
+	}{
+		{[]uint32{200, 3000}, appendInt(nil, 0x20, 5, 200)},
+		{[]uint32{3000, 200}, appendInt(nil, 0x20, 5, 200)},
+		{[]uint32{0, 3000}, appendInt(nil, 0x20, 5, 0)},
+		{[]uint32{200, 8192}, appendInt(nil, 0x20, 5, 200)},
+		{[]uint32{8192}, nil},
+	} {
+		x := &conn{}
+		x.initSender()
+		for _, n := range c.sizes {
+			x.tableSize(n)
+		}
+		if got := x.fields.begin(nil); !bytes.Equal(got, c.want) {
+			t.Errorf("after %d: got %x, want %x", c.sizes, got, c.want)
+		}
+		if got := x.fields.begin(nil); len(got) > 0 {
+			t.Errorf("after %d: said again: %x", c.sizes, got)
+		}
+	}
+}
