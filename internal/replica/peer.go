@@ -39,6 +39,7 @@ func (h *Host) receive(f Frame) {
 			// that sleep under this node's must tell it who leads and what is committed, which it may have lost.
 			h.wakeShardsOf(p.id)
 			h.wakeShardsOf(h.cfg.Node)
+			h.snapshotsLost(p.id)
 		}
 	}
 	if !p.alive {

@@ -314,6 +314,18 @@ func (r *replica) tickSnapshots() {
 	}
 }
 
+// snapshotsLost ends transfers to a node that was restarted, of which it has no part any more. It says so itself when it gets a chunk that cannot
+// have overtaken the first; what is left of a snapshot of a few has none.
+func (h *Host) snapshotsLost(n shard.NodeID) {
+	for _, r := range h.order {
+		for _, o := range r.outTo(n) {
+			if o.first > 0 && o.first < chunksAhead {
+				r.endSnapshot(o, raft.SnapshotFailure)
+			}
+		}
+	}
+}
+
 func (r *replica) outTo(n shard.NodeID) []*snapshotOut {
 	var all []*snapshotOut
 	for id, o := range r.out {

@@ -151,6 +151,29 @@ func TestSnapshot_StartsOverWhenTheReceiverRestarts(t *testing.T) {
 	r.same("last", "1")
 }
 
+// A snapshot of a few chunks has none whose number tells a receiver that was restarted of those before.
+func TestSnapshot_OfFewChunksStartsOverWhenTheReceiverRestarts(t *testing.T) {
+	r, lead, other := behind(t, 10)
+	lead.host.cfg.ChunkBytes = 800
+	chunks := 0
+	r.drop = func(_, _ shard.NodeID, kind byte) bool {
+		if kind == msgChunk {
+			chunks++
+		}
+		return kind == msgChunk && chunks > 1
+	}
+	r.until("first chunk", func() bool { return chunks > 0 && other.host.Shards()[0].Snapshotting })
+	r.settle()
+	if chunks < 2 || chunks > chunksAhead {
+		t.Fatalf("%d chunks are under way", chunks)
+	}
+	other.restart()
+	r.heal()
+	if took := r.until("value", func() bool { return other.get("last") == "1" }); took > 2*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
 func TestSnapshot_IsGivenUpWhenNothingMoves(t *testing.T) {
 	r, lead, other := behind(t, 30)
 	r.drop = func(_, _ shard.NodeID, kind byte) bool { return kind == msgChunk }
