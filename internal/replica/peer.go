@@ -165,6 +165,9 @@ func (r *replica) receiveRaft(m *raftpb.Message, flags byte) {
 		r.startOver(m.GetCommit())
 		return
 	}
+	if r.deniesAcked(m) {
+		return
+	}
 	r.doubt(m)
 	r.noteKnown(m, flags)
 	r.step(m)

@@ -205,6 +205,17 @@ func (r *replica) doubt(m *raftpb.Message) {
 	}
 }
 
+// deniesAcked says that a follower rejects what comes behind an entry that it has said to have. Either the message is late, or the follower's log has
+// lost its end, of which it hears when that entry is committed. raft would send the same again at once, and hear the same, as fast as the network
+// goes; the next answer to a heartbeat makes it send, too.
+func (r *replica) deniesAcked(m *raftpb.Message) bool {
+	if m.GetType() != raftpb.MsgAppResp || !m.GetReject() || !r.leads() || m.GetTerm() != r.term {
+		return false
+	}
+	acked := r.follower(m.GetFrom()).acked
+	return acked.Term == m.GetTerm() && m.GetIndex() <= acked.Index
+}
+
 // nameTerm adds the term of the entry that a heartbeat says is committed; see forgot. Raft leaves the field empty.
 func (r *replica) nameTerm(m *raftpb.Message) {
 	t, err := r.view.known(m.GetCommit())

@@ -258,26 +258,65 @@ func TestRepair_LogBehindTheStoreIsNoticed(t *testing.T) {
 	r.rebuilt(other, old, "k", "4")
 }
 
-// A damaged record at the very end looks like one that was being written. The leader knows that it was confirmed.
-func TestRepair_LogWithoutItsEndIsNoticed(t *testing.T) {
-	r, other, old := stoppedFollower(t)
-	lg, _, err := storage.OpenLog(other.logFS, "log", storage.LogConfig{})
+// loseEnd takes the last entry from the log of a stopped node.
+func (n *rigNode) loseEnd() {
+	n.r.Helper()
+	lg, _, err := storage.OpenLog(n.logFS, "log", storage.LogConfig{})
 	if err != nil {
-		t.Fatal(err)
+		n.r.Fatal(err)
 	}
 	_, last := lg.Bounds(1)
 	before, err := lg.Entries(1, last-1, last, 1<<20)
 	if err != nil {
-		t.Fatal(err)
+		n.r.Fatal(err)
 	}
 	// Written again, an entry replaces those behind it.
 	if err := errors.Join(lg.AppendAll([]storage.Write{{Shard: 1, Entries: before}}), lg.Close()); err != nil {
-		t.Fatal(err)
+		n.r.Fatal(err)
 	}
+}
+
+// A damaged record at the very end looks like one that was being written. The leader knows that it was confirmed.
+func TestRepair_LogWithoutItsEndIsNoticed(t *testing.T) {
+	r, other, old := stoppedFollower(t)
+	other.loseEnd()
 	other.dropState()
 	other.start(false)
 	r.until("notice", func() bool { return r.noted(forgotten) })
 	r.rebuilt(other, old, "k", "4")
+}
+
+// While the entry that is lost is not committed, nobody can tell the follower. Leader and follower must not tell each other all the time what it
+// lacks.
+func TestRepair_LogWithoutWhatIsNotCommittedComesToRest(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	r.same("k", "1")
+	old := other.host.Shards()[0].Replica
+	third := r.nodes[6-int(lead.id)-int(other.id)-1]
+	r.holdSync[lead.id] = true
+	r.isolate(third)
+	lead.propose("k=2", 0)
+	r.run(200 * time.Millisecond)
+	other.stop()
+	other.loseEnd()
+	for _, cmd := range []string{"k=3", "k=4"} {
+		lead.propose(cmd, 0)
+		r.run(100 * time.Millisecond)
+	}
+	other.start(false)
+	frames := 0
+	r.sent = func(shard.NodeID, Outgoing) { frames++ }
+	lead.propose("k=5", 0)
+	if r.run(time.Second); frames > 200 {
+		t.Errorf("%d frames in a second", frames)
+	}
+	delete(r.holdSync, lead.id)
+	lead.sync()
+	r.until("notice", func() bool { return r.noted(forgotten) })
+	r.heal()
+	r.rebuilt(other, old, "k", "5")
 }
 
 // oldEnd returns a stopped follower whose log has lost its last record, in which entries of a term had replaced two of the term before. These
