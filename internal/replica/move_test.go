@@ -210,3 +210,22 @@ func TestMoveLeader_EndsTheLeaseForTheTerm(t *testing.T) {
 		t.Error("the new leader has no lease")
 	}
 }
+
+// A node that crashes before it has its term on disk may be elected in that term once more, and make other entries under the numbers of those
+// that somebody has of it. So it must not have been elected before.
+func TestVotes_AreAskedForWhenTheTermIsOnDisk(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	r.holdLog[other.id] = true
+	f := lead.move(other.id, 0)
+	r.run(200 * time.Millisecond)
+	if s := other.host.Shards()[0]; s.Leads || s.Term == other.log.State(1).Term {
+		t.Errorf("with term %d on disk: %+v", other.log.State(1).Term, s)
+	}
+	r.holdLog[other.id] = false
+	other.written()
+	r.until("answer", func() bool { return lead.answered(f) })
+	if res := lead.results[f]; res.Err != nil || r.leader() != other {
+		t.Errorf("the hand-over ended with %+v", res)
+	}
+}

@@ -310,12 +310,20 @@ func (r *replica) ready() bool {
 		for _, rs := range rd.ReadStates {
 			r.readConfirmed(rs)
 		}
+		// raft would ask for votes before its own is on disk, and that is not needed if the others' are enough. A leader that has forgotten its term in a
+		// crash may be elected in it once more, and make other entries under the numbers of those that somebody has of it. So they are asked later.
+		var asks []*raftpb.Message
 		for _, m := range rd.Messages {
-			switch m.GetTo() {
-			case raft.LocalAppendThread:
+			switch {
+			case m.GetTo() == raft.LocalAppendThread:
+				// It has the term of those votes.
+				m.Responses = append(asks, m.Responses...)
+				asks = nil
 				r.handleAppend(m)
-			case raft.LocalApplyThread:
+			case m.GetTo() == raft.LocalApplyThread:
 				r.applyLater(m)
+			case m.GetType() == raftpb.MsgVote:
+				asks = append(asks, m)
 			default:
 				r.send(m)
 			}
