@@ -17,6 +17,8 @@ type checker struct {
 	w *world
 	// leaders: shard and term to the node that led.
 	leaders map[slot]shard.NodeID
+	// led: shard and term to the start of the node in which it led.
+	led map[slot]uint64
 	// ended: shard and term to when its leader was seen to lead no more.
 	ended map[slot]time.Time
 	// entries: shard, index and term to the hash of the entry.
@@ -85,7 +87,7 @@ type readSeen struct {
 
 func newChecker(w *world) *checker {
 	return &checker{
-		w: w, leaders: map[slot]shard.NodeID{}, ended: map[slot]time.Time{}, entries: map[entrySlot]uint64{}, before: map[entrySlot]uint64{},
+		w: w, leaders: map[slot]shard.NodeID{}, led: map[slot]uint64{}, ended: map[slot]time.Time{}, entries: map[entrySlot]uint64{}, before: map[entrySlot]uint64{},
 		applied: map[slot]appliedAt{},
 		top:     map[shard.ID]storage.Position{}, floor: map[shard.ID]shard.Revision{}, ops: map[uint64]*opFate{},
 		seen: map[bootKey]bootState{}, history: map[shard.ID][]seenChange{},

@@ -80,8 +80,12 @@ func (c *checker) leads(n *node, id shard.ID, term uint64) {
 		c.w.fail("election safety: nodes %d and %d both lead shard %d in term %d", old, n.id, id, term)
 		return
 	}
+	if boot, ok := c.led[at]; ok && boot != n.boot {
+		c.w.fail("election safety: node %d leads shard %d in term %d once more, after it was restarted", n.id, id, term)
+		return
+	}
 	if _, ok := c.leaders[at]; !ok {
-		c.leaders[at], c.ended[at] = n.id, c.w.now
+		c.leaders[at], c.led[at], c.ended[at] = n.id, n.boot, c.w.now
 	}
 	for _, h := range n.taken {
 		if h.shard == id {

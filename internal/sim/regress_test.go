@@ -114,6 +114,15 @@ var regressions = []struct {
 			o.CutEntries, o.ChunkBytes, o.FlushMax = 50, 200, 100*time.Millisecond
 		},
 	},
+	{
+		"a leader that lost the term it was elected in does not lead it again", 82001379,
+		func(o *Options) {
+			*o = asDrawn(82001379)
+			o.Seed, o.Nodes, o.Chaos, o.Crash, o.PowerCut, o.Partition = 1379, 3, 40*time.Second, 0.08485621321272988, 0.023274613334432172, 0.1153142011617556
+			o.Loss, o.Double, o.BitFlip, o.Wipe = 0.02609930863039277, 0.08310340212654029, 0.002892722392469438, 0.052630415297150616
+			o.Forget, o.Move, o.RestartMax, o.CutEntries, o.ChunkBytes = 0.2764409171330965, 0.8204502290227204, 125*time.Millisecond, 7, 182
+		},
+	},
 }
 
 func TestRegressions_StayFixed(t *testing.T) {
