@@ -211,7 +211,7 @@ type Output struct {
 	Notes   []Note
 	// Hold lists the shards for which more commands would change nothing now. All others need a turn for each.
 	Hold Hold
-	// Reading says that a read-index request is under way, whose answer will bring the next turn.
+	// Reading says that read-index requests are under way, none of them late, whose answers will bring the next turn.
 	Reading bool
 	// Counts says how often some things happened in this turn.
 	Counts Counts
@@ -273,8 +273,8 @@ type Host struct {
 	timers    timerHeap
 	readCtx   uint64
 	awaits    uint64
-	// asking counts the read-index requests under way.
-	asking int
+	// asking counts the read-index requests under way, late the shards that have one which is late.
+	asking, late int
 	// turned is false until the first turn, which also hands out what Open wrote.
 	turned bool
 	// backlog is that of the store; behind says that it is so large that nothing more is proposed.
@@ -505,7 +505,7 @@ func (h *Host) finish() {
 			h.waits[i].seq = h.logSeq
 		}
 	}
-	h.out.Reading = h.asking > 0
+	h.out.Reading = h.asking > 0 && h.late == 0
 	h.out.Wake = h.nextPing
 	if len(h.peers) == 0 {
 		h.out.Wake = h.now.Add(time.Hour)

@@ -20,6 +20,8 @@ type readQueue struct {
 	asked   []Read
 	ctx     uint64
 	askedAt time.Time
+	// late says that no request was confirmed since a tick ago or more, and that one is under way.
+	late bool
 	// confirmed wait until index is applied.
 	confirmed []confirmedRead
 	// byRevision wait for a revision to be applied.
@@ -119,7 +121,19 @@ func (q *readQueue) retry(r *replica) {
 		q.asked, q.ctx = nil, 0
 		r.host.asking--
 	}
-	q.ask(r)
+	if q.ask(r); q.ctx == 0 {
+		q.setLate(r, false)
+	}
+}
+
+func (q *readQueue) setLate(r *replica, late bool) {
+	switch {
+	case late && !q.late:
+		r.host.late++
+	case !late && q.late:
+		r.host.late--
+	}
+	q.late = late
 }
 
 // readConfirmed is called when a quorum has confirmed the leader after a request was made.
@@ -138,6 +152,7 @@ func (r *replica) readConfirmed(rs raft.ReadState) {
 	q.confirmed = append(q.confirmed, confirmedRead{rs.Index, q.asked})
 	q.asked, q.ctx = nil, 0
 	r.host.asking--
+	q.setLate(r, false)
 	q.ask(r)
 }
 
@@ -200,6 +215,9 @@ func (q *readQueue) tick(r *replica) {
 		q.confirmed[i].reads = slices.DeleteFunc(q.confirmed[i].reads, late)
 	}
 	q.confirmed = slices.DeleteFunc(q.confirmed, func(c confirmedRead) bool { return len(c.reads) == 0 })
+	if q.ctx != 0 && h.now.Sub(q.askedAt) >= h.cfg.Tick {
+		q.setLate(r, true)
+	}
 	// A request that nobody waits for any more must not count as under way: its answer may be lost.
 	if q.ctx != 0 && (len(q.asked) == 0 || h.now.Sub(q.askedAt) >= readRetryTicks*h.cfg.Tick) {
 		q.retry(r)

@@ -227,3 +227,30 @@ func TestRead_RebuildingReplicaKeepsNoReadsThatWereRefused(t *testing.T) {
 		t.Errorf("after 50 refused reads the replica keeps %d requests and counts %d reads", got, rep.reads.count)
 	}
 }
+
+// While a shard has no quorum, no answer to its request brings the turn that reads of other shards wait for.
+func TestRead_OfAShardWithoutAQuorumHoldsNoOthersUp(t *testing.T) {
+	r := newRig(t, 3, func(c *Config) { c.Shards, c.NoHibernate = []shard.ID{1, 2}, true })
+	lead, _ := r.elect()
+	r.until("leader of the other shard", func() bool { return lead.host.Shards()[1].Leader != 0 })
+	r.run(time.Second)
+	r.isolate(lead)
+	lead.read(0)
+	if out := lead.turn(); !out.Reading {
+		t.Error("the request is not under way")
+	}
+	r.run(lead.host.cfg.Tick + lead.host.cfg.Tick/2)
+	if out := lead.turn(); out.Reading {
+		t.Error("reads of other shards wait for an answer that is late")
+	}
+	// So it is when the request is made again, and no more when it was answered.
+	r.run(readRetryTicks * lead.host.cfg.Tick)
+	if out := lead.turn(); out.Reading || lead.host.late != 1 {
+		t.Errorf("%d shards are late", lead.host.late)
+	}
+	r.heal()
+	r.until("answer", func() bool { return len(lead.reads) == 1 })
+	if lead.host.late != 0 || lead.host.asking != 0 {
+		t.Errorf("%d late, %d under way", lead.host.late, lead.host.asking)
+	}
+}
