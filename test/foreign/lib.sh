@@ -35,15 +35,20 @@ debian_source() {
   )
 }
 
+# free_ports N prints that many ports of this machine that nobody uses.
+free_ports() {
+  /usr/bin/python3 -c '
+import socket, sys
+s = [socket.socket() for _ in range(int(sys.argv[1]))]
+for x in s:
+    x.bind(("127.0.0.1", 0))
+print(*(x.getsockname()[1] for x in s))' "$1"
+}
+
 # serve PROGRAM SHARDS starts a node in memory; it ends with the script. Its ports are in redis_port and kafka_port.
 serve() {
   local etcd_port http_port
-  read -r redis_port kafka_port etcd_port http_port < <(/usr/bin/python3 -c '
-import socket
-s = [socket.socket() for _ in range(4)]
-for x in s:
-    x.bind(("127.0.0.1", 0))
-print(*(x.getsockname()[1] for x in s))')
+  read -r redis_port kafka_port etcd_port http_port < <(free_ports 4)
   "$1" dev --shards "$2" --redis "127.0.0.1:$redis_port" --kafka "127.0.0.1:$kafka_port" --etcd "127.0.0.1:$etcd_port" --http "127.0.0.1:$http_port" &
   node=$!
   trap 'kill "$node" 2>/dev/null; wait "$node" || true' EXIT

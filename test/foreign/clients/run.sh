@@ -3,6 +3,7 @@
 # run.sh DIRECTORY, where bin/etcd is the program. python3-etcd3 and, if they are not there, Node and npm come from Debian, etcd3 from npm.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../lib.sh"
 out=$1
 python=/usr/bin/python3 # Debian's packages are for Debian's Python, which need not be the first in PATH.
 
@@ -11,23 +12,13 @@ missing=()
 for command in node npm; do
   command -v "$command" >/dev/null 2>&1 || missing+=("${command/#node/nodejs}")
 done
-if [ "${#missing[@]}" -gt 0 ]; then
-  as_root=()
-  if [ "$(id -u)" -ne 0 ]; then as_root=(sudo); fi
-  "${as_root[@]}" apt-get update -q
-  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -q --no-install-recommends "${missing[@]}"
-fi
+debian "${missing[@]}"
 if [ ! -d "$out/npm/node_modules/etcd3" ]; then
   mkdir -p "$out/npm"
   npm install --prefix "$out/npm" --no-audit --no-fund --ignore-scripts etcd3@1.1.2
 fi
 
-read -r client peer < <("$python" -c '
-import socket
-s = [socket.socket() for _ in range(2)]
-for x in s:
-    x.bind(("127.0.0.1", 0))
-print(*(x.getsockname()[1] for x in s))')
+read -r client peer < <(free_ports 2)
 data=$(mktemp -d)
 "$out/bin/etcd" --name one --data-dir "$data/one" --listen-client-urls "http://127.0.0.1:$client" --advertise-client-urls "http://127.0.0.1:$client" \
   --listen-peer-urls "http://127.0.0.1:$peer" --initial-advertise-peer-urls "http://127.0.0.1:$peer" --initial-cluster "one=http://127.0.0.1:$peer" \
