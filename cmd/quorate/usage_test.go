@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -185,7 +186,17 @@ func TestDemo_IsSafeOnlyIfItDidSomething(t *testing.T) {
 	}
 }
 
+// heeded makes programs that the test starts begin with signals that end them. Whoever starts the test may ignore them, as nohup does, and
+// hand that down.
+func heeded(t *testing.T, signals ...os.Signal) {
+	t.Helper()
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, signals...)
+	t.Cleanup(func() { signal.Stop(c) })
+}
+
 func TestSignal_ClosedTerminalStopsInOrder(t *testing.T) {
+	heeded(t, syscall.SIGHUP)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -212,6 +223,7 @@ func TestSignal_ClosedTerminalStopsInOrder(t *testing.T) {
 }
 
 func TestSignal_TheSecondEndsAtOnce(t *testing.T) {
+	heeded(t, os.Interrupt)
 	// A server that does not answer: when bench is interrupted it waits some seconds for what is under way.
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
