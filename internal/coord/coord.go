@@ -254,7 +254,7 @@ func (c *Client) Resign(ctx context.Context, cl Claim) (revision int64, err erro
 // Leader returns the key and value of who leads an election, and the key space's revision. It fails with ErrNoLeader.
 func (c *Client) Leader(ctx context.Context, name []byte) (kv.KeyValue, int64, error) {
 	from, to := prefixOf(name)
-	a, err := c.Do(ctx, &kv.Range{Key: from, End: to, Target: kv.ByCreate, Limit: 1})
+	a, err := c.Do(ctx, &kv.Range{Key: from, End: to, Target: kv.ByCreate, Order: kv.Ascending, Limit: 1})
 	if err == nil && len(a.KVs) == 0 {
 		err = ErrNoLeader
 	}

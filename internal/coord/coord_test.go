@@ -1,6 +1,7 @@
 package coord
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"sync/atomic"
@@ -231,5 +232,19 @@ func TestElection_ValuesAndObservers(t *testing.T) {
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("observer: %v", err)
+	}
+}
+
+// The keys of an election are in the order of their leases' ids, which is not the one in which they were made.
+func TestElection_LeaderIsTheOldestOfMany(t *testing.T) {
+	c := newClient(t)
+	from, _ := prefixOf([]byte("many"))
+	for _, lease := range []string{"5", "4", "3", "2", "1"} {
+		if _, err := c.Do(within(t), &kv.Put{Key: append(bytes.Clone(from), lease...), Value: []byte(lease)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l, _, err := c.Leader(within(t), []byte("many")); err != nil || string(l.Value) != "5" {
+		t.Errorf("Leader = %q, %v; want that of the first key, 5", l.Value, err)
 	}
 }
