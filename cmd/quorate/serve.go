@@ -139,8 +139,7 @@ func checkDev(l *server.Listen) error {
 		if err := checkAddr(p.flag, p.addr); err != nil {
 			return err
 		}
-		host, _, _ := net.SplitHostPort(p.addr)
-		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		if host, _, _ := net.SplitHostPort(p.addr); server.Reachable(host) {
 			return errs.New(errs.Invalid, "%s is %q; quorate dev is for this machine alone, such as 127.0.0.1; others can reach a node of quorate server", p.flag, p.addr)
 		}
 	}

@@ -235,21 +235,10 @@ func stoppedFollower(t *testing.T) (r *rig, other *rigNode, old uint64) {
 
 func TestRepair_LogBehindTheStoreIsNoticed(t *testing.T) {
 	r, other, old := stoppedFollower(t)
-	lg, _, err := storage.OpenLog(other.logFS, "log", storage.LogConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	first, _ := lg.Bounds(1)
-	term, err := lg.Term(1, first)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := lg.AppendAll([]storage.Write{{Shard: 1, Entries: []storage.Entry{{Index: first, Term: term}}}}); err != nil {
-		t.Fatal(err)
-	}
-	if err := lg.Close(); err != nil {
-		t.Fatal(err)
-	}
+	other.appendToLog(func(lg *storage.Log) storage.Write {
+		first, _ := lg.Bounds(1)
+		return storage.Write{Shard: 1, Entries: []storage.Entry{{Index: first, Term: termOf(t, lg, first)}}}
+	})
 	other.start(false)
 	r.settle()
 	if !r.noted("log is behind the state store") {
@@ -258,22 +247,39 @@ func TestRepair_LogBehindTheStoreIsNoticed(t *testing.T) {
 	r.rebuilt(other, old, "k", "4")
 }
 
-// loseEnd takes the last entry from the log of a stopped node.
-func (n *rigNode) loseEnd() {
+// appendToLog writes to the log of a stopped node what a function says, which is shown it.
+func (n *rigNode) appendToLog(what func(*storage.Log) storage.Write) {
 	n.r.Helper()
 	lg, _, err := storage.OpenLog(n.logFS, "log", storage.LogConfig{})
 	if err != nil {
 		n.r.Fatal(err)
 	}
-	_, last := lg.Bounds(1)
-	before, err := lg.Entries(1, last-1, last, 1<<20)
+	if err := errors.Join(lg.AppendAll([]storage.Write{what(lg)}), lg.Close()); err != nil {
+		n.r.Fatal(err)
+	}
+}
+
+func termOf(t *testing.T, lg *storage.Log, index uint64) uint64 {
+	t.Helper()
+	term, err := lg.Term(1, index)
 	if err != nil {
-		n.r.Fatal(err)
+		t.Fatal(err)
 	}
-	// Written again, an entry replaces those behind it.
-	if err := errors.Join(lg.AppendAll([]storage.Write{{Shard: 1, Entries: before}}), lg.Close()); err != nil {
-		n.r.Fatal(err)
-	}
+	return term
+}
+
+// loseEnd takes the last entry from the log of a stopped node.
+func (n *rigNode) loseEnd() {
+	n.r.Helper()
+	n.appendToLog(func(lg *storage.Log) storage.Write {
+		_, last := lg.Bounds(1)
+		before, err := lg.Entries(1, last-1, last, 1<<20)
+		if err != nil {
+			n.r.Fatal(err)
+		}
+		// Written again, an entry replaces those behind it.
+		return storage.Write{Shard: 1, Entries: before}
+	})
 }
 
 // A damaged record at the very end looks like one that was being written. The leader knows that it was confirmed.
@@ -341,22 +347,14 @@ func oldEnd(t *testing.T, cfg func(*Config)) (r *rig, lead, other *rigNode, old 
 	r.same("k", "2")
 	old = other.host.Shards()[0].Replica
 	other.stop()
-	lg, _, err := storage.OpenLog(other.logFS, "log", storage.LogConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, last := lg.Bounds(1)
-	term, err := lg.Term(1, last)
-	if err != nil {
-		t.Fatal(err)
-	}
-	replaced := storage.Write{
-		Shard: 1, Entries: []storage.Entry{{Index: last - 1, Term: term - 1}, {Index: last, Term: term - 1}},
-		State: storage.HardState{Term: term, Vote: lg.State(1).Vote, Commit: last - 2},
-	}
-	if err := errors.Join(lg.AppendAll([]storage.Write{replaced}), lg.Close()); err != nil {
-		t.Fatal(err)
-	}
+	other.appendToLog(func(lg *storage.Log) storage.Write {
+		_, last := lg.Bounds(1)
+		term := termOf(t, lg, last)
+		return storage.Write{
+			Shard: 1, Entries: []storage.Entry{{Index: last - 1, Term: term - 1}, {Index: last, Term: term - 1}},
+			State: storage.HardState{Term: term, Vote: lg.State(1).Vote, Commit: last - 2},
+		}
+	})
 	other.dropState()
 	return r, lead, other, old
 }

@@ -466,6 +466,11 @@ func (p *port) open() bool {
 	if err != nil || strings.HasPrefix(p.listen, env.SocketPrefix) || p.tls.checksClients() {
 		return false
 	}
+	return Reachable(host)
+}
+
+// Reachable says whether other machines can reach a port that listens on a host: all but loopback may be.
+func Reachable(host string) bool {
 	ip := net.ParseIP(host)
 	return wildcard(host) || ip != nil && !ip.IsLoopback() || ip == nil && host != "localhost"
 }
