@@ -81,6 +81,10 @@ type Engine struct {
 	failed error
 	ended  bool
 	spare  []replica.Input
+	// calls are what turns have completed for those who do not wait, and that runs when turns is free; see call. apart is how many of them
+	// are still to run in goroutines of their own.
+	calls []completed
+	apart atomic.Int64
 
 	// mu guards what follows; wake has room for one signal. Commands for the shards in hold only wait, so they bring no turn. The
 	// same goes for reads while a read-index request is under way.
@@ -258,7 +262,9 @@ func (g *Engine) give(in replica.Input) {
 	case inline && g.turns.TryLock():
 		// Who brings a frame goes on to read the next, and who brings a read waits for its answer.
 		g.turn(writes)
+		calls := g.takeCalls()
 		g.turns.Unlock()
+		g.call(calls, !writes)
 	default:
 		// If the turns are taken, this is a worker's.
 		g.signal()
@@ -355,7 +361,9 @@ func (g *Engine) work() {
 				g.armed = time.Time{}
 			}
 			g.turn(true)
+			calls := g.takeCalls()
 			g.turns.Unlock()
+			g.call(calls, false)
 		case <-g.wwake:
 		case <-g.ctx.Done():
 			g.turns.Lock()
@@ -452,10 +460,10 @@ func (g *Engine) handle(out *replica.Output) bool {
 	}
 	g.setHold(out)
 	for i := range out.Answers {
-		out.Answers[i].Future.Complete(out.Answers[i].Result)
+		g.complete(out.Answers[i].Future, out.Answers[i].Result)
 	}
 	for i := range out.Reads {
-		out.Reads[i].Future.Complete(shard.Result{})
+		g.complete(out.Reads[i].Future, shard.Result{})
 	}
 	for i := range out.Wakes {
 		w := &out.Wakes[i]
@@ -646,76 +654,6 @@ func (g *Engine) publish() {
 		t.Shards = append(t.Shards, shard.ShardInfo{ID: s.ID, Leader: s.Leader, Term: s.Term, Replicas: s.Members})
 	}
 	g.topo.Store(t)
-}
-
-// Topology implements shard.Client.
-func (g *Engine) Topology() *shard.Topology { return g.topo.Load() }
-
-// Now implements shard.Client.
-func (g *Engine) Now() time.Time { return g.env.Now() }
-
-// Watch implements shard.Client.
-func (g *Engine) Watch(r shard.Route, s shard.Span) *shard.Watch { return g.hub.Watch(r.Shard, s) }
-
-func (g *Engine) deadline(ctx context.Context) time.Time {
-	if d, ok := ctx.Deadline(); ok {
-		return g.env.Now().Add(time.Until(d))
-	}
-	return g.env.Now().Add(g.cfg.Timeout)
-}
-
-func (g *Engine) stopped() error {
-	return errs.New(errs.Unavailable, "this node is stopping; use another one")
-}
-
-// Submit implements shard.Client.
-func (g *Engine) Submit(ctx context.Context, r shard.Route, c shard.Command) *shard.Future {
-	if ctx.Err() != nil {
-		return shard.Failed(replica.Propose{}.TooLate())
-	}
-	if g.ctx.Err() != nil {
-		return shard.Failed(g.stopped())
-	}
-	f := shard.NewFuture()
-	g.give(replica.Propose{Shard: r.Shard, Command: c, Future: f, Deadline: g.deadline(ctx)})
-	return f
-}
-
-// MoveLeader makes this node, which must lead a shard, hand it over to another member, and waits until that one leads. It fails with
-// shard.ErrNotLeader, shard.ErrNoVoter or shard.ErrMoveTimeout, after which the other may yet take over.
-func (g *Engine) MoveLeader(ctx context.Context, id shard.ID, to shard.NodeID) error {
-	f := shard.NewFuture()
-	g.give(replica.MoveLeader{Shard: id, To: to, Future: f, Deadline: g.deadline(ctx)})
-	return f.Wait(ctx).Err
-}
-
-// Query implements shard.Client.
-func (g *Engine) Query(ctx context.Context, r shard.Route, at shard.Consistency, q shard.Command) ([]byte, error) {
-	m := g.machines[r.Shard]
-	if m == nil {
-		return nil, errs.New(errs.NotFound, "no shard %d", r.Shard)
-	}
-	if g.ctx.Err() != nil {
-		return nil, g.stopped()
-	}
-	if (!at.Stale || at.AtLeast > 0) && !g.cfg.StaleReads {
-		f := shard.NewFuture()
-		rd := replica.Read{Shard: r.Shard, Future: f, Deadline: g.deadline(ctx), Stale: at.Stale, AtLeast: at.AtLeast}
-		g.give(rd)
-		select {
-		case <-f.Done():
-			if res := f.Wait(ctx); res.Err != nil {
-				return nil, res.Err
-			}
-		case <-ctx.Done():
-			// Which of the two notices first is chance; the client gets the same answer. How the caller measures its time
-			// (context.Canceled) is nothing that a client could act on.
-			return nil, rd.TooLate()
-		case <-g.done:
-			return nil, g.stopped()
-		}
-	}
-	return m.Query(q)
 }
 
 // Status describes the node, for /status and `quorate status`.

@@ -152,10 +152,17 @@ type Result struct {
 type Future struct {
 	done chan struct{}
 	res  Result
+	then func(Result)
 }
 
 // NewFuture returns an open future.
 func NewFuture() *Future { return &Future{done: make(chan struct{})} }
+
+// NewCallback returns an open future that nobody can wait for: whoever completes it calls then.
+func NewCallback(then func(Result)) *Future { return &Future{then: then} }
+
+// Calls says whether Complete calls a function, which may take its time.
+func (f *Future) Calls() bool { return f.then != nil }
 
 // Failed returns a future that holds an error.
 func Failed(err error) *Future {
@@ -166,6 +173,10 @@ func Failed(err error) *Future {
 
 // Complete stores the answer and wakes those who wait. It must be called once.
 func (f *Future) Complete(r Result) {
+	if f.then != nil {
+		f.then(r)
+		return
+	}
 	f.res = r
 	close(f.done)
 }
@@ -219,6 +230,10 @@ type Client interface {
 	Submit(ctx context.Context, r Route, c Command) *Future
 	// Query runs a read and waits for it.
 	Query(ctx context.Context, r Route, at Consistency, q Command) ([]byte, error)
+	// Ask is Query for those who do not wait: then is called once with what Query would have returned, from any goroutine, which may be the
+	// caller's before Ask returns. It must not block, nor ask in turn. ctx's deadline travels with the read; its end otherwise is not heeded, and
+	// a node whose disk has stalled may call later. So who must not be kept waiting gives up by himself.
+	Ask(ctx context.Context, r Route, at Consistency, q Command, then func([]byte, error))
 	// Watch registers for signals about a span of a shard, wherever this node is in applying it.
 	Watch(r Route, s Span) *Watch
 	// Topology returns the newest known map of the cluster. It never changes; ask again for a newer one.

@@ -187,6 +187,11 @@ func (c *Client) Query(_ context.Context, r shard.Route, _ shard.Consistency, q 
 	return m.Query(q)
 }
 
+// Ask implements shard.Client. It calls before it returns, which is the harder case.
+func (c *Client) Ask(ctx context.Context, r shard.Route, at shard.Consistency, q shard.Command, then func([]byte, error)) {
+	then(c.Query(ctx, r, at, q))
+}
+
 // Watch implements shard.Client.
 func (c *Client) Watch(r shard.Route, s shard.Span) *shard.Watch { return c.hub.Watch(r.Shard, s) }
 

@@ -134,6 +134,15 @@ func (b behalf) Query(ctx context.Context, r shard.Route, at shard.Consistency, 
 	return b.s.look(ctx, at, request{raw: c.Data}.guarded)
 }
 
+// Ask implements shard.Client.
+func (b behalf) Ask(ctx context.Context, r shard.Route, at shard.Consistency, c shard.Command, then func([]byte, error)) {
+	if c.Module != shard.ModuleKV {
+		b.Client.Ask(ctx, r, at, c, then)
+		return
+	}
+	then(b.Query(ctx, r, at, c))
+}
+
 // Uses tells package auth what requests of the key space do; see auth.Config.
 func Uses(c shard.Command, ask func(shard.Command) ([]byte, error), f func(auth.Use) error) error {
 	if c.Module != shard.ModuleKV {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/quorate/quorate/internal/datatypes"
@@ -22,6 +23,8 @@ const (
 	wakeShutdown = 1
 	wakePartial  = 2
 	wakeKilled   = 4
+	// wakeLeft: there is something to do for a read that was left to others.
+	wakeLeft = 8
 )
 
 // conn is one client's connection. Its goroutine owns every field that is not said to be shared.
@@ -73,6 +76,9 @@ type conn struct {
 
 	// lone counts the requests in a row that came alone and that a gatherer would serve.
 	lone int
+	// leaves says that the client sends lone reads, whose answers others write through sock, unless the connection keeps that to itself.
+	leaves, keeps bool
+	sock          syscall.RawConn
 	// gathering is the gatherer's, while it serves the connection.
 	gathering gathering
 
@@ -88,6 +94,7 @@ type conn struct {
 
 	// The rest is shared with the janitor, CLIENT LIST and CLIENT KILL.
 	wakeReason   atomic.Int32
+	left         atomic.Pointer[loneRead]
 	waitingSince atomic.Int64
 	writingSince atomic.Int64
 	partialSince atomic.Int64
@@ -219,8 +226,13 @@ func (c *conn) turn() bool {
 	c.forgetEvent()
 	if r := c.reads.cmds; n == 1 && len(r) == 1 && r[0].gathers() && !c.p.partial() && !c.readonly {
 		c.lone++
+		c.leaves = c.leaves || c.lone >= c.s.cfg.leaveMin
+		// A gatherer may be about to serve it.
+		if c.leaves && c.lone < c.s.cfg.loneMin && c.leave() {
+			return true
+		}
 	} else {
-		c.lone = min(c.lone, 0)
+		c.lone, c.leaves = min(c.lone, 0), false
 	}
 	c.settle()
 	return c.flush() && !c.closing
@@ -228,6 +240,13 @@ func (c *conn) turn() bool {
 
 // fill reads more input, and says whether the connection goes on.
 func (c *conn) fill() bool {
+	more := c.input()
+	// What came is behind a read that was left to others, and so is the end.
+	return c.takeBack() && more
+}
+
+// input reads more, or else says that the connection is at its end.
+func (c *conn) input() bool {
 	if c.p.partial() {
 		tick := c.s.tick.Load()
 		if c.began == 0 || c.ended != c.p.ended {
@@ -239,8 +258,14 @@ func (c *conn) fill() bool {
 		defer c.partialSince.Store(0)
 	}
 	for {
-		if why := c.wakeReason.Load(); why&(wakeShutdown|wakeKilled) != 0 {
+		switch why := c.wakeReason.Load(); {
+		case why&(wakeShutdown|wakeKilled) != 0:
 			return false
+		case why&wakeLeft != 0:
+			c.wakeReason.And(^int32(wakeLeft))
+			if !c.takeBack() {
+				return false
+			}
 		}
 		n, err := c.nc.Read(c.p.room())
 		if n > 0 {

@@ -173,6 +173,8 @@ func (c *conn) consistency(at shard.ID) shard.Consistency {
 // ask runs a query and waits for it.
 func (c *conn) ask(at shard.ID, q []byte) ([]byte, error) {
 	req := c.request()
+	c.s.asking.Add(1)
+	defer c.s.asking.Add(-1)
 	c.waitingSince.Store(c.s.tick.Load())
 	out, err := c.s.client.Query(req, shard.Route{Shard: at}, c.consistency(at), shard.Command{Module: shard.ModuleDatatypes, Data: q})
 	c.waitingSince.Store(0)
@@ -194,7 +196,7 @@ func (c *conn) settleReads() {
 	}
 	r.query = readAll(r.query, len(r.cmds), r.body, func(buf []byte, n int, body []byte) ([]byte, []byte, error) {
 		c.seed++
-		q := datatypes.AppendBatch(buf, c.s.client.Now().UnixMilli(), c.seed, n, body)
+		q := appendBatch(c.s, buf, c.seed, n, body)
 		answers, err := c.ask(r.shard, q)
 		return q, answers, err
 	}, func(i int, reply []byte, err error) {
@@ -203,6 +205,11 @@ func (c *conn) settleReads() {
 			c.closing = true
 		}
 	})
+	r.reset()
+}
+
+// reset makes room for more reads.
+func (r *readBatch) reset() {
 	if cap(r.body) > outFlushBytes {
 		r.body, r.query = nil, nil
 	}
@@ -210,6 +217,11 @@ func (c *conn) settleReads() {
 		r.cmds = nil
 	}
 	r.body, r.cmds = r.body[:0], r.cmds[:0]
+}
+
+// appendBatch appends the query of n reads that were made with datatypes.AppendSub.
+func appendBatch(s *Server, buf []byte, seed uint64, n int, body []byte) []byte {
+	return datatypes.AppendBatch(buf, s.client.Now().UnixMilli(), seed, n, body)
 }
 
 // readAll runs n reads, made with datatypes.AppendSub, as one query unless their answers are long, and gives each its answer in their order.

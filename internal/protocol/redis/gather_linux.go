@@ -411,7 +411,7 @@ func (g *gatherer) answer(b *gathered, now batch) {
 	defer cancel()
 	b.query = readAll(b.query, len(now.reads), now.body, func(buf []byte, n int, body []byte) ([]byte, []byte, error) {
 		b.seed++
-		q := datatypes.AppendBatch(buf, s.client.Now().UnixMilli(), b.seed, n, body)
+		q := appendBatch(s, buf, b.seed, n, body)
 		answers, err := s.client.Query(ctx, shard.Route{Shard: b.at}, shard.Linearizable, shard.Command{Module: shard.ModuleDatatypes, Data: q})
 		return q, answers, err
 	}, func(i int, reply []byte, err error) {

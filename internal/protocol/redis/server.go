@@ -82,6 +82,10 @@ type Config struct {
 	loneMin int
 	// gatherMin is from how many open connections on any are gathered; default 64. With few there is nothing to gather.
 	gatherMin int
+	// leaveMin is after how many lone reads in a row a connection does not wait for its answers itself; default 8.
+	leaveMin int
+	// askingMax is how many reads, with this one, may be under way for that; default 2.
+	askingMax int32
 }
 
 func (c Config) withDefaults() Config {
@@ -110,6 +114,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.gatherMin == 0 {
 		c.gatherMin = 64
+	}
+	if c.leaveMin == 0 {
+		c.leaveMin = 8
+	}
+	if c.askingMax == 0 {
+		c.askingMax = 2
 	}
 	return c
 }
@@ -148,6 +158,8 @@ type Server struct {
 	accepted  atomic.Int64
 	rejected  atomic.Int64
 	conns     *conns.Set[*conn]
+	// asking is how many reads are being waited for, without what gatherers ask.
+	asking    atomic.Int32
 	gatherers gatherers
 	keyCounts keyCounts
 	// wg counts the janitor, what gatherers run, and counts of keys.
@@ -268,6 +280,9 @@ func (s *Server) janitor() {
 			}
 			if since := c.waitingSince.Load(); since != 0 && now-since > request {
 				c.giveUp()
+				if c.left.Load() != nil {
+					c.wake(wakeLeft)
+				}
 			}
 			if since := c.writingSince.Load(); since != 0 && now-since > write {
 				s.log.Warn("closed a Redis connection that does not read its answers", "addr", c.addr, "client_id", c.id)
