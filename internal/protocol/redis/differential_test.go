@@ -243,9 +243,14 @@ func sameReply(args []string, got, want string) bool {
 
 func TestDifferential_SameRepliesAsRedis(t *testing.T) {
 	redis := startRedis(t)
-	r := newRig(t, shardtest.Options{RealTime: true}, Config{})
+	// Lone reads are a gatherer's, or left to whoever has the answer.
+	rigs := []*rig{
+		newRig(t, shardtest.Options{RealTime: true}, Config{}),
+		newRig(t, shardtest.Options{RealTime: true}, Config{leaveMin: 1, loneMin: 1000, gatherMin: 1000}),
+	}
 	for _, proto := range []string{"2", "3"} {
-		for seed := range uint64(3) {
+		for seed := range uint64(4) {
+			r := rigs[seed%2]
 			ours, theirs := r.dial(), dial(t, redis)
 			ours.do("hello", proto)
 			theirs.do("hello", proto)
