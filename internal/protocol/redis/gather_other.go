@@ -12,4 +12,7 @@ type gathering struct{}
 
 func (*gathering) end() {}
 
-func (c *conn) gather() bool { return false }
+func (c *conn) gather() bool {
+	c.lone = 0
+	return false
+}
