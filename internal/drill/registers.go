@@ -15,7 +15,8 @@ import (
 
 // registers is a workload that can be checked for linearizability: clients read, write, swap and count up keys through all
 // nodes, and note when each request began and ended. Half of the acknowledged writes are followed at once by a read through
-// another node, which is where a stale answer shows.
+// another node, which is where a stale answer shows. One more client a node does nothing but read there: nodes answer those who
+// keep to reading in ways of their own.
 type registers struct {
 	addrs   []string
 	clients int
@@ -88,11 +89,11 @@ func (g *registers) run(ctx context.Context) {
 	}
 	g.mu.Unlock()
 	for c := range g.clients {
-		g.wg.Add(1)
-		go func() {
-			defer g.wg.Done()
-			g.client(ctx, c)
-		}()
+		g.wg.Go(func() { g.client(ctx, c, false) })
+	}
+	for node := range g.addrs {
+		// The numbers between are for those whom a drill adds.
+		g.wg.Go(func() { g.client(ctx, g.clients+len(g.addrs)+node, true) })
 	}
 }
 
@@ -135,7 +136,8 @@ func (g *registers) full() bool {
 	return g.operations >= operationsMax
 }
 
-func (g *registers) client(ctx context.Context, c int) {
+// client is number c, which begins at node c modulo their number.
+func (g *registers) client(ctx context.Context, c int, reads bool) {
 	rng := rand.New(rand.NewPCG(g.seed, 1000+uint64(c)))
 	cls := make([]*redis.Client, len(g.addrs))
 	for i, a := range g.addrs {
@@ -151,6 +153,7 @@ func (g *registers) client(ctx context.Context, c int) {
 		h := g.pick(rng)
 		op := operation{client: c, node: at, kind: opRead}
 		switch n := rng.IntN(10); {
+		case reads:
 		case h.counter && n < 5:
 			op.kind = opIncr
 		case !h.counter && n < 4:
@@ -165,7 +168,11 @@ func (g *registers) client(ctx context.Context, c int) {
 			ok = g.do(cls[at], h, operation{client: c, node: at, kind: opRead})
 		}
 		wait := time.Duration(rng.IntN(2000)) * time.Microsecond
-		if !ok {
+		switch {
+		case !ok && reads:
+			// It comes back to its node.
+			wait = time.Duration(10+rng.IntN(40)) * time.Millisecond
+		case !ok:
 			at = (at + 1 + rng.IntN(len(cls)-1)) % len(cls)
 			wait = time.Duration(10+rng.IntN(40)) * time.Millisecond
 		}
