@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -43,29 +42,6 @@ func wait(t *testing.T, c <-chan asked) asked {
 	}
 }
 
-func TestAsk_SeesWhatWasWritten(t *testing.T) {
-	nodes := startNodes(t, 3)
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
-	for i := range 30 {
-		id := shard.ID(1 + i%2)
-		rev := write(t, nodes[i%3], id, fmt.Sprint("v", i))
-		for _, n := range nodes {
-			for _, at := range []shard.Consistency{shard.Linearizable, {Stale: true, AtLeast: rev}} {
-				if a := wait(t, n.ask(ctx, t, id, at)); a.err != nil || string(a.data) != fmt.Sprint("v", i) {
-					t.Fatalf("node %d reads %q, %v; want v%d", n.cfg.Node, a.data, a.err, i)
-				}
-			}
-			if a := wait(t, n.ask(ctx, t, id, shard.Consistency{Stale: true})); a.err != nil {
-				t.Fatal(a.err)
-			}
-		}
-	}
-	if a := wait(t, nodes[0].ask(ctx, t, 9, shard.Linearizable)); !errs.Is(a.err, errs.NotFound) {
-		t.Errorf("a shard that is not there: %v", a.err)
-	}
-}
-
 func TestAsk_ManyAtOnce(t *testing.T) {
 	nodes := startNodes(t, 3)
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
@@ -85,24 +61,18 @@ func TestAsk_ManyAtOnce(t *testing.T) {
 }
 
 func TestAsk_WithoutAMajority(t *testing.T) {
-	nodes := startNodes(t, 3)
-	write(t, nodes[0], 1, "v")
-	for _, n := range nodes[1:] {
-		if err := n.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	node := startAlone(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
-	if a := wait(t, nodes[0].ask(ctx, t, 1, shard.Linearizable)); !errs.Is(a.err, errs.Unavailable) {
+	if a := wait(t, node.ask(ctx, t, 1, shard.Linearizable)); !errs.Is(a.err, errs.Unavailable) {
 		t.Errorf("got %q, %v", a.data, a.err)
 	}
 	// What is open when the node stops is answered by then, and what comes later at once.
-	open := nodes[0].ask(context.Background(), t, 1, shard.Linearizable)
-	if err := nodes[0].Close(); err != nil {
+	open := node.ask(context.Background(), t, 1, shard.Linearizable)
+	if err := node.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []<-chan asked{open, nodes[0].ask(context.Background(), t, 1, shard.Linearizable)} {
+	for _, c := range []<-chan asked{open, node.ask(context.Background(), t, 1, shard.Linearizable)} {
 		select {
 		case a := <-c:
 			if !errs.Is(a.err, errs.Unavailable) || !strings.Contains(a.err.Error(), "this node is stopping") {

@@ -131,6 +131,19 @@ func write(t *testing.T, n *testNode, id shard.ID, s string) shard.Revision {
 	}
 }
 
+// startAlone returns one node of three whose peers have ended. Shard 1 holds "before".
+func startAlone(t *testing.T) *testNode {
+	t.Helper()
+	nodes := startNodes(t, 3)
+	write(t, nodes[0], 1, "before")
+	for _, n := range nodes[1:] {
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return nodes[0]
+}
+
 func TestEngine_WritesAreReadThroughAnyNode(t *testing.T) {
 	nodes := startNodes(t, 3)
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
@@ -145,6 +158,14 @@ func TestEngine_WritesAreReadThroughAnyNode(t *testing.T) {
 			}
 			if _, err := n.Query(ctx, shard.Route{Shard: id}, shard.Consistency{Stale: true, AtLeast: rev}, command("")); err != nil {
 				t.Fatalf("read with a token: %v", err)
+			}
+			for _, at := range []shard.Consistency{shard.Linearizable, {Stale: true, AtLeast: rev}} {
+				if a := wait(t, n.ask(ctx, t, id, at)); a.err != nil || string(a.data) != fmt.Sprint("v", i) {
+					t.Fatalf("node %d is asked and says %q, %v; want v%d", n.cfg.Node, a.data, a.err, i)
+				}
+			}
+			if a := wait(t, n.ask(ctx, t, id, shard.Consistency{Stale: true})); a.err != nil {
+				t.Fatal(a.err)
 			}
 		}
 	}
@@ -211,6 +232,7 @@ func TestEngine_ErrorsAreTyped(t *testing.T) {
 	f("no shard", nodes[0].Submit(ctx, shard.Route{Shard: 9}, command("x")).Wait(ctx).Err, errs.NotFound)
 	_, err := nodes[0].Query(ctx, shard.Route{Shard: 9}, shard.Linearizable, command(""))
 	f("no shard to read", err, errs.NotFound)
+	f("no shard to ask", wait(t, nodes[0].ask(ctx, t, 9, shard.Linearizable)).err, errs.NotFound)
 	f("too large", nodes[0].Submit(ctx, shard.Route{Shard: 1}, shard.Command{Module: registerID, Data: make([]byte, 17<<20)}).Wait(ctx).Err, errs.TooLarge)
 	f("no module", nodes[0].Submit(ctx, shard.Route{Shard: 1}, shard.Command{Module: 99}).Wait(ctx).Err, errs.Unsupported)
 	gone, stop := context.WithCancel(ctx)
@@ -224,13 +246,7 @@ func TestEngine_ErrorsAreTyped(t *testing.T) {
 // TestEngine_TimeLimitsAreExplained: what ends a wait is the caller's business; its client must learn what happened and what
 // to do, in the same words whoever notices first.
 func TestEngine_TimeLimitsAreExplained(t *testing.T) {
-	nodes := startNodes(t, 3)
-	write(t, nodes[0], 1, "before")
-	for _, n := range nodes[1:] {
-		if err := n.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	node := startAlone(t)
 	ended := func(d time.Duration, cancelled bool) context.Context {
 		ctx, cancel := context.WithTimeout(context.Background(), d)
 		if !cancelled {
@@ -248,35 +264,29 @@ func TestEngine_TimeLimitsAreExplained(t *testing.T) {
 				t.Errorf("%s, cancelled %v: got %v, want %v with %q", name, cancelled, err, kind, want)
 			}
 		}
-		_, err := nodes[0].Query(ended(50*time.Millisecond, cancelled), shard.Route{Shard: 1}, shard.Linearizable, command(""))
+		_, err := node.Query(ended(50*time.Millisecond, cancelled), shard.Route{Shard: 1}, shard.Linearizable, command(""))
 		f("read", err, errs.Unavailable, "try again, or read through another node")
-		_, err = nodes[0].Query(ended(50*time.Millisecond, cancelled), shard.Route{Shard: 1}, shard.Consistency{Stale: true, AtLeast: 1000}, command(""))
+		_, err = node.Query(ended(50*time.Millisecond, cancelled), shard.Route{Shard: 1}, shard.Consistency{Stale: true, AtLeast: 1000}, command(""))
 		f("read with a token", err, errs.Unavailable, "did not reach revision 1000 of shard 1 within the time limit; try again")
 		ctx := ended(50*time.Millisecond, cancelled)
 		<-ctx.Done()
-		f("write", nodes[0].Submit(ctx, shard.Route{Shard: 1}, command("x")).Wait(context.Background()).Err, errs.Unavailable, "not applied, try again")
+		f("write", node.Submit(ctx, shard.Route{Shard: 1}, command("x")).Wait(context.Background()).Err, errs.Unavailable, "not applied, try again")
 		f("wait", shard.NewFuture().Wait(ctx).Err, errs.OutcomeUnknown, "look before you repeat it")
 	}
 }
 
 func TestEngine_WithoutQuorumNothingIsAcknowledged(t *testing.T) {
-	nodes := startNodes(t, 3)
-	write(t, nodes[0], 1, "before")
-	for _, n := range nodes[1:] {
-		if err := n.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	node := startAlone(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 1500*time.Millisecond)
 	defer cancel()
-	r := nodes[0].Submit(ctx, shard.Route{Shard: 1}, command("after")).Wait(context.Background())
+	r := node.Submit(ctx, shard.Route{Shard: 1}, command("after")).Wait(context.Background())
 	if !errs.Is(r.Err, errs.OutcomeUnknown) && !errs.Is(r.Err, errs.Unavailable) {
 		t.Errorf("write without a quorum: %+v", r)
 	}
-	if _, err := nodes[0].Query(ctx, shard.Route{Shard: 1}, shard.Linearizable, command("")); !errs.Is(err, errs.Unavailable) {
+	if _, err := node.Query(ctx, shard.Route{Shard: 1}, shard.Linearizable, command("")); !errs.Is(err, errs.Unavailable) {
 		t.Errorf("linearizable read without a quorum: %v", err)
 	}
-	if b, err := nodes[0].Query(context.Background(), shard.Route{Shard: 1}, shard.Consistency{Stale: true}, command("")); err != nil || string(b) != "before" {
+	if b, err := node.Query(context.Background(), shard.Route{Shard: 1}, shard.Consistency{Stale: true}, command("")); err != nil || string(b) != "before" {
 		t.Errorf("stale read: %q, %v; want before", b, err)
 	}
 }

@@ -43,24 +43,7 @@ func TestGather_AnswersWhatEachAskedFor(t *testing.T) {
 		t.Run(fmt.Sprint(shards), func(t *testing.T) {
 			r := newRig(t, shardtest.Options{Shards: shards}, Config{loneMin: 3})
 			const clients, rounds = 40, 60
-			var wg sync.WaitGroup
-			for i := range clients {
-				read, write := r.dial(), r.dial()
-				wg.Go(func() {
-					key := fmt.Sprintf("k%d", i)
-					for n := 1; n <= rounds && !t.Failed(); n++ {
-						// What one connection wrote, another sees.
-						write.want(fmt.Sprintf("set %s %d", key, n), "+OK")
-						read.want("get "+key, strconv.Quote(strconv.Itoa(n)))
-						read.want("strlen "+key, fmt.Sprintf(":%d", len(strconv.Itoa(n))))
-						read.want("exists "+key, ":1")
-						read.want("get none", "nil")
-						read.want("hget "+key+" f", "-WRONGTYPE...")
-						read.want("ttl "+key, ":-1")
-					}
-				})
-			}
-			wg.Wait()
+			r.readersAndWriters(clients, rounds)
 			eventually(t, "the readers are gathered", func() bool { return r.s.gathered() == clients })
 			r.s.Close()
 			if n := r.s.gathered(); n != 0 {

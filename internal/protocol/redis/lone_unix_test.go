@@ -108,24 +108,7 @@ func (c *client) leave(a *asked) {
 func TestLone_AnswersWhatEachAskedFor(t *testing.T) {
 	r, a := leavingRig(t, Config{askingMax: 5})
 	const clients, rounds = 10, 100
-	var wg sync.WaitGroup
-	for i := range clients {
-		read, write := r.dial(), r.dial()
-		wg.Go(func() {
-			key := fmt.Sprintf("k%d", i)
-			for n := 1; n <= rounds && !t.Failed(); n++ {
-				write.want(fmt.Sprintf("set %s %d", key, n), "+OK")
-				read.want("get "+key, strconv.Quote(strconv.Itoa(n)))
-				read.want("strlen "+key, fmt.Sprintf(":%d", len(strconv.Itoa(n))))
-				read.want("hget "+key+" f", "-WRONGTYPE...")
-				read.want("get none", "nil")
-				if n%10 == 0 {
-					read.want("incr n"+key, fmt.Sprintf(":%d", n/10))
-				}
-			}
-		})
-	}
-	wg.Wait()
+	r.readersAndWriters(clients, rounds)
 	if n := a.asks(); n < clients*rounds {
 		t.Errorf("%d reads were left to others", n)
 	}

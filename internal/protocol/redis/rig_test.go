@@ -11,6 +11,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -111,6 +112,28 @@ func serveOn(t testing.TB, c *shardtest.Client, as shard.Client, cfg Config) *ri
 		}
 	})
 	return &rig{t, c, s, ln.Addr().String()}
+}
+
+// readersAndWriters writes through one connection and reads through another, as many such pairs at a time as there are clients.
+func (r *rig) readersAndWriters(clients, rounds int) {
+	var wg sync.WaitGroup
+	for i := range clients {
+		read, write := r.dial(), r.dial()
+		wg.Go(func() {
+			key := fmt.Sprintf("k%d", i)
+			for n := 1; n <= rounds && !r.t.Failed(); n++ {
+				// What one connection wrote, another sees.
+				write.want(fmt.Sprintf("set %s %d", key, n), "+OK")
+				read.want("get "+key, strconv.Quote(strconv.Itoa(n)))
+				read.want("strlen "+key, fmt.Sprintf(":%d", len(strconv.Itoa(n))))
+				read.want("exists "+key, ":1")
+				read.want("get none", "nil")
+				read.want("hget "+key+" f", "-WRONGTYPE...")
+				read.want("ttl "+key, ":-1")
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // client is a small RESP client.
