@@ -8,9 +8,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -79,10 +83,33 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		}
 	}
 	// Whoever asked for JSON gets it, also of what failed.
-	if asked, _ := cmd.Flags().GetBool("json"); asked && out.n == 0 {
+	if out.n == 0 && wantsJSON(cmd, args) {
 		_ = printJSON(out, failure{APIVersion: apiVersion, Error: failed{Message: err.Error(), ExitCode: code}})
 	}
 	return code
+}
+
+// wantsJSON says whether a command line asks for JSON. It does not ask the flags that were parsed: those behind one that is wrong were not, nor
+// were any if there is no such command.
+func wantsJSON(c *cobra.Command, args []string) bool {
+	asked := false
+	for i := 0; i < len(args) && args[i] != "--"; i++ {
+		name, value, given := strings.Cut(args[i], "=")
+		switch {
+		case name == "--json" && given:
+			// What is neither yes nor no is an answer to somebody who wants JSON, too.
+			yes, err := strconv.ParseBool(value)
+			asked = yes || err != nil
+		case name == "--json":
+			asked = true
+		case !given && strings.HasPrefix(name, "--"):
+			if f := c.Flags().Lookup(name[2:]); f != nil && f.NoOptDefVal == "" {
+				// What follows is its value, whatever it looks like.
+				i++
+			}
+		}
+	}
+	return asked
 }
 
 // apiVersion is that of all JSON that the program prints.

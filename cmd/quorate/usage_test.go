@@ -107,6 +107,25 @@ func TestJSON_AlsoOfFailures(t *testing.T) {
 		"status --json --http " + addr:                exitUnavailable,
 		"bench --json --redis " + addr:                exitUnavailable,
 		"import etcd-snapshot --json /nowhere/at/all": exitUsage,
+		// Flags behind a wrong one are not parsed, and those of no command are none.
+		"status --bogus --json":                 exitUsage,
+		"status --json --bogus":                 exitUsage,
+		"status --http=x --bogus --json":        exitUsage,
+		"status --json=maybe":                   exitUsage,
+		"demo --nodes x --json":                 exitUsage,
+		"bench --for x --json=true":             exitUsage,
+		"drill ls -x --json":                    exitUsage,
+		"drill run --seed -1 --json":            exitUsage,
+		"import etcd-snapshot --bogus f --json": exitUsage,
+		"version --bogus --json":                exitUsage,
+		"stats --json":                          exitUsage,
+		"drill ruin --json":                     exitUsage,
+		"help nothing --json":                   exitUsage,
+		"--json":                                exitUsage,
+		"drill --json":                          exitUsage,
+		"dev --json":                            exitUsage,
+		"server --json":                         exitUsage,
+		"etcd --json":                           exitUsage,
 	} {
 		code, out, talk := call(t, strings.Fields(args)...)
 		var v struct {
@@ -118,6 +137,14 @@ func TestJSON_AlsoOfFailures(t *testing.T) {
 		}
 		if code != want || v.Error.ExitCode != want || (v.Error.Message == "") != (talk == "") {
 			t.Errorf("quorate %s: exit code %d, in JSON %+v, want %d; standard error %q", args, code, v.Error, want, talk)
+		}
+	}
+}
+
+func TestJSON_OnlyIfAskedFor(t *testing.T) {
+	for _, args := range []string{"status --bogus", "status --bogus --json=false", "status --http --json", "status -- --json", "status --json --bogus --json=0"} {
+		if code, out, talk := call(t, strings.Fields(args)...); code != exitUsage || out != "" || talk == "" {
+			t.Errorf("quorate %s: exit code %d, %q on standard output, %q on standard error", args, code, out, talk)
 		}
 	}
 }
