@@ -89,6 +89,8 @@ Exit codes: 0 safe, 8 violated, 5 unknown because nothing was done or broken, 13
 	f.BoolVar(&stay, "stay", false, "leave the nodes running afterwards until Ctrl-C")
 	f.BoolVar(&asJSON, "json", false, "print the result as JSON on stdout, the rest on stderr")
 	f.Uint64Var(&seed, "seed", 1, "seed of the load and of the kills")
+	// It fails for flags that are not there.
+	_ = c.RegisterFlagCompletionFunc("nodes", offerNumbers("1", "3", "5"))
 	return c
 }
 

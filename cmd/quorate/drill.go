@@ -85,6 +85,7 @@ func newDrillRun() *cobra.Command {
 	var f drillFlags
 	c := &cobra.Command{
 		Use: "run NAME | --all", Short: "Run a drill, or all of them with all their controls", Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: offerDrills,
 		Long: `Exit codes: 0 safe, 8 violated, 5 unknown because the cluster did not come back in time or nothing was broken, 1 unknown because the history
 could not be judged in time. A control is expected to be violated, and its exit code is then 8 too. With --all: 0 if each
 drill is safe and each control is violated, else 8, or 5 or 1 if nothing worse than an unknown occurred.`,
@@ -132,6 +133,9 @@ drill is safe and each control is violated, else 8, or 5 or 1 if nothing worse t
 	fl.IntVar(&f.Cycles, "cycles", 0, "end after so many cycles (power-loss, bit-flip, kill-cycles)")
 	fl.BoolVar(&f.keep, "keep", false, "keep the directory with data, logs and pictures")
 	fl.BoolVar(&f.asJSON, "json", false, "print the report as JSON on stdout, the rest on stderr")
+	// These fail for flags that are not there.
+	_ = c.RegisterFlagCompletionFunc("control", offerControls)
+	_ = c.RegisterFlagCompletionFunc("nodes", offerNumbers("3", "5"))
 	return c
 }
 

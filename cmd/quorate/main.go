@@ -67,6 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	// Made here, since it writes to what the root writes to at this moment.
 	root.InitDefaultCompletionCmd()
 	checkUsage(root)
+	offer(root)
 	cmd, err := root.ExecuteContextC(ctx)
 	switch {
 	case out.closed.Load():
