@@ -21,7 +21,7 @@ func newMetrics(g *Engine, reg prometheus.Registerer) *metrics {
 			Buckets: prometheus.ExponentialBuckets(10e-6, 4, 9),
 		}),
 		inputs: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "quorate_engine_turn_inputs_count", Help: "Requests and messages taken in by one turn. Rises with load.",
+			Name: "quorate_engine_turn_inputs", Help: "Requests and messages taken in by one turn. Rises with load.",
 			Buckets: prometheus.ExponentialBuckets(1, 4, 7),
 		}),
 		syncs: prometheus.NewHistogram(prometheus.HistogramOpts{
