@@ -198,8 +198,11 @@ func (p *Process) Signal(s syscall.Signal) {
 // Kill ends the process with SIGKILL and waits for it.
 func (p *Process) Kill() { p.end(syscall.SIGKILL, 0) }
 
-// Stop ends the process in good order, or with SIGKILL if that takes longer than 5 s.
-func (p *Process) Stop() { p.end(syscall.SIGTERM, 5*time.Second) }
+// stopLimit is more than a node takes to stop, on a slow machine too.
+const stopLimit = 20 * time.Second
+
+// Stop ends the process in good order. One that takes too long writes what it waits for to its log, and is ended.
+func (p *Process) Stop() { p.end(syscall.SIGTERM, stopLimit) }
 
 func (p *Process) end(s syscall.Signal, patience time.Duration) {
 	p.mu.Lock()
@@ -214,7 +217,14 @@ func (p *Process) end(s syscall.Signal, patience time.Duration) {
 		select {
 		case <-p.exited:
 		case <-t.C:
-			_ = p.cmd.Process.Kill()
+			// The runtime writes the stacks of all goroutines, and ends the process.
+			_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+			t.Reset(2 * time.Second)
+			select {
+			case <-p.exited:
+			case <-t.C:
+				_ = p.cmd.Process.Kill()
+			}
 		}
 	}
 	<-p.exited

@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
+	"sync"
 	"syscall"
 	"time"
 
@@ -233,7 +235,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 		return nil, err
 	}
 	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
-	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version}, s.engine, s.kafka.Topics(), log, reg)
+	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version, CloseTimeout: lastAnswers}, s.engine, s.kafka.Topics(), log, reg)
 	s.startEtcd(cfg.servesEtcd(), jwt, log, reg)
 	s.http = httpServer(s.mux(reg))
 	if httpLn != nil {
@@ -352,19 +354,59 @@ func (s *Server) Done() <-chan struct{} { return s.engine.Done() }
 // Err returns why the node stopped by itself.
 func (s *Server) Err() error { return s.engine.Err() }
 
-// Close stops the node: first the ports, then the engine, then the disk.
-func (s *Server) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	s.redis.Close()
-	err := s.kafka.Close()
+// stopsWithin bounds how long a node takes to stop, whatever its clients do and whether there is a quorum. What takes longer is a defect, or a
+// disk that hangs.
+const stopsWithin = 10 * time.Second
+
+// lastAnswers is how long what is under way on the ports may go on when the node stops.
+const lastAnswers = 2 * time.Second
+
+// errHangs is why Close gave up.
+var errHangs = errs.New(errs.Internal, "the node has not stopped within %v; what it waits for is in the log", stopsWithin)
+
+// Close stops the node: first the ports, then the engine, then the disk. If that takes longer than it may, it logs what the node waits for and
+// returns, so that the process can end: what was acknowledged is on disk.
+func (s *Server) Close() error { return endsInTime(s.log, s.close) }
+
+// endsInTime runs end, and gives it up if it takes longer than it may.
+func endsInTime(log *slog.Logger, end func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- end() }()
+	late := time.NewTimer(stopsWithin)
+	defer late.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-late.C:
+		log.Error("the node does not stop", "within", stopsWithin, "goroutines", goroutines())
+		return errHangs
+	}
+}
+
+// goroutines returns the stacks of all goroutines, as far as there is room for them.
+func goroutines() string {
+	b := make([]byte, 1<<20)
+	return string(b[:runtime.Stack(b, true)])
+}
+
+func (s *Server) close() error {
+	// Each port waits for some of what is under way there. Without a quorum that is for nothing, and none is to wait for another.
+	var ports sync.WaitGroup
+	ports.Go(s.redis.Close)
+	var kafkaErr error
+	ports.Go(func() { kafkaErr = s.kafka.Close() })
 	for _, e := range s.etcd {
-		e.Close()
+		ports.Go(e.Close)
 	}
-	if e := s.http.Shutdown(ctx); e != nil {
-		_ = s.http.Close()
-	}
-	err = errors.Join(err, s.engine.Close(), s.dir.Close())
+	ports.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), lastAnswers)
+		defer cancel()
+		if err := s.http.Shutdown(ctx); err != nil {
+			_ = s.http.Close()
+		}
+	})
+	ports.Wait()
+	err := errors.Join(kafkaErr, s.engine.Close(), s.dir.Close())
 	<-s.serves
 	return err
 }
@@ -407,6 +449,10 @@ func Run(ctx context.Context, cfg Config, version string, e *env.Env, log *slog.
 		}
 		why := s.Err()
 		closeErr := s.Close()
+		if errors.Is(closeErr, errHangs) {
+			// It has the data directory still.
+			return errors.Join(fmt.Errorf("node stopped: %w", why), closeErr)
+		}
 		if e.Now().Sub(began) > time.Hour {
 			restarts = 0
 		}

@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/errs"
@@ -110,6 +111,9 @@ func (s *Server) statusFor(ctx context.Context, stale bool, more ...auth.Use) (k
 	return now, toGRPC(ctx, err)
 }
 
+// lastWrites is how long what is done for those who were cut off may take when the server closes.
+const lastWrites = time.Second
+
 // behalf is the cluster with the rights of whom a context belongs to.
 type behalf struct {
 	shard.Client
@@ -121,6 +125,10 @@ func (b behalf) Submit(ctx context.Context, r shard.Route, c shard.Command) *sha
 	if c.Module != shard.ModuleKV {
 		return b.Client.Submit(ctx, r, c)
 	}
+	// A candidate that the server has cut off gives up its key, and has little time for it.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(b.s.ctx, func() { time.AfterFunc(lastWrites, cancel) })()
 	f := shard.NewFuture()
 	f.Complete(b.s.run(ctx, request{raw: c.Data}.guarded))
 	return f
