@@ -2,9 +2,14 @@ package kafka
 
 import (
 	"fmt"
+	"io"
+	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -134,5 +139,48 @@ func TestAnswer_HasABound(t *testing.T) {
 		if !x.closed() {
 			t.Errorf("%T: the connection was not closed", req)
 		}
+	}
+}
+
+// Kafka has no time in which an answer must be taken. One that takes long because the line is slow arrives; one that nobody takes does not stay.
+func TestAnswer_TimeGoesOnWithWhatIsTaken(t *testing.T) {
+	const size = 5*answerStretch + 1
+	for _, c := range []struct {
+		taken int
+		every time.Duration
+		whole bool
+	}{
+		{answerStretch / 2, 10 * time.Second, true},
+		{answerStretch / 2, 16 * time.Second, false},
+		{size, 29 * time.Second, true},
+		{size, 31 * time.Second, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := New(Config{}, nil, slog.New(slog.DiscardHandler), nil)
+			defer s.Close() //nolint:errcheck // it has no connections
+			near, far := net.Pipe()
+			x := newConn(s, near)
+			defer x.endWork()
+			n := make(chan int)
+			go func() {
+				all := 0
+				for buf := make([]byte, c.taken); ; {
+					time.Sleep(c.every)
+					m, err := io.ReadFull(far, buf)
+					if all += m; err != nil {
+						n <- all
+						return
+					}
+				}
+			}()
+			err := x.write(make([]byte, size))
+			if err == nil {
+				err = x.flush()
+			}
+			_ = near.Close()
+			if got := <-n; (err == nil) != c.whole || c.whole && got != size {
+				t.Errorf("%d bytes every %v: %d of %d were taken, %v", c.taken, c.every, got, size, err)
+			}
+		})
 	}
 }

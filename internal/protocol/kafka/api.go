@@ -25,7 +25,7 @@ func (s *Server) apis() []api {
 	fetchShape.tagRefused = 1
 	return []api{
 		{0, "Produce", 0, 3, 12, parseShape(9, "s@3 h i [s [i y]]"), s.produce,
-			"Acks 0, 1 and all; every acknowledgement means a majority has it on disk. Idempotent producers. All codecs. Records stamped more than an hour ahead are refused, as by Kafka. Topics with `quorate.fence=LOCK` want a fencing token in each record: [how to](../howto/fencing.md).", "transactions"},
+			"Acks 0, 1 and all; every acknowledgement means a majority has it on disk. Idempotent producers. All codecs. Records stamped more than an hour ahead are refused, as by Kafka. Compressed batches are stored as they are: unlike Kafka, which unpacks each, the server believes the latest time stamp that they state unless it is before that of their first record, and does not check what they hold. Of a client that states one too early, as kafka-go's `Conn` does for records out of order, such batches go with `retention.ms` sooner. Topics with `quorate.fence=LOCK` want a fencing token in each record: [how to](../howto/fencing.md).", "transactions"},
 		{1, "Fetch", 4, 4, 17, fetchShape, s.fetch,
 			"Long poll with minimum and maximum bytes; the first batch whole even if too large; topic ids from version 13.", "incremental sessions (session id 0), followers"},
 		{2, "ListOffsets", 1, 1, 10, parseShape(6, "i b@2 [s [i i@4 l]] i@10"), s.listOffsets,

@@ -31,7 +31,7 @@ type Config struct {
 	// FetchBytesAllMax bounds the records in answers of all connections together. Default 256 MiB.
 	FetchBytesAllMax int
 	// FrameTimeout is how long a request may take to arrive once its first byte has, and again for every 16 MiB that have
-	// come. Default 30 s.
+	// come; and how long a client may take to take each MiB of an answer. Default 30 s.
 	FrameTimeout time.Duration
 	// IdleTimeout is how long a connection may be silent. Default 10 min.
 	IdleTimeout time.Duration

@@ -369,16 +369,29 @@ func (c *conn) answer(it *item) error {
 		return c.s.tooLarge(n)
 	}
 	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
-	if len(b) > c.out.Available() {
-		if err := c.nc.SetWriteDeadline(time.Now().Add(c.s.cfg.FrameTimeout)); err != nil {
-			return err
-		}
-	}
-	if _, err := c.out.Write(b); err != nil {
+	if err := c.write(b); err != nil {
 		return err
 	}
 	c.s.m.bytesOut.Add(float64(len(b)))
 	return c.flushUnlessMore()
+}
+
+// write sends an answer, or keeps it to be sent with the next. The time that a client has is for each piece: whoever has a slow line is to get a
+// long answer too, and whoever takes nothing holds its memory no longer than that.
+func (c *conn) write(b []byte) error {
+	for len(b) > 0 {
+		piece := b[:min(len(b), answerStretch)]
+		if len(piece) > c.out.Available() {
+			if err := c.nc.SetWriteDeadline(time.Now().Add(c.s.cfg.FrameTimeout)); err != nil {
+				return err
+			}
+		}
+		if _, err := c.out.Write(piece); err != nil {
+			return err
+		}
+		b = b[len(piece):]
+	}
+	return nil
 }
 
 // flushUnlessMore sends what was written unless the next answer follows at once.

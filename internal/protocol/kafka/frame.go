@@ -16,6 +16,9 @@ const frameStep = 64 << 10
 // frameStretch is how much of a frame has to come within the time for a frame.
 const frameStretch = 16 << 20
 
+// answerStretch is how much of an answer has to be taken within the time for a frame.
+const answerStretch = 1 << 20
+
 // budgetUnit is what budgets count in.
 const budgetUnit = 64 << 10
 

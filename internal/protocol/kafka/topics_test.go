@@ -172,6 +172,10 @@ func TestCompatDoc_IsUpToDate(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "| %d | %s | %s | %s | %s |\n", a.key, a.name, versions, a.about, a.not)
 	}
+	b.WriteString("\nA connection's requests are answered in the order in which they came, as in Kafka, so that whatever is sent behind a produce request, or a fetch\n" +
+		"that waits, is answered after that. Unlike Kafka, which reads the next request when the one before is answered, the server takes in up to 32, and starts to\n" +
+		"append what follows without a gap. A client has 30 s to take each MiB of an answer; Kafka waits for 10 minutes (`connections.max.idle.ms`). One that is\n" +
+		"cut off for that, since it processes records for longer and reads nothing meanwhile, connects again and asks again from where it was.\n")
 	b.WriteString("\nEvery other API is refused: with UNSUPPORTED_VERSION where its answer has room for an error, else by closing the connection.\n")
 	const path = "../../../docs/compat/kafka.md"
 	if *rewrite {
