@@ -21,7 +21,8 @@ func newBench() *cobra.Command {
 	c := &cobra.Command{
 		Use: "bench", Short: "Make load on a Redis port and measure it", GroupID: "prove", Args: cobra.NoArgs,
 		Long: `Make load on the Redis port of a cluster and measure it. Without --rate the loop is closed: each client waits for its
-answer. With --rate it is open: latency counts from when a request was due, so that a stall is seen in full.
+answer. With --rate it is open: latency counts from when a request was due, so that a stall is seen in full. A client whose connection breaks
+makes a new one; what was under way counts as errors.
 
 Exit codes: 0 measured, 5 no request succeeded, 130 interrupted; the errors of others are counted.`,
 		Example: "  quorate bench --op set --clients 64\n  quorate bench --op get --rate 5000 --for 30s --json",

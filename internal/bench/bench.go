@@ -7,7 +7,6 @@ package bench
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math/bits"
@@ -130,6 +129,10 @@ type run struct {
 	from, to time.Time
 	start    time.Time
 	value    []byte
+	// mu guards conns, the connections of the clients, and over, which says that what is under way has until then.
+	mu    sync.Mutex
+	conns []net.Conn
+	over  time.Time
 	// routes says, for each client, where it goes; nil if that does not matter.
 	routes []*routed
 }
@@ -173,29 +176,18 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	if !known {
 		return Result{}, errs.New(errs.Invalid, "unknown operation %q; use one of %v", cfg.Op, ops)
 	}
-	var conns []net.Conn
-	defer func() {
-		for _, c := range conns {
-			_ = c.Close()
-		}
-	}()
-	r := &run{cfg: cfg, value: make([]byte, cfg.ValueBytes)}
+	r := &run{cfg: cfg, value: make([]byte, cfg.ValueBytes), conns: make([]net.Conn, cfg.Clients)}
+	defer r.close()
 	if cfg.Cluster {
 		if err := r.route(ctx); err != nil {
 			return Result{}, err
 		}
 	}
 	for i := range cfg.Clients {
-		addr := cfg.Addrs[i%len(cfg.Addrs)]
-		if cfg.Cluster {
-			addr = r.routes[i].addr
-		}
-		var d net.Dialer
-		c, err := d.DialContext(ctx, "tcp", addr)
-		if err != nil {
+		addr := r.addr(i, 0)
+		if _, err := r.dial(ctx, i, addr); err != nil {
 			return Result{}, errs.Wrap(errs.Unavailable, err, "client %d of %d cannot connect to %s; is a node there, and may so many connections be open?", i+1, cfg.Clients, addr)
 		}
-		conns = append(conns, c)
 	}
 	r.start = time.Now()
 	rng := rand.New(rand.NewPCG(cfg.Seed, 1))
@@ -207,34 +199,14 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	interrupted := ctx
 	ctx, cancel := context.WithDeadline(ctx, r.to)
 	defer cancel()
-	var wg sync.WaitGroup
-	for i, c := range conns {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			open, err := r.client(ctx, i, c)
-			switch {
-			case err == nil || interrupted.Err() != nil:
-			case ctx.Err() != nil:
-				for range open {
-					r.fail(fmt.Sprintf("no answer %v after the end", cfg.patience))
-				}
-			default:
-				r.fail(err.Error())
-			}
-		}()
-	}
-	stop := context.AfterFunc(ctx, func() {
-		for _, c := range conns {
-			// A server that does not read holds up who writes to it.
-			_ = c.SetDeadline(time.Now().Add(cfg.patience))
-		}
-	})
+	stop := context.AfterFunc(ctx, r.end)
 	defer stop()
+	var clients, shows sync.WaitGroup
+	for i := range cfg.Clients {
+		clients.Go(func() { r.client(ctx, interrupted, i) })
+	}
 	if cfg.Progress != nil {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+		shows.Go(func() {
 			t := time.NewTicker(time.Second)
 			defer t.Stop()
 			for {
@@ -245,13 +217,13 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 					cfg.Progress(r.requests.Load(), time.Since(r.start))
 				}
 			}
-		}()
+		})
 	}
-	wg.Wait()
-	measured := cfg.For
-	if interrupted.Err() != nil {
-		measured = min(max(time.Since(r.from), 0), cfg.For)
-	}
+	clients.Wait()
+	// If no client has anything to do any more, or it was interrupted, the time is over before it was to be.
+	measured := min(max(time.Since(r.from), 0), cfg.For)
+	cancel()
+	shows.Wait()
 	res := Result{
 		Op: cfg.Op, Clients: cfg.Clients, Pipeline: cfg.Pipeline, Seconds: measured.Seconds(), Requests: r.requests.Load(),
 		Errors: r.errors.Load(), P50: r.hist.Quantile(0.5), P90: r.hist.Quantile(0.9), P99: r.hist.Quantile(0.99),
@@ -271,28 +243,129 @@ func (r *run) fail(msg string) {
 	r.first.CompareAndSwap(nil, &msg)
 }
 
-// client keeps one connection busy. With an error it returns how many requests have no answer.
-func (r *run) client(ctx context.Context, n int, c net.Conn) (open int, err error) {
-	rng := rand.New(rand.NewPCG(r.cfg.Seed, uint64(n)+2))
+// addr returns where a client goes, on its first try and on later ones.
+func (r *run) addr(client, try int) string {
+	if r.routes != nil {
+		return r.routes[client].addr
+	}
+	return r.cfg.Addrs[(client+try)%len(r.cfg.Addrs)]
+}
+
+// dialTimeout is for one try to connect, and redial how long a client rests between two.
+const (
+	dialTimeout = 5 * time.Second
+	redial      = 50 * time.Millisecond
+)
+
+// dial connects a client.
+func (r *run) dial(ctx context.Context, client int, addr string) (net.Conn, error) {
+	d := net.Dialer{Timeout: dialTimeout}
+	c, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.over.IsZero() {
+		_ = c.SetDeadline(r.over)
+	}
+	if was := r.conns[client]; was != nil {
+		_ = was.Close()
+	}
+	r.conns[client] = c
+	return c, nil
+}
+
+// end gives what is under way some time: a server that does not read holds up who writes to it.
+func (r *run) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = time.Now().Add(r.cfg.patience)
+	for _, c := range r.conns {
+		_ = c.SetDeadline(r.over)
+	}
+}
+
+func (r *run) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.conns {
+		if c != nil {
+			_ = c.Close()
+		}
+	}
+}
+
+// pace is what a client has to keep to.
+type pace struct {
+	rng *rand.Rand
+	// interval is the time between two requests, 0 in a closed loop, and next when the next one is due.
+	interval time.Duration
+	next     time.Time
+	// answered says that there was an answer: a server is there.
+	answered bool
+}
+
+// client is one of the clients. When its connection breaks it makes a new one, as others do: what was under way has failed, and what was due
+// meanwhile waits.
+func (r *run) client(ctx, interrupted context.Context, n int) {
+	p := &pace{rng: rand.New(rand.NewPCG(r.cfg.Seed, uint64(n)+2)), next: r.start}
+	if r.cfg.Rate > 0 {
+		p.interval = time.Duration(float64(time.Second) * float64(r.cfg.Clients) / r.cfg.Rate)
+		p.next = p.next.Add(time.Duration(p.rng.Int64N(int64(p.interval))))
+	}
+	r.mu.Lock()
+	c := r.conns[n]
+	r.mu.Unlock()
+	for try := 1; c != nil; {
+		open, err := r.talk(ctx, n, p, c)
+		switch {
+		case interrupted.Err() != nil:
+			return
+		case err == nil:
+		case ctx.Err() != nil:
+			for range open {
+				r.fail(fmt.Sprintf("no answer %v after the end", r.cfg.patience))
+			}
+		case !p.answered || !time.Now().Before(r.from):
+			for range open {
+				r.fail(err.Error())
+			}
+		}
+		if err != nil && (!p.answered || errs.Is(err, errs.Invalid)) {
+			// Nobody is there who could serve it.
+			return
+		}
+		for c = nil; c == nil && ctx.Err() == nil; try++ {
+			pause, cancel := context.WithTimeout(ctx, redial)
+			<-pause.Done()
+			cancel()
+			c, _ = r.dial(ctx, n, r.addr(n, try))
+		}
+	}
+	// What was due and could not be sent, since an answer did not come, has waited until the end at least.
+	for ; p.interval > 0 && p.next.Before(r.to) && !time.Now().Before(r.to); p.next = p.next.Add(p.interval) {
+		if !p.next.Before(r.from) {
+			r.hist.Add(r.to.Sub(p.next))
+		}
+	}
+}
+
+// talk keeps one connection busy. With an error it returns how many requests have no answer.
+func (r *run) talk(ctx context.Context, n int, p *pace, c net.Conn) (open int, err error) {
 	rd := bufio.NewReaderSize(c, 64<<10)
 	var buf []byte
 	due := make([]time.Time, 0, r.cfg.Pipeline)
-	interval := time.Duration(0)
-	next := r.start
-	if r.cfg.Rate > 0 {
-		interval = time.Duration(float64(time.Second) * float64(r.cfg.Clients) / r.cfg.Rate)
-		next = next.Add(time.Duration(rng.Int64N(int64(interval))))
-	}
 	for ctx.Err() == nil {
 		buf, due = buf[:0], due[:0]
 		for len(due) < r.cfg.Pipeline {
 			at := time.Now()
-			if interval > 0 {
-				if next.After(at) {
+			if p.interval > 0 {
+				if p.next.After(at) {
 					if len(due) > 0 {
 						break
 					}
-					t := time.NewTimer(next.Sub(at))
+					t := time.NewTimer(p.next.Sub(at))
 					select {
 					case <-t.C:
 					case <-ctx.Done():
@@ -300,9 +373,9 @@ func (r *run) client(ctx context.Context, n int, c net.Conn) (open int, err erro
 						return 0, nil
 					}
 				}
-				at, next = next, next.Add(interval)
+				at, p.next = p.next, p.next.Add(p.interval)
 			}
-			buf = r.request(buf, n, rng)
+			buf = r.request(buf, n, p.rng)
 			due = append(due, at)
 		}
 		if _, err := c.Write(buf); err != nil {
@@ -319,6 +392,7 @@ func (r *run) client(ctx context.Context, n int, c net.Conn) (open int, err erro
 					failed = e
 				}
 			}
+			p.answered = true
 			now := time.Now()
 			if now.Before(r.from) {
 				continue
@@ -332,12 +406,6 @@ func (r *run) client(ctx context.Context, n int, c net.Conn) (open int, err erro
 			if !now.After(r.to) {
 				r.requests.Add(1)
 			}
-		}
-	}
-	// What was due and could not be sent, since an answer did not come, has waited until the end at least.
-	for ; interval > 0 && next.Before(r.to) && !time.Now().Before(r.to); next = next.Add(interval) {
-		if !next.Before(r.from) {
-			r.hist.Add(r.to.Sub(next))
 		}
 	}
 	return 0, nil
@@ -407,7 +475,7 @@ func readReply(r *bufio.Reader) (string, error) {
 		return "", err
 	}
 	if len(line) < 3 {
-		return "", errors.New("malformed reply")
+		return "", errs.New(errs.Invalid, "malformed reply")
 	}
 	body := line[1 : len(line)-2]
 	switch line[0] {
@@ -418,7 +486,7 @@ func readReply(r *bufio.Reader) (string, error) {
 	case '$', '*':
 		n, err := strconv.Atoi(string(body))
 		if err != nil {
-			return "", fmt.Errorf("malformed length in a reply: %w", err)
+			return "", errs.Wrap(errs.Invalid, err, "malformed length in a reply")
 		}
 		if line[0] == '$' {
 			if n >= 0 {
@@ -438,5 +506,5 @@ func readReply(r *bufio.Reader) (string, error) {
 		}
 		return failed, nil
 	}
-	return "", fmt.Errorf("unknown reply type %q", line[0])
+	return "", errs.New(errs.Invalid, "unknown reply type %q", line[0])
 }

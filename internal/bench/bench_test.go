@@ -163,3 +163,58 @@ func TestBucket_BoundsHold(t *testing.T) {
 		}
 	}
 }
+
+// A node that dies in the middle takes its connections along. Clients go on as soon as they can, and what was due meanwhile has waited.
+func TestRun_ClientsComeBack(t *testing.T) {
+	for _, rate := range []float64{0, 1000} {
+		var down atomic.Bool
+		addr := serve(t, func() string {
+			if down.Load() {
+				return ""
+			}
+			return "+OK\r\n"
+		})
+		stall := time.AfterFunc(200*time.Millisecond, func() {
+			down.Store(true)
+			time.AfterFunc(600*time.Millisecond, func() { down.Store(false) })
+		})
+		defer stall.Stop()
+		cfg := load(addr, 1500*time.Millisecond)
+		cfg.Rate = rate
+		r, err := Run(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Errors == 0 || r.Errors > 100 {
+			t.Errorf("rate %v: %d errors, want some for each client", rate, r.Errors)
+		}
+		// In the open loop everything is made up for.
+		if rate > 0 && (r.Requests < 1200 || r.Max < 400_000) {
+			t.Errorf("rate %v: %d requests, the longest took %d µs; want most of 1500, and half a second", rate, r.Requests, r.Max)
+		}
+		if rate == 0 && r.Requests < 1000 {
+			t.Errorf("%d requests, want those of before and after", r.Requests)
+		}
+	}
+}
+
+// A server that is gone for good, or was none, ends the load, and what was measured is that of the time until then.
+func TestRun_EndsWhenNobodyIsThere(t *testing.T) {
+	for _, progress := range []func(int64, time.Duration){nil, func(int64, time.Duration) {}} {
+		cfg := load(serve(t, func() string { return "" }), time.Hour)
+		cfg.Progress = progress
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			r, err := Run(t.Context(), cfg)
+			if err != nil || r.Requests != 0 || r.Errors != int64(cfg.Clients) || r.Seconds > 60 || r.FirstError == "" {
+				t.Errorf("got %+v, %v; want an error for each client, in little time", r, err)
+			}
+		}()
+		select {
+		case <-done:
+		case <-time.After(time.Minute):
+			t.Fatal("a load on what is no server does not end")
+		}
+	}
+}
