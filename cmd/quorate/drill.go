@@ -81,6 +81,21 @@ type drillFlags struct {
 	all, asJSON, keep bool
 }
 
+// check refuses what is given and would be taken for not given, or cannot be.
+func (f *drillFlags) check(cmd *cobra.Command) error {
+	switch {
+	case f.For < 0 || f.For == 0 && cmd.Flags().Changed("for"):
+		return errs.New(errs.Invalid, "--for is %v; the load needs some time, such as 20s", f.For)
+	case f.Nodes == 0:
+		return errs.New(errs.Invalid, "--nodes is 0; a drill needs 3 or 5")
+	case f.Cycles < 0:
+		return errs.New(errs.Invalid, "--cycles is %d; it must not be negative", f.Cycles)
+	case f.Seed == 0:
+		return errs.New(errs.Invalid, "--seed is 0; it must be at least 1")
+	}
+	return nil
+}
+
 func newDrillRun() *cobra.Command {
 	var f drillFlags
 	c := &cobra.Command{
@@ -96,6 +111,9 @@ drill is safe and each control is violated, else 8, or 5 or 1 if nothing worse t
 				talk = cmd.ErrOrStderr()
 			}
 			s := &drillShow{out: talk, tty: isTerminal(os.Stdout) && !f.asJSON}
+			if err := f.check(cmd); err != nil {
+				return err
+			}
 			switch {
 			case f.all && (len(args) > 0 || f.Control != "" || f.Cycles > 0):
 				return errs.New(errs.Invalid, "--all runs every drill and every control; leave out the name, --control and --cycles")

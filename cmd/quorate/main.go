@@ -72,8 +72,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case out.closed.Load():
 		return exitPipe
-	case err == nil:
+	case err == nil && out.failed() == nil:
 		return exitOK
+	case err == nil:
+		// Help, and whatever else writes without looking.
+		err = out.failed()
 	}
 	code := exitCode(ctx, err)
 	var ex exitError
@@ -127,17 +130,28 @@ type failed struct {
 	ExitCode int    `json:"exit_code"`
 }
 
-// counted counts what is written. When nobody reads it any more it calls broken.
+// counted counts what is written, and keeps what it first failed with. When nobody reads it any more it calls broken.
 type counted struct {
 	io.Writer
 	n      int
 	broken func()
 	closed atomic.Bool
+	first  atomic.Pointer[error]
+}
+
+func (c *counted) failed() error {
+	if err := c.first.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 func (c *counted) Write(b []byte) (int, error) {
 	n, err := c.Writer.Write(b)
 	c.n += n
+	if err != nil {
+		c.first.CompareAndSwap(nil, &err)
+	}
 	if errors.Is(err, syscall.EPIPE) {
 		c.closed.Store(true)
 		c.broken()

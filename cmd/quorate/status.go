@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -64,7 +65,7 @@ func fetchStatus(ctx context.Context, addr string) (engine.Status, error) {
 	defer resp.Body.Close() //nolint:errcheck // only read
 	if resp.StatusCode != http.StatusOK {
 		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		return st, errs.New(errs.Unavailable, "%s answered %s: %s", addr, resp.Status, b)
+		return st, errs.New(errs.Unavailable, "%s answered %s", addr, strings.TrimSuffix(resp.Status+": "+string(bytes.TrimSpace(b)), ": "))
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&st); err != nil {
 		return st, errs.Wrap(errs.Corrupt, err, "%s does not answer like a Quorate node", addr)
@@ -134,11 +135,17 @@ func nodeAddr(addr string) (*http.Client, string, error) {
 	return http.DefaultClient, "http://" + addr, nil
 }
 
+// usualPorts are those of flags that give an address, for examples.
+var usualPorts = map[string]string{"--redis": "6379", "--kafka": "9092", "--etcd": "2379", "--http": "7070"}
+
 // checkAddr checks an address that a flag gives.
 func checkAddr(flag, addr string) error {
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil || port == "" || strings.Contains(addr, "/") {
-		return errs.New(errs.Invalid, "%s is %q; write host:port, such as 127.0.0.1:7070", flag, addr)
+		return errs.New(errs.Invalid, "%s is %q; write host:port, such as 127.0.0.1:%s", flag, addr, usualPorts[flag])
+	}
+	if _, err := net.DefaultResolver.LookupPort(context.Background(), "tcp", port); err != nil {
+		return errs.New(errs.Invalid, "%s is %q; a port is 0 to 65535, or has a name that this system knows", flag, addr)
 	}
 	return nil
 }

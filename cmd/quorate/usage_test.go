@@ -24,7 +24,9 @@ import (
 const asProgram = "QUORATE_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asProgram) != "" {
+	// Drills start this program by its name as nodes. A test that starts one must not run all tests once more in each of them, and so on.
+	node := len(os.Args) > 1 && os.Args[1] == "server"
+	if node || os.Getenv(asProgram) != "" {
 		main()
 	}
 	os.Exit(m.Run())
@@ -70,6 +72,15 @@ func TestUsage_WrongCallsSayWhatToDo(t *testing.T) {
 		"drill run":                      "which drill?",
 		"drill run fencing --cycles 3":   "drill fencing has no cycles to count",
 		"drill run fencing --nodes 2":    "2 nodes; a drill needs 3 or 5",
+		"drill run fencing --nodes 0":    "--nodes is 0; a drill needs 3 or 5",
+		"drill run fencing --for 0s":     "--for is 0s",
+		"drill run fencing --for -1s":    "--for is -1s",
+		"drill run bit-flip --cycles -1": "--cycles is -1",
+		"drill run bit-flip --seed 0":    "--seed is 0",
+		"drill run --all --for 0s":       "--for is 0s",
+		"dev --redis 127.0.0.1:99999":    `--redis is "127.0.0.1:99999"; a port is 0 to 65535`,
+		"status --http 127.0.0.1:http-x": `--http is "127.0.0.1:http-x"; a port is 0 to 65535`,
+		"bench --redis 127.0.0.1":        "such as 127.0.0.1:6379",
 	} {
 		code, out, talk := call(t, strings.Fields(args)...)
 		if code != exitUsage || !strings.Contains(talk, want) || !strings.Contains(talk, "try: quorate") {
@@ -155,7 +166,7 @@ type full struct{}
 func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
 
 func TestOutput_ThatCannotBeWrittenIsAFailure(t *testing.T) {
-	for _, args := range []string{"version", "version --json", "drill ls", "drill ls --json"} {
+	for _, args := range []string{"version", "version --json", "drill ls", "drill ls --json", "", "help", "help drill run", "drill", "etcd --help", "completion fish"} {
 		var talk bytes.Buffer
 		if code := run(t.Context(), strings.Fields(args), full{}, &talk); code != exitFailed || !strings.Contains(talk.String(), syscall.ENOSPC.Error()) {
 			t.Errorf("quorate %s: exit code %d, %q", args, code, talk.String())
