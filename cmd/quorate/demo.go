@@ -161,7 +161,7 @@ func (d *demo) run(ctx context.Context) (demoResult, error) {
 
 // judge says what the findings mean.
 func (r *demoResult) judge() {
-	r.Verdict = "safe"
+	r.Verdict, r.Findings = "safe", append([]string{}, r.Findings...)
 	switch {
 	case len(r.Findings) > 0:
 		r.Verdict = "violated"

@@ -224,6 +224,15 @@ func TestDemo_IsSafeOnlyIfItDidSomething(t *testing.T) {
 	}
 }
 
+func TestDemo_JSONHasLists(t *testing.T) {
+	var out bytes.Buffer
+	r := demoResult{Nodes: 3, Kills: 1, Shop: drill.ShopResult{Acked: 5}}
+	r.judge()
+	if err := printJSON(&out, r); err != nil || strings.Contains(out.String(), "null") || !strings.Contains(out.String(), `"acked": 5`) {
+		t.Errorf("%v: %s", err, out.String())
+	}
+}
+
 // heeded makes programs that the test starts begin with signals that end them. Whoever starts the test may ignore them, as nohup does, and
 // hand that down.
 func heeded(t *testing.T, signals ...os.Signal) {

@@ -2,6 +2,7 @@ package drill
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -315,6 +316,17 @@ type ShopResult struct {
 	Bad      []string `json:"bad"`
 	// LongestGapMillis is the longest time between two successful orders.
 	LongestGapMillis int64 `json:"longest_gap_ms"`
+}
+
+// MarshalJSON implements json.Marshaler. Lists of which there is nothing to say are empty, and not null.
+func (r ShopResult) MarshalJSON() ([]byte, error) {
+	type plain ShopResult
+	for _, list := range []*[]string{&r.Lost, &r.NoEvent, &r.NoOrder, &r.Doubled, &r.Invented, &r.Altered, &r.Counters, &r.Bad} {
+		if *list == nil {
+			*list = []string{}
+		}
+	}
+	return json.Marshal(plain(r))
 }
 
 // OK says that nothing is wrong.

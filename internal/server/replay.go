@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"path/filepath"
 
 	"github.com/quorate/quorate/internal/errs"
@@ -22,6 +23,12 @@ const replayCommit = 256
 // lines of JSON. It tells those who check what clients saw what was done, from what the node has promised to keep and not from what it
 // answered. The log must be there from its beginning, and it ends with what this node knew to be committed.
 func ReplayKV(data string, id shard.ID, w io.Writer) (err error) {
+	// What is opened is made if it is not there, and this only reads.
+	for _, name := range []string{"LOCK", filepath.Join("log", "LOG")} {
+		if _, err := os.Stat(filepath.Join(data, name)); err != nil {
+			return errs.Wrap(errs.Invalid, err, "%s is no data directory of a node", data)
+		}
+	}
 	disk := storage.OSFS()
 	lock, err := disk.Lock(filepath.Join(data, "LOCK"))
 	if err != nil {
