@@ -44,6 +44,9 @@ func newServer() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := dropReadyFile(readyFile); err != nil {
+				return err
+			}
 			return server.Run(cmd.Context(), cfg, version, env.Real(), log, func(s *server.Server) {
 				log.Info("ready", "redis", s.Addr().Redis, "kafka", s.Addr().Kafka, "etcd", s.Addr().Etcd, "http", s.Addr().HTTP, "peer", s.Addr().Peer)
 				if readyFile != "" {
@@ -58,6 +61,20 @@ func newServer() *cobra.Command {
 	c.Flags().StringVar(&readyFile, "ready-file", "", "file to write the http address to once the node is ready")
 	logs.add(c, "info")
 	return c
+}
+
+// dropReadyFile removes what an earlier node has left: whoever looks must not take that for this one's.
+func dropReadyFile(name string) error {
+	if name == "" {
+		return nil
+	}
+	if st, err := os.Stat(name); err == nil && st.IsDir() {
+		return errs.New(errs.Invalid, "--ready-file is %q, which is a directory", name)
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return errs.Wrap(errs.Invalid, err, "--ready-file is %q, and what is there cannot be removed", name)
+	}
+	return nil
 }
 
 func writeFileAtomic(name string, b []byte) error {
@@ -87,7 +104,7 @@ func newDev() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := checkDev(&cfg.Listen); err != nil {
+			if err := errors.Join(checkDev(&cfg.Listen), dropReadyFile(readyFile)); err != nil {
 				return err
 			}
 			var moved []string

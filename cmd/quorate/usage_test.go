@@ -320,3 +320,30 @@ func TestSignal_TheSecondEndsAtOnce(t *testing.T) {
 		t.Errorf("ended with %v, want that the second signal ended it", err)
 	}
 }
+
+// What an earlier node has written must not say that this one is ready.
+func TestReadyFile_OfAnEarlierNodeGoes(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close() //nolint:errcheck // a test's
+	dir := t.TempDir()
+	ready, config := filepath.Join(dir, "ready"), filepath.Join(dir, "config.yaml")
+	// The port is taken, so that neither gets ready.
+	if err := os.WriteFile(config, fmt.Appendf(nil, "cluster: x\nnode: 1\ndata: %s\nlisten: {http: %s}\n", filepath.Join(dir, "data"), ln.Addr()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"server", "--config", config}, {"dev", "--redis=", "--kafka=", "--etcd=", "--http", ln.Addr().String()}} {
+		if err := os.WriteFile(ready, []byte("127.0.0.1:1\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, _, talk := call(t, append(args, "--ready-file", ready)...)
+		if _, err := os.Stat(ready); code != exitConflict || err == nil {
+			t.Errorf("quorate %s: exit code %d, and the file is there: %v; %s", args[0], code, err == nil, talk)
+		}
+	}
+	if code, _, talk := call(t, "dev", "--ready-file", dir); code != exitUsage || !strings.Contains(talk, "directory") {
+		t.Errorf("a directory: exit code %d, %s", code, talk)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"net"
 	"net/http"
@@ -138,12 +139,19 @@ func freePorts(n int) ([]int, error) {
 	return ports, nil
 }
 
+// name returns the cluster's name. Ports of a node that was killed may be another cluster's soon: its nodes must not take each other for their own.
+func (c *Cluster) name() string {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(c.cfg.Dir))
+	return fmt.Sprintf("local-%016x", h.Sum64())
+}
+
 func (p *Process) configure() error {
 	if err := os.MkdirAll(p.Dir, 0o755); err != nil {
 		return errs.Wrap(errs.Invalid, err, "make node directory")
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "cluster: local\nnode: %d\ndata: %q\nshards: %d\n", p.ID, filepath.Join(p.Dir, "data"), p.c.cfg.Shards)
+	fmt.Fprintf(&b, "cluster: %s\nnode: %d\ndata: %q\nshards: %d\n", p.c.name(), p.ID, filepath.Join(p.Dir, "data"), p.c.cfg.Shards)
 	fmt.Fprintf(&b, "listen: {peer: %q, redis: %q, kafka: %q, etcd: %q, http: %q}\npeers:\n", p.Addr.Peer, p.Addr.Redis, p.Addr.Kafka, p.Addr.Etcd, p.Addr.HTTP)
 	for _, o := range p.c.Nodes {
 		fmt.Fprintf(&b, "  %d: %q\n", o.ID, o.Addr.Peer)

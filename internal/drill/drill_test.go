@@ -185,6 +185,27 @@ func TestRun_BadOptions(t *testing.T) {
 }
 
 // TestWaitReady_TellsWhatTheNodeSaid: the directory with the log is gone when somebody reads what went wrong.
+// Two drills on one machine must not mix when a port of one becomes the other's.
+func TestCluster_HasANameOfItsOwn(t *testing.T) {
+	names := map[string]bool{}
+	for range 2 {
+		c := &Cluster{cfg: ClusterConfig{Dir: t.TempDir()}}
+		c.Nodes = []*Process{{ID: 1, Dir: filepath.Join(c.cfg.Dir, "node1"), c: c}}
+		if err := c.Nodes[0].configure(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(filepath.Join(c.Nodes[0].Dir, "config.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		name, _, _ := strings.Cut(string(b), "\n")
+		names[name] = true
+	}
+	if len(names) != 2 {
+		t.Errorf("two clusters have the names %v", names)
+	}
+}
+
 func TestWaitReady_TellsWhatTheNodeSaid(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "log"), []byte("what the node said\n"), 0o600); err != nil {
