@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -54,6 +55,8 @@ type Server struct {
 	// tls is what ports have that are secured, by name.
 	tls    map[string]*secure
 	serves chan struct{}
+	// closing says that listeners end since the node stops.
+	closing atomic.Bool
 }
 
 // answersBytesMax is four of the largest answers. What a read takes beside them, while it is encoded, is about as much again.
@@ -320,7 +323,7 @@ func (s *Server) serve(redisLn, kafkaLn, httpLn net.Listener) {
 		}
 		n++
 		go func() {
-			if err := f(ln); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
+			if err := f(ln); err != nil && !s.closing.Load() && !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 				s.log.Error("listener stopped", "port", name, "error", err)
 			}
 			done <- struct{}{}
@@ -390,6 +393,7 @@ func goroutines() string {
 }
 
 func (s *Server) close() error {
+	s.closing.Store(true)
 	// Each port waits for some of what is under way there. Without a quorum that is for nothing, and none is to wait for another.
 	var ports sync.WaitGroup
 	ports.Go(s.redis.Close)

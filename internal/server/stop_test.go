@@ -364,3 +364,20 @@ func TestClose_SaysWhatItWaitsFor(t *testing.T) {
 		}
 	})
 }
+
+func TestClose_AtOnceIsNoError(t *testing.T) {
+	var log strings.Builder
+	to := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	for range 20 {
+		s, err := Start(Config{Listen: Listen{Redis: "127.0.0.1:0", Kafka: "127.0.0.1:0", Etcd: "127.0.0.1:0", HTTP: "127.0.0.1:0"}}, "test", env.Real(), to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if log.Len() > 0 {
+		t.Errorf("it says\n%s", log.String())
+	}
+}
