@@ -116,7 +116,7 @@ func (c *Commit) check(tx *shard.Tx) (*group, error) {
 	if g.state == GroupCompleting {
 		return nil, rebalancing()
 	}
-	if m.joined <= g.generation {
+	if !g.waits(m) {
 		g.alive(tx, m)
 	}
 	return g, nil

@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"math"
 	"time"
 
 	"github.com/quorate/quorate/internal/errs"
@@ -79,13 +80,13 @@ const (
 type group struct {
 	name  string
 	state GroupState
-	// generation rises by one with each completed rebalance and when the last member goes. It never goes back.
+	// generation rises by one with each completed rebalance and when the last member goes; see next.
 	generation   int32
 	protocolType string
 	// protocol is the chosen one; empty before the first generation.
 	protocol string
 	leader   string
-	// members counts member rows, joining those of them with joined > generation, pending the member ids handed out.
+	// members counts member rows, joining those of them that wait to join, pending the member ids handed out.
 	members, joining, pending int
 	// initial says that the group was empty and waits a moment for more members; initialEnd is when that ends at last.
 	initial    bool
@@ -196,6 +197,17 @@ func (g *group) idle(tx *shard.Tx) {
 	tx.SetTimer(groupKey(timerIdle, g.name), tx.Now().Add(groupIdle))
 }
 
+// next returns the generation behind the present one. Behind the largest number comes 1: clients take a negative one for none.
+func (g *group) next() int32 {
+	if g.generation == math.MaxInt32 {
+		return 1
+	}
+	return g.generation + 1
+}
+
+// waits says whether a member waits to join the next generation.
+func (g *group) waits(m *member) bool { return m.joined == g.next() }
+
 func (g *group) save(tx *shard.Tx) { tx.Set(groupKey(rowGroup, g.name), g.encode()) }
 
 // wake lets those who wait for the group look again.
@@ -231,7 +243,7 @@ type member struct {
 	sessionMs            int32
 	rebalanceMs          int32
 	protocols            []Protocol
-	// joined is the generation the member asked to be in: it is waiting to join while joined > group.generation.
+	// joined is the generation the member asked to be in: it is waiting to join while that is the group's next one.
 	joined int32
 	// synced is the last generation in which the member asked for its assignment.
 	synced int32

@@ -75,8 +75,8 @@ func answerJoin(v shard.View, d dec) ([]byte, error) {
 		return nil, err
 	}
 	e := &enc{}
-	e.bool(m.joined > g.generation)
-	if m.joined > g.generation {
+	e.bool(g.waits(m))
+	if g.waits(m) {
 		e.iv(-1)
 		e.str("")
 		e.str("")
@@ -97,7 +97,7 @@ func answerJoin(v shard.View, d dec) ([]byte, error) {
 	var list []*member
 	for _, m := range g.all(v) {
 		// Those who wait for the next generation are not in this one.
-		if m.joined <= g.generation {
+		if !g.waits(m) {
 			list = append(list, m)
 		}
 	}

@@ -214,7 +214,7 @@ func (g *group) findStatic(tx *shard.Tx, j *Join) (*member, error) {
 
 // add makes a new member, and starts or goes on with a rebalance.
 func (g *group) add(tx *shard.Tx, j *Join, id string) {
-	m := &member{id: id, instance: j.Instance, clientID: j.ClientID, clientHost: j.ClientHost, joined: g.generation + 1}
+	m := &member{id: id, instance: j.Instance, clientID: j.ClientID, clientHost: j.ClientHost, joined: g.next()}
 	g.members++
 	g.joining++
 	g.update(m, j, nil)
@@ -279,8 +279,8 @@ func (g *group) rejoin(tx *shard.Tx, j *Join, m *member) {
 		g.alive(tx, m)
 		return
 	}
-	if m.joined <= g.generation {
-		m.joined = g.generation + 1
+	if !g.waits(m) {
+		m.joined = g.next()
 		g.joining++
 	}
 	g.saveMember(tx, m)
@@ -432,7 +432,7 @@ func applyHeartbeat(tx *shard.Tx, d dec) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.joined <= g.generation {
+	if !g.waits(m) {
 		g.alive(tx, m)
 	}
 	e := &enc{}

@@ -34,10 +34,10 @@ func (g *group) completeIfAllJoined(tx *shard.Tx) {
 // kept until their session ends.
 func (g *group) complete(tx *shard.Tx) {
 	list := g.all(tx)
-	next := g.generation + 1
+	next := g.next()
 	var leader string
 	for _, m := range list {
-		if m.joined > g.generation {
+		if g.waits(m) {
 			g.alive(tx, m)
 			if leader == "" || m.id == g.leader {
 				leader = m.id
@@ -86,7 +86,7 @@ func (g *group) remove(tx *shard.Tx, m *member) {
 	g.members--
 	g.size -= int64(m.size())
 	g.support(m.protocols, -1)
-	if m.joined > g.generation {
+	if g.waits(m) {
 		g.joining--
 	}
 	if g.leader == m.id {
@@ -111,7 +111,7 @@ func (g *group) settle(tx *shard.Tx) {
 
 // empty is what happens when the last member goes.
 func (g *group) empty(tx *shard.Tx) {
-	g.generation++
+	g.generation = g.next()
 	g.state, g.initial, g.protocol, g.leader, g.joining = GroupEmpty, false, "", "", 0
 	g.supported, g.size = nil, 0
 	tx.SetTimer(groupKey(rowGroup, g.name), time.Time{})
@@ -136,7 +136,7 @@ func fireGroup(tx *shard.Tx, key []byte) {
 	case GroupPreparing:
 		for _, m := range g.all(tx) {
 			// A static member may be restarting: its session decides.
-			if m.joined <= g.generation && m.instance == "" {
+			if !g.waits(m) && m.instance == "" {
 				g.remove(tx, m)
 			}
 		}
@@ -150,7 +150,7 @@ func fireGroup(tx *shard.Tx, key []byte) {
 		}
 	case GroupCompleting:
 		for _, m := range g.all(tx) {
-			if m.synced < g.generation {
+			if m.synced != g.generation {
 				g.remove(tx, m)
 			}
 		}
@@ -174,7 +174,7 @@ func fireMember(tx *shard.Tx, key []byte) {
 		return
 	}
 	m := readMember(tx, name, id)
-	if m == nil || m.joined > g.generation {
+	if m == nil || g.waits(m) {
 		return
 	}
 	if m.term != tx.Term() {
