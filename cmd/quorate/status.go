@@ -70,6 +70,9 @@ func fetchStatus(ctx context.Context, addr string) (engine.Status, error) {
 	if err := json.NewDecoder(resp.Body).Decode(&st); err != nil {
 		return st, errs.Wrap(errs.Corrupt, err, "%s does not answer like a Quorate node", addr)
 	}
+	if st.Cluster == "" {
+		return st, errs.New(errs.Corrupt, "%s does not answer like a Quorate node: it names no cluster", addr)
+	}
 	return st, nil
 }
 
@@ -107,10 +110,11 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// isTerminal says whether f is a terminal on which lines can be cleared.
+// isTerminal says whether f is a terminal on which lines can be cleared. One that nobody has named may be any.
 func isTerminal(f *os.File) bool {
 	st, err := f.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+	term := os.Getenv("TERM")
+	return err == nil && st.Mode()&os.ModeCharDevice != 0 && term != "" && term != "dumb"
 }
 
 // showLine writes a line of progress over the one before. A terminal that is too narrow for it cuts it: what it would go on with in the next

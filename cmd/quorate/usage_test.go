@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -204,6 +205,31 @@ func TestStatus_OverAUnixSocket(t *testing.T) {
 	t.Cleanup(func() { _ = s.Close() })
 	if code, out, talk := call(t, "status", "--http", "unix:"+path); code != exitOK || !strings.Contains(out, "cluster") {
 		t.Errorf("exit code %d: %s%s", code, out, talk)
+	}
+}
+
+func TestStatus_OfWhatIsNoNode(t *testing.T) {
+	for _, answer := range []string{`{}`, `{"status":"up"}`, `[]`, `null`, ``, `ok`} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, answer) })) //nolint:errcheck // a test's
+		code, out, talk := call(t, "status", "--http", s.Listener.Addr().String())
+		if s.Close(); code != exitFailed || out != "" || !strings.Contains(talk, "does not answer like a Quorate node") {
+			t.Errorf("%q: exit code %d, %q, %q", answer, code, out, talk)
+		}
+	}
+}
+
+func TestTerminal_WithoutANameIsNone(t *testing.T) {
+	// Any device will do.
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	for term, want := range map[string]bool{"": false, "dumb": false, "xterm": true} {
+		t.Setenv("TERM", term)
+		if got := isTerminal(f); got != want {
+			t.Errorf("TERM=%q: a terminal: %v, want %v", term, got, want)
+		}
 	}
 }
 
