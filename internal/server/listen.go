@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/protocol/etcd"
@@ -95,6 +96,35 @@ func (t *together) Close() error {
 // Addr implements net.Listener.
 func (t *together) Addr() net.Addr { return t.all[0].Addr() }
 
+// tlsListener takes connections with TLS.
+type tlsListener struct {
+	net.Listener
+	tls *tls.Config
+}
+
+// Accept implements net.Listener.
+func (l tlsListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return tlsConn{tls.Server(nc, l.tls)}, nil
+}
+
+// tlsConn is a connection with TLS whose Close does not wait.
+type tlsConn struct{ *tls.Conn }
+
+// goodbye is how long a connection that is closed may take to say so to a client that reads nothing. Package tls has 5 s for that, and a node that
+// stops may have many of them, one after the other.
+const goodbye = 10 * time.Millisecond
+
+// Close implements net.Conn.
+func (c tlsConn) Close() error {
+	late := time.AfterFunc(goodbye, func() { _ = c.NetConn().Close() })
+	defer late.Stop()
+	return c.Conn.Close()
+}
+
 // eitherListener takes connections with TLS and without.
 type eitherListener struct {
 	net.Listener
@@ -138,7 +168,7 @@ func (e *either) decide() (net.Conn, error) {
 	again := &unread{Conn: e.Conn, b: b[:]}
 	e.on = again
 	if b[0] == recordHandshake {
-		e.on = tls.Server(again, e.tls)
+		e.on = tlsConn{tls.Server(again, e.tls)}
 	}
 	return e.on, nil
 }
@@ -177,7 +207,7 @@ func (e *either) Close() error {
 func (e *either) ConnectionState() tls.ConnectionState {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if t, ok := e.on.(*tls.Conn); ok {
+	if t, ok := e.on.(tlsConn); ok {
 		return t.ConnectionState()
 	}
 	return tls.ConnectionState{}

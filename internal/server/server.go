@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -133,7 +132,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 		if t := s.tls[name]; t != nil {
 			switch how {
 			case SecuredFully:
-				ln = tls.NewListener(ln, t.server(e))
+				ln = tlsListener{ln, t.server(e)}
 			case SecuredIfAsked:
 				ln = eitherListener{ln, t.server(e)}
 			}

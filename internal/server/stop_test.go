@@ -381,3 +381,49 @@ func TestClose_AtOnceIsNoError(t *testing.T) {
 		t.Errorf("it says\n%s", log.String())
 	}
 }
+
+// oneListener accepts one connection.
+type oneListener struct {
+	net.Listener
+	nc net.Conn
+}
+
+func (l oneListener) Accept() (net.Conn, error) { return l.nc, nil }
+
+func TestTLS_CloseDoesNotWaitForWhoDoesNotRead(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	cert, err := tls.LoadX509KeyPair(ca.sign("node", "node"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := &tls.Config{Certificates: []tls.Certificate{cert}}
+	for _, either := range []bool{false, true} {
+		near, far := net.Pipe()
+		defer far.Close() //nolint:errcheck // a test's
+		var ln net.Listener = tlsListener{oneListener{nc: near}, cfg}
+		if either {
+			ln = eitherListener{oneListener{nc: near}, cfg}
+		}
+		nc, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked := make(chan error, 1)
+		go func() {
+			c := tls.Client(far, &tls.Config{InsecureSkipVerify: true})
+			_, err := c.Write([]byte("hello"))
+			asked <- err
+		}()
+		if _, err := io.ReadFull(nc, make([]byte, 5)); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-asked; err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		_ = nc.Close()
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("either %v: closed after %v", either, took)
+		}
+	}
+}
