@@ -63,7 +63,7 @@ type routed struct {
 
 // slots asks a node which address leads each slot.
 func slots(ctx context.Context, addr string) (owner [shard.SlotCount]string, err error) {
-	var d net.Dialer
+	d := net.Dialer{Timeout: dialTimeout}
 	c, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return owner, errs.Wrap(errs.Unavailable, err, "connect to %s", addr)

@@ -27,7 +27,6 @@ import (
 type crowd struct {
 	t     *testing.T
 	open  []net.Conn
-	ca    *authority
 	plain bool
 }
 
@@ -281,7 +280,7 @@ func TestClose_EndsWhateverClientsDo(t *testing.T) {
 						break
 					}
 				}
-				c := &crowd{t: t, ca: ca, plain: !secure}
+				c := &crowd{t: t, plain: !secure}
 				defer c.close()
 				last := nodes[0]
 				if up != "never" {
