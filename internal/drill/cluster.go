@@ -207,7 +207,7 @@ func (p *Process) Signal(s syscall.Signal) {
 func (p *Process) Kill() { p.end(syscall.SIGKILL, 0) }
 
 // stopLimit is more than a node takes to stop, on a slow machine too.
-const stopLimit = 20 * time.Second
+const stopLimit = 30 * time.Second
 
 // Stop ends the process in good order. One that takes too long writes what it waits for to its log, and is ended.
 func (p *Process) Stop() { p.end(syscall.SIGTERM, stopLimit) }

@@ -356,9 +356,9 @@ func (s *Server) Done() <-chan struct{} { return s.engine.Done() }
 // Err returns why the node stopped by itself.
 func (s *Server) Err() error { return s.engine.Err() }
 
-// stopsWithin bounds how long a node takes to stop, whatever its clients do and whether there is a quorum. What takes longer is a defect, or a
-// disk that hangs.
-const stopsWithin = 10 * time.Second
+// stopsWithin bounds how long a node takes to stop. Clients have lastAnswers, whatever they do and whether there is a quorum; then a flush may be under
+// way, of 32 MiB. What takes longer is a defect, or a disk that hangs.
+const stopsWithin = 20 * time.Second
 
 // lastAnswers is how long what is under way on the ports may go on when the node stops.
 const lastAnswers = 2 * time.Second
