@@ -195,6 +195,7 @@ func TestErrors_AsOfTheOtherServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	fails := map[string]error{
+		"NotUTF8": status.Error(codes.Aborted, "a\xffb\xc3"),
 		"Plain": errors.New("no status"), "Text": status.Error(codes.NotFound, "50 % of \u00e4, \n and \x7f"), "Empty": status.Error(codes.Aborted, ""),
 		"Canceled": context.Canceled, "Late": context.DeadlineExceeded, "Wrapped": fmt.Errorf("because: %w", status.Error(codes.DataLoss, "lost")), "Details": detailed.Err(),
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
@@ -24,8 +25,8 @@ const (
 	outSpare = 64 << 10
 	// lastWords is how long a connection that ends may take to write what is left.
 	lastWords = time.Second
-	// statusMax bounds the text of a status that is sent: a header field of more is refused by many.
-	statusMax = 8 << 10
+	// textMax and detailsMax bound what is sent of a status, as it is encoded: many clients take 8 KiB of header fields together.
+	textMax, detailsMax = 4 << 10, 2 << 10
 )
 
 // errEnded is what is told who would send on a stream or connection that has ended.
@@ -491,15 +492,11 @@ func (t *table) status(b []byte, err error) []byte {
 	}
 	st := statusOf(err)
 	b = appendField(b, "grpc-status", strconv.Itoa(int(st.Code())))
-	text := st.Message()
-	if len(text) > statusMax {
-		text = text[:statusMax]
-	}
-	if text != "" {
-		b = appendField(b, "grpc-message", percent(text))
+	if text := percent(st.Message()); text != "" {
+		b = appendField(b, "grpc-message", text)
 	}
 	if p := st.Proto(); len(p.GetDetails()) > 0 {
-		if d, err := proto.Marshal(p); err == nil && len(d) <= statusMax {
+		if d, err := proto.Marshal(p); err == nil && base64.RawStdEncoding.EncodedLen(len(d)) <= detailsMax {
 			b = appendField(b, "grpc-status-details-bin", base64.RawStdEncoding.EncodeToString(d))
 		}
 	}
@@ -518,15 +515,24 @@ func statusOf(err error) *status.Status {
 	return st
 }
 
-// percent encodes the text of a status: what is not printable ASCII, and the sign itself.
+// percent encodes the text of a status: what is not printable ASCII, and the sign itself. It leaves out what is behind the last character that
+// ends within textMax. What is not UTF-8 becomes U+FFFD, as gRPC's own server has it.
 func percent(s string) string {
-	plain := func(c byte) bool { return c >= ' ' && c <= '~' && c != '%' }
 	var b strings.Builder
-	for i := range len(s) {
-		if plain(s[i]) {
-			b.WriteByte(s[i])
-		} else {
-			fmt.Fprintf(&b, "%%%02X", s[i])
+	for _, r := range s {
+		if r >= ' ' && r <= '~' && r != '%' {
+			if b.Len() == textMax {
+				break
+			}
+			b.WriteByte(byte(r))
+			continue
+		}
+		char := utf8.AppendRune(nil, r)
+		if b.Len()+3*len(char) > textMax {
+			break
+		}
+		for _, c := range char {
+			fmt.Fprintf(&b, "%%%02X", c)
 		}
 	}
 	return b.String()
