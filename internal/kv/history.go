@@ -246,7 +246,8 @@ func (c *call) version(kv *KeyValue) bool {
 }
 
 // EncodeHash returns the query for a checksum over the keys as of a revision, 0 for the newest. It is equal on all replicas that have
-// applied the revision, and the same before and after a compaction at it.
+// applied the revision, and the same before and after a compaction at it. As of a negative revision there are no keys, whatever was compacted, as
+// in etcd.
 func EncodeHash(rev int64) []byte { return appendInt(head(reqHash), rev) }
 
 // Hash is a checksum and what it covers.
@@ -267,22 +268,25 @@ func (c *call) hash(d *decoder) []byte {
 	rev := d.int()
 	c.failIf(d.end())
 	switch {
-	case c.err != nil:
-		return nil
 	case rev == 0:
 		rev = c.st.rev
 	case rev > c.st.rev:
 		c.fail(ErrFutureRevision)
-	case rev < c.st.compact:
+	case rev > 0 && rev < c.st.compact:
 		c.fail(ErrCompacted)
+	}
+	if c.err != nil {
+		return nil
 	}
 	h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
 	// That of no keys is not 0, which would be no checksum in the JSON form of an answer.
 	_, _ = h.Write([]byte{rowHead})
-	var buf []byte
-	for kv := range c.at(keyRange{all: true}, rev) {
-		buf = appendKV(buf[:0], kv)
-		_, _ = h.Write(buf)
+	if rev > 0 {
+		var buf []byte
+		for kv := range c.at(keyRange{all: true}, rev) {
+			buf = appendKV(buf[:0], kv)
+			_, _ = h.Write(buf)
+		}
 	}
 	b := binary.AppendUvarint(nil, uint64(h.Sum32()))
 	return appendInt(appendInt(appendInt(b, c.st.rev), rev), c.st.compact)

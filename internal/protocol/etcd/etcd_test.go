@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -386,6 +387,53 @@ func TestMaintenance_Truthful(t *testing.T) {
 	}
 	if a, err := pb.NewAuthClient(r.conn).AuthStatus(r.ctx(), &pb.AuthStatusRequest{}); err != nil || a.Enabled {
 		t.Errorf("auth: %v %v", a, err)
+	}
+}
+
+// What etcd 3.7 answers, but for the sums, which are of another kind.
+func TestHashKV_Revisions(t *testing.T) {
+	r := newRig(t, Config{})
+	m := pb.NewMaintenanceClient(r.conn)
+	hash := func(rev int64) (string, uint32) {
+		h, err := m.HashKV(r.ctx(), &pb.HashKVRequest{Revision: rev})
+		if err != nil {
+			return err.Error(), 0
+		}
+		return fmt.Sprintf("at %d of %d, compacted %d", h.HashRevision, h.Header.Revision, h.CompactRevision), h.Hash
+	}
+	compacted, future := rpctypes.ErrGRPCCompacted.Error(), rpctypes.ErrGRPCFutureRev.Error()
+	check := func(now string, want map[int64]string) {
+		t.Helper()
+		for rev, want := range want {
+			if got, _ := hash(rev); got != want {
+				t.Errorf("%s: at %d: got %s, want %s", now, rev, got, want)
+			}
+		}
+	}
+	check("new", map[int64]string{
+		math.MinInt64: "at -9223372036854775808 of 1, compacted -1", -1: "at -1 of 1, compacted -1", 0: "at 1 of 1, compacted -1", 1: "at 1 of 1, compacted -1", 2: future, math.MaxInt64: future,
+	})
+	_, none := hash(0)
+	for range 5 {
+		r.put("a", "1")
+	}
+	before := map[int64]uint32{}
+	for rev := int64(4); rev <= 6; rev++ {
+		_, before[rev] = hash(rev)
+	}
+	if _, err := r.kv.Compact(r.ctx(), &pb.CompactionRequest{Revision: 4, Physical: true}); err != nil {
+		t.Fatal(err)
+	}
+	check("compacted", map[int64]string{
+		-1: "at -1 of 6, compacted 4", 0: "at 6 of 6, compacted 4", 1: compacted, 3: compacted, 4: "at 4 of 6, compacted 4", 6: "at 6 of 6, compacted 4", 7: future,
+	})
+	for rev, want := range before {
+		if _, got := hash(rev); got != want || got == none {
+			t.Errorf("the sum at %d was %d and is %d, that of no keys %d", rev, want, got, none)
+		}
+	}
+	if _, got := hash(-1); got != none {
+		t.Errorf("at -1: got %d, want the sum of no keys, %d", got, none)
 	}
 }
 
