@@ -165,7 +165,7 @@ func (s *Server) gateway() http.Handler {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
 			near, far := net.Pipe()
-			go s.grpc.Serve(far)
+			go s.grpc.ServeInside(far)
 			return near, nil
 		}),
 	)

@@ -6,6 +6,7 @@ import (
 	"io"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 
 	"github.com/quorate/quorate/internal/auth"
@@ -126,6 +127,8 @@ func (l leaseServer) LeaseKeepAlive(stream grpc.BidiStreamingServer[pb.LeaseKeep
 		case r, more = <-open:
 		case <-ctx.Done():
 			return toGRPC(ctx, ctx.Err())
+		case <-l.s.ctx.Done():
+			return rpctypes.ErrGRPCStopped
 		}
 		if !more {
 			break

@@ -168,10 +168,30 @@ func makeRecipes() []*recipe {
 	return all
 }
 
+// untilStopped returns a context for what may wait for ever, which ends when the server does as well.
+func (s *Server) untilStopped(ctx context.Context) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	unhook := context.AfterFunc(s.ctx, cancel)
+	return ctx, func() {
+		unhook()
+		cancel()
+	}
+}
+
+// orStopped turns an error of a call that had such a context into what its client, whose own context ctx is, expects.
+func (s *Server) orStopped(ctx context.Context, err error) error {
+	if errors.Is(err, context.Canceled) && ctx.Err() == nil && s.ctx.Err() != nil {
+		return rpctypes.ErrGRPCStopped
+	}
+	return toGRPC(ctx, err)
+}
+
 func (r *recipe) lock(ctx context.Context, s *Server, in message) (message, error) {
-	cl, err := s.coord.Lock(ctx, in.bytes("name"), in.int("lease"))
+	waits, done := s.untilStopped(ctx)
+	defer done()
+	cl, err := s.coord.Lock(waits, in.bytes("name"), in.int("lease"))
 	if err != nil {
-		return message{}, err
+		return message{}, s.orStopped(ctx, err)
 	}
 	m := r.answer(s, cl.Revision)
 	m.set("key", cl.Key)
@@ -187,9 +207,11 @@ func (r *recipe) unlock(ctx context.Context, s *Server, in message) (message, er
 }
 
 func (r *recipe) campaign(ctx context.Context, s *Server, in message) (message, error) {
-	cl, err := s.coord.Campaign(ctx, in.bytes("name"), in.int("lease"), in.bytes("value"))
+	waits, done := s.untilStopped(ctx)
+	defer done()
+	cl, err := s.coord.Campaign(waits, in.bytes("name"), in.int("lease"), in.bytes("value"))
 	if err != nil {
-		return message{}, err
+		return message{}, s.orStopped(ctx, err)
 	}
 	m := r.answer(s, cl.Revision)
 	l := message{dynamicpb.NewMessage(m.field("leader").Message())}
@@ -264,7 +286,9 @@ func (s *Server) registerRecipes(to grpc.ServiceRegistrar) {
 				if err := st.RecvMsg(in.Message); err != nil {
 					return err
 				}
-				return toGRPC(st.Context(), r.stream(st.Context(), s, in, func(m message) error { return st.SendMsg(m.Message) }))
+				ctx, done := s.untilStopped(st.Context())
+				defer done()
+				return s.orStopped(st.Context(), r.stream(ctx, s, in, func(m message) error { return st.SendMsg(m.Message) }))
 			}})
 			continue
 		}

@@ -30,6 +30,7 @@ const notHTTP = "HTTP/1.1 421 Misdirected Request\r\nContent-Type: text/plain; c
 
 // pass passes a connection on to what speaks its protocol. It reports false if nothing here does. gRPC is served until the connection ends.
 func (s *Server) pass(c *conn, isGRPC bool, scope Scope) bool {
+	c.served.Store(true)
 	switch {
 	case isGRPC && (scope == All || scope == OnlyGRPC):
 		s.grpc.Serve(c)
@@ -42,8 +43,7 @@ func (s *Server) pass(c *conn, isGRPC bool, scope Scope) bool {
 		_ = c.SetDeadline(time.Now().Add(s.cfg.HelloTimeout))
 		_, _ = io.WriteString(c, notHTTP)
 		// Bytes of the request that nobody has read would make the close a reset, which may overtake the answer.
-		if t, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-			_ = t.CloseWrite()
+		if c.CloseWrite() == nil {
 			_, _ = io.CopyN(io.Discard, c, helloBytesMax)
 		}
 	}

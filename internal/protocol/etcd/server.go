@@ -47,6 +47,9 @@ type Config struct {
 	ConnectionsMax int
 	// HelloTimeout is how long a connection may take to say what it speaks, and an HTTP request to say what it wants; default 10 s.
 	HelloTimeout time.Duration
+	// CloseTimeout is how long calls have to end when the server closes; default 2 s. Watches, renewals of leases, and who waits for a lock end
+	// at once.
+	CloseTimeout time.Duration
 	// ProgressInterval is how often a quiet watch that asked for it is told how far it is; default 10 minutes, as in etcd.
 	ProgressInterval time.Duration
 	// Compaction is the history that the server lets go of by itself; default none, as in etcd.
@@ -117,6 +120,9 @@ func (c *Config) fill() {
 	}
 	if c.HelloTimeout == 0 {
 		c.HelloTimeout = 10 * time.Second
+	}
+	if c.CloseTimeout == 0 {
+		c.CloseTimeout = 2 * time.Second
 	}
 	if c.TempDir == "" {
 		c.TempDir = os.TempDir()
@@ -211,7 +217,8 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s.rights, s.passwords = &rights{s: s}, newPasswords(cfg.BcryptCost)
 	s.grpc = rpc.New(rpc.Config{
 		MessageBytesMax: cfg.RequestBytesMax + requestOverhead, StreamsMax: streamsMax, HelloTimeout: cfg.HelloTimeout,
-		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, Workers: rpcWorkers, Attach: attach,
+		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, CloseTimeout: cfg.CloseTimeout,
+		Stopped: rpctypes.ErrGRPCStopped, Workers: rpcWorkers, Attach: attach,
 	})
 	to := registrar{s}
 	pb.RegisterKVServer(to, kvServer{s: s})
@@ -309,18 +316,45 @@ func (s *Server) took(method string, t time.Duration) {
 	}
 }
 
-// Close ends all connections and listeners and waits for every goroutine. Requests in flight are cut off.
+// Close ends all connections and listeners and waits for every goroutine. Clients are told to go elsewhere, and calls have Config.CloseTimeout
+// to end; those that have not are told that the server has stopped.
 func (s *Server) Close() {
 	open := s.conns.Close()
+	for _, c := range open {
+		if !c.served.Load() {
+			_ = c.Close()
+		}
+	}
+	s.grpc.Leave()
 	s.stop()
+	late, cancel := context.WithTimeout(context.Background(), s.cfg.CloseTimeout)
+	defer cancel()
+	var ends sync.WaitGroup
+	ends.Go(s.grpc.Close)
+	ends.Go(func() {
+		for _, h := range []*http.Server{s.http, s.looks} {
+			if h.Shutdown(late) != nil {
+				_ = h.Close()
+			}
+		}
+		// What is left of the gateway's calls had an answer, or has nobody to be answered.
+		_ = s.self.Close()
+	})
+	// Other spaces may have connections that came here.
+	all := make(chan struct{})
+	go func() {
+		s.conns.Wait()
+		close(all)
+	}()
+	ends.Wait()
+	select {
+	case <-all:
+	case <-late.Done():
+	}
 	for _, c := range open {
 		_ = c.Close()
 	}
-	_ = s.self.Close()
-	s.grpc.Close()
-	_ = s.http.Close()
-	_ = s.looks.Close()
-	s.conns.Wait()
+	<-all
 	s.wg.Wait()
 }
 
@@ -334,6 +368,8 @@ type conn struct {
 	once sync.Once
 	// seen are the bytes that nobody has read yet.
 	seen []byte
+	// served says that the connection was passed on.
+	served atomic.Bool
 }
 
 // preface begins every HTTP/2 connection (RFC 9113, section 3.4), and no HTTP/1 request.
@@ -366,6 +402,14 @@ func (c *conn) Read(b []byte) (int, error) {
 		return n, nil
 	}
 	return c.Conn.Read(b)
+}
+
+// CloseWrite ends what is sent to the client, if the connection can do that.
+func (c *conn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 // Close implements net.Conn.

@@ -54,8 +54,6 @@ type conn struct {
 	dec      *hpack.Decoder
 	// block is what is known of the header block that is being read.
 	block headerBlock
-	// last is the highest stream that the client has opened.
-	last uint32
 	// used is how much of the connection's window was used since credit was given.
 	used     int
 	pinged   time.Time
@@ -70,9 +68,14 @@ type conn struct {
 	running atomic.Int64
 	// said is set when an answer was sent, which allows for a ping.
 	said atomic.Bool
+	// last is the highest stream that the client has opened. The goroutine that reads sets it.
+	last atomic.Uint32
+	// cut says that the calls which are open end because the server does.
+	cut atomic.Bool
 
 	mu sync.Mutex
 	sender
+	leaving
 	streams map[uint32]*stream
 }
 
@@ -122,13 +125,14 @@ func (c *conn) run() {
 	c.mu.Lock()
 	var ce connError
 	if errors.As(err, &ce) {
-		c.goAway(c.last, ce.code, ce.why)
+		c.hangUp(ce.code, ce.why)
 	}
 	c.finish()
 	c.streams = nil
 	c.mu.Unlock()
 	c.cancel()
 	wg.Wait()
+	c.linger()
 	_ = c.nc.Close()
 }
 
@@ -145,7 +149,7 @@ func (c *conn) read() error {
 		return protocolError("the connection does not begin as one of HTTP/2")
 	}
 	c.mu.Lock()
-	c.settings()
+	c.greet()
 	c.mu.Unlock()
 	c.greeting = true
 	for {
@@ -259,7 +263,7 @@ func (c *conn) stream(id uint32) *stream {
 }
 
 func (c *conn) data(flags http2.Flags, id uint32, b []byte) error {
-	if id == 0 || id > c.last {
+	if id == 0 || id > c.last.Load() {
 		return protocolError("data of a stream that is not open")
 	}
 	size := len(b)
@@ -298,8 +302,8 @@ func (c *conn) headers(flags http2.Flags, id uint32, b []byte) error {
 		b = b[5:]
 	}
 	c.block = headerBlock{open: true, id: id, end: flags.Has(http2.FlagHeadersEndStream)}
-	if id > c.last {
-		c.last = id
+	if id > c.last.Load() {
+		c.last.Store(id)
 		c.block.st = &stream{c: c, id: id, window: streamWindow}
 	}
 	return c.fragment(b, flags.Has(http2.FlagHeadersEndHeaders))
@@ -374,7 +378,7 @@ func (c *conn) open() error {
 	c.mu.Lock()
 	refused := true
 	switch {
-	case len(c.streams) >= int(c.s.cfg.StreamsMax) || c.running.Load() >= int64(c.s.cfg.StreamsMax):
+	case c.final, c.finished, len(c.streams) >= int(c.s.cfg.StreamsMax) || c.running.Load() >= int64(c.s.cfg.StreamsMax):
 		c.rst(st.id, http2.ErrCodeRefusedStream)
 	case b.list > listMax:
 		c.plain(st.id, "431", b.end)
@@ -429,7 +433,7 @@ func (c *conn) reset(id uint32, b []byte) error {
 	if len(b) != 4 {
 		return connError{http2.ErrCodeFrameSize, "a reset has not four bytes"}
 	}
-	if id == 0 || id > c.last {
+	if id == 0 || id > c.last.Load() {
 		return protocolError("a stream is reset that is not open")
 	}
 	if st := c.stream(id); st != nil {
@@ -489,6 +493,7 @@ func (c *conn) ping(flags http2.Flags, id uint32, b []byte) error {
 	case len(b) != 8:
 		return connError{http2.ErrCodeFrameSize, "a ping has not eight bytes"}
 	case flags.Has(http2.FlagPingAck):
+		c.heardPong([8]byte(b))
 		return nil
 	}
 	now, last := time.Now(), c.pinged
@@ -519,7 +524,7 @@ func (c *conn) windowUpdate(id uint32, b []byte) error {
 		return connError{http2.ErrCodeFrameSize, "a window's update has not four bytes"}
 	}
 	more := int64(binary.BigEndian.Uint32(b) & math.MaxInt32)
-	if id > c.last {
+	if id > c.last.Load() {
 		return protocolError("the window of a stream that is not open")
 	}
 	if id == 0 {
@@ -587,7 +592,7 @@ func newKeeper(c *conn) *keeper {
 		default:
 			pinged = now
 			c.mu.Lock()
-			c.sendPing()
+			c.sendPing(stillThere)
 			c.mu.Unlock()
 			again(c.s.cfg.PingTimeout)
 		}

@@ -55,10 +55,12 @@ func service(calls map[string]unary, streams map[string]grpc.StreamHandler) *grp
 	return d
 }
 
+var errStopped = status.Error(codes.Unavailable, "the server has stopped")
+
 func config() Config {
 	return Config{
 		MessageBytesMax: 4 << 20, StreamsMax: 1000, HelloTimeout: 5 * time.Second, PingMin: 5 * time.Second, PingEvery: 2 * time.Hour,
-		PingTimeout: 20 * time.Second, Workers: 4, Attach: func(nc net.Conn) any { return "from " + nc.LocalAddr().Network() },
+		PingTimeout: 20 * time.Second, CloseTimeout: 50 * time.Millisecond, Stopped: errStopped, Workers: 4, Attach: func(nc net.Conn) any { return "from " + nc.LocalAddr().Network() },
 	}
 }
 
@@ -196,7 +198,7 @@ func TestErrors_AsOfTheOtherServer(t *testing.T) {
 	}
 	fails := map[string]error{
 		"NotUTF8": status.Error(codes.Aborted, "a\xffb\xc3"),
-		"Plain": errors.New("no status"), "Text": status.Error(codes.NotFound, "50 % of \u00e4, \n and \x7f"), "Empty": status.Error(codes.Aborted, ""),
+		"Plain":   errors.New("no status"), "Text": status.Error(codes.NotFound, "50 % of \u00e4, \n and \x7f"), "Empty": status.Error(codes.Aborted, ""),
 		"Canceled": context.Canceled, "Late": context.DeadlineExceeded, "Wrapped": fmt.Errorf("because: %w", status.Error(codes.DataLoss, "lost")), "Details": detailed.Err(),
 	}
 	calls := map[string]unary{"Echo": echo}

@@ -23,7 +23,7 @@ const (
 	outMax, outMost = 512 << 10, 1 << 20
 	// outSpare bounds the buffers that are kept.
 	outSpare = 64 << 10
-	// lastWords is how long a connection that ends may take to write what is left.
+	// lastWords is how long a connection that ends may take to write what is left, and then its client to end it as well.
 	lastWords = time.Second
 	// textMax and detailsMax bound what is sent of a status, as it is encoded: many clients take 8 KiB of header fields together.
 	textMax, detailsMax = 4 << 10, 2 << 10
@@ -89,9 +89,9 @@ func (c *conn) settings() {
 
 func (c *conn) ackSettings() { c.frameHeader(0, http2.FrameSettings, http2.FlagSettingsAck, 0) }
 
-func (c *conn) sendPing() {
+func (c *conn) sendPing(data [8]byte) {
 	c.frameHeader(8, http2.FramePing, 0, 0)
-	c.out = append(c.out, make([]byte, 8)...)
+	c.out = append(c.out, data[:]...)
 }
 
 func (c *conn) pong(b []byte) {
@@ -126,14 +126,6 @@ func (c *conn) plain(id uint32, code string, ended bool) {
 	}
 }
 
-// finish lets the goroutine that writes end when everything is written.
-func (c *conn) finish() {
-	c.finished = true
-	c.more.Signal()
-	c.less.Signal()
-	_ = c.nc.SetWriteDeadline(time.Now().Add(lastWords))
-}
-
 // write writes what is to be written until the connection ends.
 func (c *conn) write() {
 	for {
@@ -151,6 +143,7 @@ func (c *conn) write() {
 		c.less.Signal()
 		c.mu.Unlock()
 		if len(b) == 0 {
+			c.hush()
 			return
 		}
 		_, err := c.nc.Write(b)
@@ -400,6 +393,7 @@ func (st *stream) endLocked(err error) {
 	c.said.Store(true)
 	st.over = true
 	delete(c.streams, st.id)
+	c.depart()
 }
 
 // headerFrames sends the header block that was made.

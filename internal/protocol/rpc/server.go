@@ -13,6 +13,7 @@ import (
 	"context"
 	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,10 @@ type Config struct {
 	PingMin time.Duration
 	// PingEvery is after how long without a word a client is pinged, and PingTimeout how long it may take to answer.
 	PingEvery, PingTimeout time.Duration
+	// CloseTimeout is how long calls have to end when the server closes; those that have not are cancelled, and end with Stopped if they fail
+	// for that.
+	CloseTimeout time.Duration
+	Stopped      error
 	// Workers is how many goroutines wait for calls: a new one for each would grow its stack anew. More calls at a time get more.
 	Workers int
 	// Attach returns what Attached returns for all calls of a connection.
@@ -47,6 +52,7 @@ type Server struct {
 	held int64
 	// connected counts calls of Serve, handling the workers and handlers.
 	connected, handling sync.WaitGroup
+	finish              sync.Once
 
 	// mu guards what follows.
 	mu     sync.Mutex
@@ -94,7 +100,12 @@ func (s *Server) RegisterService(d *grpc.ServiceDesc, impl any) {
 func (s *Server) GetServiceInfo() map[string]grpc.ServiceInfo { return maps.Clone(s.services) }
 
 // Serve serves a connection until it ends or the server is closed, and closes it.
-func (s *Server) Serve(nc net.Conn) {
+func (s *Server) Serve(nc net.Conn) { s.serve(nc, false) }
+
+// ServeInside is Serve for a connection of this process's own. Its client is not told when the server closes, and has to close it.
+func (s *Server) ServeInside(nc net.Conn) { s.serve(nc, true) }
+
+func (s *Server) serve(nc net.Conn, inside bool) {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -102,6 +113,7 @@ func (s *Server) Serve(nc net.Conn) {
 		return
 	}
 	c := newConn(s, nc)
+	c.inside = inside
 	s.conns[c] = struct{}{}
 	s.connected.Add(1)
 	s.mu.Unlock()
@@ -112,19 +124,47 @@ func (s *Server) Serve(nc net.Conn) {
 	s.mu.Unlock()
 }
 
-// Close ends all connections and waits for all handlers.
-func (s *Server) Close() {
+// Leave tells all clients to open no more calls, and takes no more connections. Calls that are open go on.
+func (s *Server) Leave() {
 	s.mu.Lock()
-	was := s.closed
 	s.closed = true
-	for c := range s.conns {
-		_ = c.nc.Close()
-	}
 	s.mu.Unlock()
-	s.connected.Wait()
-	if !was {
-		close(s.work)
+	s.each((*conn).leave)
+}
+
+// each calls f for each connection.
+func (s *Server) each(f func(*conn)) {
+	s.mu.Lock()
+	conns := slices.Collect(maps.Keys(s.conns))
+	s.mu.Unlock()
+	for _, c := range conns {
+		f(c)
 	}
+}
+
+// Close is Leave, waits for the calls that are open, cancels those that take longer than Config.CloseTimeout, ends all connections and waits for
+// all handlers.
+func (s *Server) Close() {
+	s.Leave()
+	ended := make(chan struct{})
+	go func() {
+		s.connected.Wait()
+		close(ended)
+	}()
+	for _, step := range []struct {
+		after time.Duration
+		then  func(*conn)
+	}{{s.cfg.CloseTimeout, (*conn).stop}, {lastWords, func(c *conn) { _ = c.nc.Close() }}} {
+		late := time.NewTimer(step.after)
+		select {
+		case <-ended:
+		case <-late.C:
+			s.each(step.then)
+		}
+		late.Stop()
+	}
+	<-ended
+	s.finish.Do(func() { close(s.work) })
 	s.handling.Wait()
 }
 

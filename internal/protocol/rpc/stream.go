@@ -337,6 +337,7 @@ func (st *stream) forget() {
 	st.c.mu.Lock()
 	st.over = true
 	delete(st.c.streams, st.id)
+	st.c.depart()
 	st.c.mu.Unlock()
 	st.cancel()
 	if !st.begun {
@@ -384,6 +385,10 @@ func (st *stream) handle() {
 		}
 	}
 	st.release()
+	if st.c.cut.Load() && statusOf(err).Code() == codes.Canceled {
+		// It was not the client that has cancelled it.
+		err = st.c.s.cfg.Stopped
+	}
 	st.end(err)
 	st.cancel()
 }

@@ -83,7 +83,11 @@ func (w *wire) read(hold <-chan struct{}) {
 		case *http2.RSTStreamFrame:
 			w.in <- fmt.Sprintf("RST %d %v", id, f.ErrCode)
 		case *http2.GoAwayFrame:
-			w.in <- fmt.Sprintf("GOAWAY %v %s", f.ErrCode, f.DebugData())
+			last := ""
+			if f.ErrCode == http2.ErrCodeNo {
+				last = fmt.Sprint(f.LastStreamID, " ")
+			}
+			w.in <- fmt.Sprintf("GOAWAY %v %s%s", f.ErrCode, last, f.DebugData())
 		case *http2.PingFrame:
 			w.in <- fmt.Sprintf("PING ack=%v", f.IsAck())
 		case *http2.WindowUpdateFrame:
