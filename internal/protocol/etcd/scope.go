@@ -36,9 +36,9 @@ func (s *Server) pass(c *conn, isGRPC bool, scope Scope) bool {
 		s.grpc.Serve(c)
 		return true
 	case !isGRPC && (scope == All || scope == OnlyHTTP):
-		return s.toHTTP.put(c)
+		return s.toHTTP.put(&patientConn{conn: c, limit: s.cfg.SendTimeout})
 	case !isGRPC && scope == OnlyMetrics:
-		return s.toPages.put(c)
+		return s.toPages.put(&patientConn{conn: c, limit: s.cfg.SendTimeout})
 	case !isGRPC:
 		_ = c.SetDeadline(time.Now().Add(s.cfg.HelloTimeout))
 		_, _ = io.WriteString(c, notHTTP)
@@ -67,4 +67,29 @@ func (s *Server) servePages(m *http.ServeMux, prefix string) {
 	}
 	m.Handle("GET "+prefix+"/debug/vars", expvar.Handler())
 	s.serveHealth(m, prefix)
+}
+
+// patientConn is a connection whose client has a time in which to take each piece of what is written. It is for HTTP; gRPC's does that itself.
+type patientConn struct {
+	*conn
+	limit time.Duration
+}
+
+// patientPiece is as much as a client must take within the time.
+const patientPiece = 64 << 10
+
+// Write implements net.Conn.
+func (c *patientConn) Write(b []byte) (n int, err error) {
+	for first := true; first || len(b) > 0; first = false {
+		if err := c.SetWriteDeadline(time.Now().Add(c.limit)); err != nil {
+			return n, err
+		}
+		m, err := c.conn.Write(b[:min(len(b), patientPiece)])
+		n += m
+		if err != nil {
+			return n, err
+		}
+		b = b[m:]
+	}
+	return n, nil
 }

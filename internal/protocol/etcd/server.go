@@ -47,6 +47,9 @@ type Config struct {
 	ConnectionsMax int
 	// HelloTimeout is how long a connection may take to say what it speaks, and an HTTP request to say what it wants; default 10 s.
 	HelloTimeout time.Duration
+	// SendTimeout is how long a client may take to make room for the next 64 KiB of what it is sent, or for what is left of an answer; default
+	// 1 minute. The call is ended then, or the connection.
+	SendTimeout time.Duration
 	// CloseTimeout is how long calls have to end when the server closes; default 2 s. Watches, renewals of leases, and who waits for a lock end
 	// at once.
 	CloseTimeout time.Duration
@@ -120,6 +123,9 @@ func (c *Config) fill() {
 	}
 	if c.HelloTimeout == 0 {
 		c.HelloTimeout = 10 * time.Second
+	}
+	if c.SendTimeout == 0 {
+		c.SendTimeout = time.Minute
 	}
 	if c.CloseTimeout == 0 {
 		c.CloseTimeout = 2 * time.Second
@@ -217,7 +223,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s.rights, s.passwords = &rights{s: s}, newPasswords(cfg.BcryptCost)
 	s.grpc = rpc.New(rpc.Config{
 		MessageBytesMax: cfg.RequestBytesMax + requestOverhead, StreamsMax: streamsMax, HelloTimeout: cfg.HelloTimeout,
-		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, CloseTimeout: cfg.CloseTimeout,
+		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, SendTimeout: cfg.SendTimeout, CloseTimeout: cfg.CloseTimeout,
 		Stopped: rpctypes.ErrGRPCStopped, Workers: rpcWorkers, Attach: attach,
 	})
 	to := registrar{s}

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// A connection ends in one of three ways. The client ends it. It is hung up, since the client does not keep to the protocol. Or
+// A connection ends in one of three ways. The client ends it. It is hung up, since the client does not keep to the protocol or takes nothing. Or
 // the server closes (RFC 9113, section 6.8): it says that it will, answers what is under way when the client has heard that, says which was the
 // last call, and ends the connection behind the last answer. Clients go elsewhere meanwhile, and none of their calls fails.
 

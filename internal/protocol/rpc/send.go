@@ -39,6 +39,9 @@ type sender struct {
 	finished bool
 	// more tells the goroutine that writes, and less the one that reads.
 	more, less sync.Cond
+	// moved counts the bytes that were written, or are being; until is when the client must have taken them.
+	moved int64
+	until time.Time
 	// window is how much data the client takes of all streams together, and initial of one in the beginning.
 	window  int64
 	initial uint32
@@ -146,7 +149,7 @@ func (c *conn) write() {
 			c.hush()
 			return
 		}
-		_, err := c.nc.Write(b)
+		err := c.transmit(b)
 		if err != nil {
 			_ = c.nc.Close()
 		}
@@ -218,9 +221,9 @@ func (st *stream) wake() {
 	}
 }
 
-// wait waits until the stream may be able to send: data, or else anything. conn.mu is held, and given up meanwhile. It fails if the stream
-// or the connection ends.
-func (st *stream) wait(data bool) error {
+// wait waits until the stream may be able to send: data, of a message that has waited as p says, or else anything. conn.mu is held, and given up
+// meanwhile. It fails if the stream or the connection ends, or the client lets the message wait for too long.
+func (st *stream) wait(data bool, p *patience) error {
 	c := st.c
 	defer func() { st.waiting = false }()
 	// An answer is sent also when its time is over: that is what it says then.
@@ -247,14 +250,31 @@ func (st *stream) wait(data bool) error {
 			st.waiting = true
 			c.blocked = append(c.blocked, st)
 		}
-		c.mu.Unlock()
 		over := false
-		select {
-		case <-st.ready:
-		case <-end:
-			over = true
+		if data {
+			// A change of the stream's own window wakes it, so that what it waits for is the same all the time.
+			own, began, late := st.send <= 0, time.Now(), time.NewTimer(p.rest(st))
+			c.mu.Unlock()
+			select {
+			case <-st.ready:
+			case <-late.C:
+			case <-end:
+				over = true
+			}
+			late.Stop()
+			c.mu.Lock()
+			if err := p.waited(st, own, time.Since(began)); err != nil && !over {
+				return err
+			}
+		} else {
+			c.mu.Unlock()
+			select {
+			case <-st.ready:
+			case <-end:
+				over = true
+			}
+			c.mu.Lock()
 		}
-		c.mu.Lock()
 		if over {
 			return errEnded
 		}
@@ -328,14 +348,16 @@ func (st *stream) putLocked(b []byte) error {
 	c := st.c
 	// The turn of the next comes when this one has sent, or does not send after all.
 	defer c.pass()
+	p := c.newPatience()
 	for first := true; first || len(b) > 0; first = false {
-		if err := st.wait(len(b) > 0); err != nil {
+		if err := st.wait(len(b) > 0, &p); err != nil {
 			return err
 		}
 		st.head()
 		n := int(min(int64(len(b)), frameMax, st.send, c.window))
 		if n > 0 {
 			st.frame(b[:n])
+			p.sent(n)
 			b = b[n:]
 		}
 	}
@@ -372,7 +394,7 @@ func (st *stream) end(err error) {
 		return
 	}
 	defer c.pass()
-	if st.wait(false) == nil {
+	if st.wait(false, nil) == nil {
 		st.endLocked(err)
 	}
 }

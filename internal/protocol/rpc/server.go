@@ -32,6 +32,9 @@ type Config struct {
 	PingMin time.Duration
 	// PingEvery is after how long without a word a client is pinged, and PingTimeout how long it may take to answer.
 	PingEvery, PingTimeout time.Duration
+	// SendTimeout is how long a client may take to make room for 64 KiB of a message, or for what is left of it. A call for which it makes none
+	// is ended with codes.Unavailable, and a connection that takes nothing is closed.
+	SendTimeout time.Duration
 	// CloseTimeout is how long calls have to end when the server closes; those that have not are cancelled, and end with Stopped if they fail
 	// for that.
 	CloseTimeout time.Duration
