@@ -19,7 +19,7 @@ type patient struct {
 }
 
 func newPatient(t *testing.T, bytes int) *patient {
-	p := &patient{s: New(config()), ended: make(chan string, 1000)}
+	p := &patient{s: New(config()), ended: make(chan string, 10_000)}
 	note := func(ctx context.Context) {
 		path := ctx.Value(streamKey{}).(*stream).path
 		context.AfterFunc(ctx, func() { p.ended <- path })

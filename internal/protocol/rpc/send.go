@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,8 +48,10 @@ type sender struct {
 	initial uint32
 	// blocked wait for the connection to take more, one after the other; before them ending, which have no data and need no window.
 	blocked, ending []*stream
-	scratch         []byte
-	fields          table
+	// left is how many of those at most do not wait any more: they gave up, or had their turn otherwise.
+	left    int
+	scratch []byte
+	fields  table
 }
 
 // sending is the sending side of a stream. It is guarded by conn.mu.
@@ -211,6 +214,26 @@ func next(queue *[]*stream) bool {
 	return true
 }
 
+// leftMax is how many streams that wait no more may be in the queues, unless more do.
+const leftMax = 100
+
+// forsake notes that a stream does not wait any more though it had no turn. When there are many such, they are taken out: a client whose window stays
+// shut may begin calls and give them up without end.
+func (c *conn) forsake() {
+	if c.left++; c.left <= leftMax || c.left <= (len(c.blocked)+len(c.ending))/2 {
+		return
+	}
+	c.left = 0
+	for _, q := range []*[]*stream{&c.blocked, &c.ending} {
+		seen := make(map[*stream]struct{}, len(*q))
+		*q = slices.DeleteFunc(*q, func(st *stream) bool {
+			_, again := seen[st]
+			seen[st] = struct{}{}
+			return again || !st.waiting
+		})
+	}
+}
+
 // wake tells a stream that waits to look again. conn.mu is held.
 func (st *stream) wake() {
 	if st.ready != nil {
@@ -225,7 +248,12 @@ func (st *stream) wake() {
 // meanwhile. It fails if the stream or the connection ends, or the client lets the message wait for too long.
 func (st *stream) wait(data bool, p *patience) error {
 	c := st.c
-	defer func() { st.waiting = false }()
+	defer func() {
+		if st.waiting {
+			st.waiting = false
+			c.forsake()
+		}
+	}()
 	// An answer is sent also when its time is over: that is what it says then.
 	end := st.Done()
 	if !data {
