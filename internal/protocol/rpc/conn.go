@@ -37,6 +37,9 @@ const (
 	// pingAlone is how often a client may ping that has no call open, and pingStrikes how often it may do so too early.
 	pingAlone   = 2 * time.Hour
 	pingStrikes = 2
+	// reopenMax is how often a client may change the initial window while calls are open, and once more each second: one that measures its line does so
+	// a few times in all.
+	reopenMax = 100
 )
 
 // conn is a connection. One goroutine reads it, another writes; handlers add what is to be written.
@@ -59,6 +62,9 @@ type conn struct {
 	pinged   time.Time
 	strikes  int
 	greeting bool
+	// reopened is how often the initial window was changed of late, at the last at reopenedAt.
+	reopened   int
+	reopenedAt time.Time
 
 	// heard is when something was read last, in nanoseconds of Unix time.
 	heard atomic.Int64
@@ -453,6 +459,7 @@ func (c *conn) set(flags http2.Flags, id uint32, b []byte) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	initial := c.initial
 	for ; len(b) > 0; b = b[6:] {
 		v := binary.BigEndian.Uint32(b[2:])
 		switch http2.SettingID(binary.BigEndian.Uint16(b)) {
@@ -462,14 +469,7 @@ func (c *conn) set(flags http2.Flags, id uint32, b []byte) error {
 			if v > math.MaxInt32 {
 				return connError{http2.ErrCodeFlowControl, "an initial window of more than 2^31-1"}
 			}
-			more := int64(v) - int64(c.initial)
-			c.initial = v
-			for _, st := range c.streams {
-				if st.send += more; st.send > math.MaxInt32 {
-					return connError{http2.ErrCodeFlowControl, "a window of more than 2^31-1"}
-				}
-				st.wake()
-			}
+			initial = v
 		case http2.SettingMaxFrameSize:
 			if v < frameMax || v >= 1<<24 {
 				return protocolError("a frame size that there is not")
@@ -482,8 +482,37 @@ func (c *conn) set(flags http2.Flags, id uint32, b []byte) error {
 			// Streams are not opened from here; the rest are hints, or of other specifications.
 		}
 	}
+	if err := c.reopen(initial); err != nil {
+		return err
+	}
 	c.ackSettings()
 	return c.drainLocked()
+}
+
+// reopen changes the window with which streams begin, and so that of all that are open. conn.mu is held.
+func (c *conn) reopen(initial uint32) error {
+	if initial == c.initial {
+		return nil
+	}
+	if len(c.streams) > 0 {
+		// A change costs a few bytes to ask for, and a look at each of perhaps 100,000 calls.
+		if now := time.Now(); now.Sub(c.reopenedAt) >= time.Second {
+			c.reopened -= min(c.reopened, int(now.Sub(c.reopenedAt)/time.Second))
+			c.reopenedAt = now
+		}
+		if c.reopened++; c.reopened > reopenMax {
+			return connError{http2.ErrCodeEnhanceYourCalm, "the initial window is changed too often"}
+		}
+	}
+	more := int64(initial) - int64(c.initial)
+	c.initial = initial
+	for _, st := range c.streams {
+		if st.send += more; st.send > math.MaxInt32 {
+			return connError{http2.ErrCodeFlowControl, "a window of more than 2^31-1"}
+		}
+		st.wake()
+	}
+	return nil
 }
 
 func (c *conn) ping(flags http2.Flags, id uint32, b []byte) error {

@@ -1,8 +1,10 @@
 package rpc
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -34,6 +36,55 @@ func TestWire_CallsThatAreGivenUpAreForgotten(t *testing.T) {
 		got := &seen{}
 		if w.look(got); got.last() != "HEADERS 1"+okTail {
 			t.Errorf("got %v", got.rest)
+		}
+	})
+}
+
+// The initial window may be changed again and again in a frame of the settings, and only the last one counts; with calls open that is not to be done all
+// the time.
+func TestWire_InitialWindowIsNotChangedAllTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(t, wireServer(t, nil), nil)
+		set := func(windows ...uint32) {
+			var all []http2.Setting
+			for _, n := range windows {
+				all = append(all, http2.Setting{ID: http2.SettingInitialWindowSize, Val: n})
+			}
+			w.write(func() error { return w.fr.WriteSettings(all...) })
+		}
+		for i := range uint32(1000) {
+			set(i)
+		}
+		w.open(1, "/test.Test/Wait", false)
+		w.data(1, message(""), true)
+		var many []uint32
+		for i := range uint32(2000) {
+			many = append(many, i)
+		}
+		w.open(3, "/test.Test/Echo", false)
+		set(append(many, 9)...)
+		w.data(3, message("a"), true)
+		for _, want := range []string{"HEADERS 3" + okHead, fmt.Sprintf("DATA 3 %q", message("a")), "HEADERS 3" + okTail} {
+			if got := w.next(); got != want {
+				t.Fatalf("got %s, want %s", got, want)
+			}
+		}
+		for i := range uint32(1000) {
+			time.Sleep(1100 * time.Millisecond)
+			set(i, 10+i)
+		}
+		for i := range uint32(50) {
+			set(i)
+		}
+		w.write(func() error { return w.fr.WritePing(false, [8]byte{}) })
+		if got := w.next(); got != "PING ack=true" {
+			t.Fatalf("got %s", got)
+		}
+		for i := range uint32(100) {
+			set(i)
+		}
+		if got := w.next(); got != "GOAWAY ENHANCE_YOUR_CALM the initial window is changed too often" {
+			t.Errorf("got %s", got)
 		}
 	})
 }
