@@ -185,6 +185,8 @@ type Server struct {
 	// leaderChanges counts the leaders that watchLeader has seen after the first; led says that there was one.
 	leaderChanges atomic.Int64
 	led           atomic.Bool
+	// snapshots counts those that are under way.
+	snapshots atomic.Int64
 	// rights is what is known of authentication; passwords makes hashes.
 	rights    *rights
 	passwords *passwords

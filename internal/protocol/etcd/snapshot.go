@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -32,6 +33,11 @@ func (m maintenanceServer) Snapshot(_ *pb.SnapshotRequest, out grpc.ServerStream
 	if err := m.s.allow(ctx, onlyRoot); err != nil {
 		return err
 	}
+	if m.s.snapshots.Add(1) > snapshotsMax {
+		m.s.snapshots.Add(-1)
+		return rpctypes.ErrGRPCRequestTooManyRequests
+	}
+	defer m.s.snapshots.Add(-1)
 	dir, err := os.MkdirTemp(m.s.cfg.TempDir, snapshotPrefix)
 	if err != nil {
 		return toGRPC(ctx, errs.Wrap(errs.Unavailable, err, "make a directory for the snapshot"))
@@ -61,6 +67,8 @@ func dropSnapshots(dir string) {
 }
 
 const (
+	// snapshotsMax is how many snapshots are made or sent at a time: each takes what the key space takes on disk, beside the node's own files.
+	snapshotsMax = 4
 	// snapshotTries is how often a snapshot is begun: a compaction may overtake it.
 	snapshotTries = 3
 	// snapshotKeys is how many keys are read at a time, and written in one transaction.

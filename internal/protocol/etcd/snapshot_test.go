@@ -8,11 +8,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"go.etcd.io/bbolt"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -130,4 +132,38 @@ func TestSnapshot_NoRoom(t *testing.T) {
 	if _, err := st.Recv(); err == nil {
 		t.Error("a snapshot without a place to make it")
 	}
+}
+
+// Each snapshot takes room on the node's disk until it is sent.
+func TestSnapshot_AreFewAtATime(t *testing.T) {
+	tmp := t.TempDir()
+	r := newRig(t, Config{TempDir: tmp})
+	for i := range 16 {
+		r.put(fmt.Sprint(i), strings.Repeat("x", 1<<20))
+	}
+	ctx, leave := context.WithCancel(r.ctx())
+	defer leave()
+	m := pb.NewMaintenanceClient(r.conn)
+	for range snapshotsMax {
+		st, err := m.Snapshot(ctx, &pb.SnapshotRequest{})
+		if err == nil {
+			_, err = st.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	st, err := m.Snapshot(r.ctx(), &pb.SnapshotRequest{})
+	if err == nil {
+		_, err = st.Recv()
+	}
+	if !same(err, rpctypes.ErrGRPCRequestTooManyRequests) {
+		t.Errorf("one more: %v", err)
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) != snapshotsMax {
+		t.Errorf("files: %v %v", left, err)
+	}
+	leave()
+	await(t, "the others are given up", func() bool { return r.s.snapshots.Load() == 0 })
+	_ = r.snapshot().Close()
 }

@@ -47,7 +47,7 @@ var calls = []call{
 	{"Maintenance", "Defragment", whole, "Nothing needs to be done: space is reclaimed all the time.", kineNo},
 	{"Maintenance", "Hash", whole, "A checksum of its own kind over the keys of a revision, equal on all members, and before and after a compaction.", kineNo},
 	{"Maintenance", "HashKV", whole, "As Hash, at the revision asked for. compact_revision is the one of now: etcd keeps what it answered at a compaction, with the compaction before that.", kineNo},
-	{"Maintenance", "Snapshot", whole, "A bbolt file of one revision, without history before it, which etcdutl restores for etcd 3.6 and later. It takes its size in the node's directory for temporary files while it is sent.", kineNo},
+	{"Maintenance", "Snapshot", whole, "A bbolt file of one revision, without history before it, which etcdutl restores for etcd 3.6 and later. It takes its size in the node's directory for temporary files while it is sent, so that there are four at a time; more are refused with `etcdserver: too many requests`.", kineNo},
 	{"Maintenance", "MoveLeader", whole, "The key space's first shard is handed over; the leader must be asked, as in etcd.", kineNo},
 	{"Maintenance", "Downgrade", refusedByName, whyNoDowngrade, kineNo},
 	{"Lock", "Lock", whole, "The key's creation revision is the fencing token.", kineNo},
