@@ -21,8 +21,9 @@ type history struct {
 	parts []*part
 }
 
-// partsMax bounds the parts that are kept, of about catchUpBytes each.
-const partsMax = 8
+// partsMax and partsBytesMax bound the parts that are kept. They have about catchUpBytes each, but one of a single revision may have a thousand
+// times that: the last one is kept however large it is, since those who want it come together.
+const partsMax, partsBytesMax = 8, 16 << 20
 
 // part is a stretch of history. All but ready is set before that is closed.
 type part struct {
@@ -30,6 +31,7 @@ type part struct {
 	prev  bool
 	ready chan struct{}
 	err   error
+	bytes int
 	kv.Events
 	// made are the events as clients get them, as far as anybody wanted them.
 	made []atomic.Pointer[mvccpb.Event]
@@ -93,11 +95,21 @@ func (h *history) load(ctx context.Context, p *part) {
 		p.Events, err = kv.DecodeEvents(b)
 	}
 	p.made = make([]atomic.Pointer[mvccpb.Event], len(p.Events.Events))
-	if p.err = err; err == nil && len(p.made) > 0 {
-		return
-	}
+	p.err = err
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	// Under the lock, since bytes may be asked for before the part is ready.
+	if p.bytes = len(b); err == nil && len(p.made) > 0 {
+		all := 0
+		for _, q := range h.parts {
+			all += q.bytes
+		}
+		for len(h.parts) > 1 && all > partsBytesMax {
+			all -= h.parts[0].bytes
+			h.parts = slices.Delete(h.parts, 0, 1)
+		}
+		return
+	}
 	h.parts = slices.DeleteFunc(h.parts, func(q *part) bool { return q == p })
 }
 

@@ -3,6 +3,7 @@ package etcd
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -84,5 +85,35 @@ func TestHistory_CompactedAndFailed(t *testing.T) {
 	r.shard.Refuse(nil)
 	if p, err := h.read(r.ctx(), 22, false); err != nil || len(p.made) != 0 {
 		t.Errorf("after that: %v, %v", p, err)
+	}
+}
+
+// Parts of large revisions are not kept for long.
+func TestHistory_KeepsFewBytes(t *testing.T) {
+	r := newRig(t, Config{})
+	value := strings.Repeat("x", 1<<20)
+	var revs []int64
+	for range 4 {
+		for i := range 10 {
+			r.put(fmt.Sprint(i), value)
+		}
+		d, err := r.kv.DeleteRange(r.ctx(), &pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		revs = append(revs, d.Header.Revision)
+	}
+	h := &history{s: r.s}
+	for _, rev := range revs {
+		p, err := h.read(r.ctx(), rev, true)
+		if err != nil || p.bytes < 10<<20 || len(p.event(9).PrevKv.Value) != len(value) {
+			t.Fatalf("at %d: %d bytes, %v", rev, p.bytes, err)
+		}
+		if again, err := h.read(r.ctx(), rev, true); again != p || err != nil {
+			t.Errorf("at %d: the last part is not kept: %v", rev, err)
+		}
+		if len(h.parts) != 1 {
+			t.Errorf("%d parts of 10 MiB are kept", len(h.parts))
+		}
 	}
 }

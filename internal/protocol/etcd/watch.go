@@ -192,7 +192,7 @@ func (st *watchStream) send(ctx context.Context, stream grpc.BidiStreamingServer
 	for {
 		queue, late := st.s.feed.take(st)
 		for _, r := range queue {
-			if err := st.sendOne(stream, r); err != nil {
+			if err := st.sendOne(ctx, stream, r); err != nil {
 				return err
 			}
 		}
@@ -206,7 +206,7 @@ func (st *watchStream) send(ctx context.Context, stream grpc.BidiStreamingServer
 			}
 			r, err := late.read(ctx)
 			if r != nil {
-				err = st.sendOne(stream, r)
+				err = st.sendOne(ctx, stream, r)
 			}
 			if err != nil {
 				return err
@@ -231,8 +231,13 @@ func (st *watchStream) send(ctx context.Context, stream grpc.BidiStreamingServer
 }
 
 // sendOne sends an answer, in parts if its watch can take them.
-func (st *watchStream) sendOne(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse], r *pb.WatchResponse) error {
+func (st *watchStream) sendOne(ctx context.Context, stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse], r *pb.WatchResponse) error {
 	if !r.Fragment {
+		give, err := st.s.room(ctx, r)
+		if err != nil {
+			return err
+		}
+		defer give()
 		return stream.Send(r)
 	}
 	// Fragment is the mark of an answer that may be cut, until here.
@@ -255,6 +260,40 @@ func (st *watchStream) sendOne(stream grpc.BidiStreamingServer[pb.WatchRequest, 
 		events = events[n:]
 	}
 	return nil
+}
+
+// roomRetry is how often it is looked for room for an answer of roomBytes or more.
+const (
+	roomRetry = 20 * time.Millisecond
+	roomBytes = 4 << 20
+)
+
+// room waits until there is room for the events of an answer among all large answers, if it is one that only a single revision with the versions
+// before it can be: each stream makes the bytes that it sends by itself, up to kv.AnswerBytesMax. What watches have otherwise waits for nobody. give
+// must be called when the answer is sent.
+func (s *Server) room(ctx context.Context, r *pb.WatchResponse) (give func(), err error) {
+	n := int64(0)
+	for _, e := range r.Events {
+		n += int64(len(e.Kv.Key) + len(e.Kv.Value))
+		if e.PrevKv != nil {
+			n += int64(len(e.PrevKv.Key) + len(e.PrevKv.Value))
+		}
+	}
+	if n < roomBytes {
+		return func() {}, nil
+	}
+	retry := time.NewTicker(roomRetry)
+	defer retry.Stop()
+	for s.cfg.Answers.Take(n) != nil {
+		select {
+		case <-retry.C:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-s.ctx.Done():
+			return nil, rpctypes.ErrGRPCStopped
+		}
+	}
+	return func() { s.cfg.Answers.Give(n) }, nil
 }
 
 // read reads a part of history for a lagging watch, and lets it join the feed when it has caught up. It returns what to send.

@@ -486,3 +486,54 @@ func TestWatch_MoreBeforeARevisionThanAnAnswerHolds(t *testing.T) {
 	with.want("1@4 PUT b=1@4")
 	without.want("0@5 PUT a=2@5")
 }
+
+// A small request may delete a lot, and whoever watches that with the versions before it is sent all of it: such answers have room together, and wait
+// for it.
+func TestWatch_LargeAnswersAreBoundedTogether(t *testing.T) {
+	answers := kv.NewBudget(10 << 20)
+	r := newRig(t, Config{Answers: answers})
+	for i := range 6 {
+		r.put(fmt.Sprintf("large/%d", i), strings.Repeat("x", 1<<20))
+	}
+	// Something else has taken what there is.
+	if err := answers.Take(5 << 20); err != nil {
+		t.Fatal(err)
+	}
+	const watches = 4
+	ended := make(chan error, watches)
+	for range watches {
+		w, err := r.watch.Watch(r.ctx(), grpc.MaxCallRecvMsgSize(16<<20))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = w.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("large/"), RangeEnd: []byte("large0"), PrevKv: true}}})
+		if err == nil {
+			_, err = w.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			m, err := w.Recv()
+			if err == nil && len(m.Events) != 6 {
+				err = fmt.Errorf("%d events", len(m.Events))
+			}
+			ended <- err
+		}()
+	}
+	if _, err := r.kv.DeleteRange(r.ctx(), &pb.DeleteRangeRequest{Key: []byte("large/"), RangeEnd: []byte("large0")}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		t.Errorf("an answer was sent that there is no room for: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	answers.Give(5 << 20)
+	for range watches {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	await(t, "all room is given back", func() bool { return answers.Used() == 0 })
+}
