@@ -31,7 +31,7 @@ var calls = []call{
 	{"KV", "DeleteRange", whole, "What one request deletes is bounded by 32 MiB of keys.", kineNo},
 	{"KV", "Txn", whole, "Nested, with ranges and all comparisons. A comparison with the creation revision of a lock's key is its [fencing token](../howto/fencing.md). A key that is deleted and written by one request is refused also where only the state shows it, and a comparison with an unknown target or relation always.", "four shapes"},
 	{"KV", "Compact", whole, "Removal goes on in small steps. With physical=true the answer waits until this node has done it. Revision 0 is refused, which etcd takes once.", "acknowledged, not done"},
-	{"Watch", "Watch", whole, "Progress that is asked for while a watch reads history is told when it has caught up. A watch with prev_kv is ended, with the reason, at a revision that has more than 256 MiB together with the versions before it.", kineYes},
+	{"Watch", "Watch", whole, "Progress that is asked for while a watch reads history is told when it has caught up. A watch with prev_kv is ended, with the reason, at a revision that has more than 256 MiB together with the versions before it. A stream whose client takes less than 64 KiB in a minute, of an answer that waits for it, ends with Unavailable, as all calls do.", kineYes},
 	{"Lease", "LeaseGrant", whole, "TTLs below 2 s are raised to 2 s, as by etcd with its default timers.", "the id is the TTL"},
 	{"Lease", "LeaseRevoke", whole, "", kineNo},
 	{"Lease", "LeaseKeepAlive", whole, "A renewal is a replicated write.", kineNo},
