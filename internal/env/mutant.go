@@ -56,6 +56,8 @@ const (
 	MutantFenceUnchecked
 	// MutantMoveMisjudged answers a hand-over as done whoever was elected.
 	MutantMoveMisjudged
+	// MutantVoteSaidOnce writes votes to the log once, so that damage to the last record takes them away.
+	MutantVoteSaidOnce
 	mutationEnd
 )
 

@@ -164,8 +164,9 @@ func flip(fs vfs.FS, dir string, rng *rand.Rand) string {
 	return name
 }
 
-// forgetEnd damages the record before the seal at the end of a log, and takes the seal away. It returns the name of the file.
-func forgetEnd(fs vfs.FS, dir string) string {
+// forgetEnd damages the record before the seal at the end of a log, and takes the seal away. With far it damages the end of the block before, where
+// votes are that are said again in the last one. It returns the name of the file.
+func forgetEnd(fs vfs.FS, dir string, far bool) string {
 	name := ""
 	for _, f := range files(fs, dir) {
 		if strings.HasSuffix(f, ".seg") && contents(fs, f) != nil {
@@ -175,7 +176,15 @@ func forgetEnd(fs vfs.FS, dir string) string {
 	b := contents(fs, name)
 	trim := func() int { return len(bytes.TrimRight(b, "\x00")) }
 	clear(b[max(0, trim()-sealBytes):])
-	b[trim()-1] ^= 1
+	const block, record = 4 << 10, 32
+	if end := (trim() - 1) / block * block; far && end > 0 {
+		end = len(bytes.TrimRight(b[:end], "\x00"))
+		for i := max(0, end-2*record); i < end; i++ {
+			b[i] ^= 1
+		}
+	} else {
+		b[trim()-1] ^= 1
+	}
 	f, err := fs.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
 	if err == nil {
 		_, err = f.WriteAt(b, 0)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/quorate/quorate/internal/replica"
+	"github.com/quorate/quorate/internal/storage"
 )
 
 func stack() string { return string(debug.Stack()) }
@@ -28,6 +29,7 @@ func (w *world) scheduleFaults() {
 	w.repeat(w.o.Move, w.moveLeader)
 	w.repeat(w.o.Partition, w.partition)
 	w.repeat(w.o.Squeeze, w.squeeze)
+	w.repeat(w.o.Recant, w.recant)
 	w.repeat(w.o.PowerCut, func() {
 		w.note("power cut: all nodes")
 		w.stats.PowerCuts++
@@ -165,13 +167,25 @@ func (w *world) forget(n *node) {
 	n.die("to forget the end of its log")
 	w.stats.Forgets++
 	w.broken[int(n.id)] = true
-	w.note("node %d: damage at the end of %q", n.id, forgetEnd(n.disk.log, "log"))
+	w.note("node %d: damage at the end of %q", n.id, forgetEnd(n.disk.log, "log", false))
 	w.after(time.Duration(w.rng.IntN(w.rng.IntN(2000)+1))*time.Millisecond, n.boots)
 }
 
-// spared says that a majority has all of a node's log on other disks, up to an entry of the node's present term. So it has elected nobody in
-// that term with a vote of the node's that may be given again.
+// spared says that a majority has all of a node's log on other disks, up to an entry of the node's present term.
 func (w *world) spared(n *node) bool {
+	if !w.elsewhere(n) {
+		return false
+	}
+	for _, s := range n.host.Shards() {
+		if term, err := n.log.Term(s.ID, s.Last); err != nil || term != s.Term {
+			return false
+		}
+	}
+	return true
+}
+
+// elsewhere says that a majority has all of a node's log on other disks.
+func (w *world) elsewhere(n *node) bool {
 	quiet := func(n *node) bool {
 		return n.boot != 0 && !n.busy && len(n.pending) == 0 && !n.disk.failSync && !n.unverified
 	}
@@ -180,7 +194,7 @@ func (w *world) spared(n *node) bool {
 	}
 	for _, s := range n.host.Shards() {
 		term, err := n.log.Term(s.ID, s.Last)
-		if err != nil || s.Awaiting || term != s.Term || !s.Voter(s.Replica) {
+		if err != nil || s.Awaiting || !s.Voter(s.Replica) {
 			return false
 		}
 		have := 0
@@ -294,6 +308,69 @@ func (w *world) squeeze() {
 			delete(w.cut, [2]int{i, int(lead.id) - 1})
 		}
 	})
+}
+
+// recant is a vote that is taken back. Somebody is cut off, so that the others elect one of them; who votes for that one dies with damage to the last
+// record of its log, where the vote is. Then the one that was elected is cut off, and the first one, which knows nothing of it, asks for the same vote.
+func (w *world) recant() {
+	if w.recants {
+		return
+	}
+	for _, n := range w.nodes {
+		if n.boot == 0 {
+			return
+		}
+	}
+	w.recants, w.away = true, w.rng.IntN(w.o.Nodes)
+	w.note("node %d is away, and whoever votes for another forgets it", w.away+1)
+	w.alone(w.away, true)
+	timeout := 100 * time.Millisecond * time.Duration(w.o.ElectionTicks)
+	w.after(8*timeout, func() {
+		w.recants = false
+		for i := range w.nodes {
+			w.alone(i, false)
+		}
+	})
+}
+
+// alone cuts a node off from all others, or ends that.
+func (w *world) alone(a int, yes bool) {
+	for b := range w.nodes {
+		for _, l := range [...][2]int{{a, b}, {b, a}} {
+			if yes {
+				w.cut[l] = true
+			} else {
+				delete(w.cut, l)
+			}
+		}
+	}
+}
+
+// voted is told of what a node has on disk now, a moment before it says so.
+func (w *world) voted(n *node, ws []storage.Write) {
+	if !w.recants || !w.chaos || int(n.id)-1 == w.away {
+		return
+	}
+	for _, x := range ws {
+		to := w.nodes[max(int(x.State.Vote>>16), 1)-1]
+		if x.State.Vote == 0 || to == n || int(to.id)-1 == w.away || len(x.Entries) > 0 {
+			continue
+		}
+		boot, far := n.boot, w.rng.IntN(2) == 0
+		w.after(150*time.Microsecond, func() {
+			if n.boot != boot || !w.recants || !w.elsewhere(n) || !w.mayBreak(n) || errors.Join(n.log.Seal(), n.log.Sync()) != nil {
+				return
+			}
+			n.die("to forget a vote")
+			w.stats.Recants++
+			w.broken[int(n.id)] = true
+			w.note("node %d: damage at the end of %q", n.id, forgetEnd(n.disk.log, "log", far))
+			w.alone(w.away, false)
+			w.alone(int(to.id)-1, true)
+			w.after(time.Duration(w.rng.IntN(50))*time.Millisecond, n.boots)
+		})
+		return
+	}
 }
 
 // heal ends all faults.

@@ -30,6 +30,10 @@ var profiles = map[string]func(*Options){
 	"eio": func(o *Options) { o.Crash, o.PowerCut, o.SyncError = 0.08, 0.03, 0.15 },
 	// rot flips bits, and replaces disks.
 	"rot": func(o *Options) { o.Crash, o.BitFlip, o.Wipe, o.Partition = 0.05, 0.08, 0.04, 0.1 },
+	// votes damages the end of logs where votes are.
+	"votes": func(o *Options) {
+		o.Recant, o.Partition, o.ElectionTicks, o.ThinkMax = 0.15, 0.05, 5, 300*time.Millisecond
+	},
 	// local is rot with stale reads that the host is not asked for.
 	"local": func(o *Options) { o.Crash, o.BitFlip, o.Wipe, o.LocalReads = 0.05, 0.08, 0.08, true },
 	// alone is a cluster of one node.
@@ -80,6 +84,7 @@ var mutants = []struct {
 	{env.MutantReadBeforeTerm, "ReadBeforeTerm", "alone", 60},
 	{env.MutantWakeLost, "WakeLost", "calm", 40},
 	{env.MutantRebuildingRead, "RebuildingRead", "local", 60},
+	{env.MutantVoteSaidOnce, "VoteSaidOnce", "votes", 40},
 }
 
 // elsewhere are the planted defects of what the simulation does not run, and who finds them.

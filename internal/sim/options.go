@@ -17,6 +17,8 @@ type Options struct {
 	Clients       int
 	// Faults are rates per virtual second and node.
 	Crash, PowerCut, Pause, Partition, Squeeze, DiskStall, SyncError, BitFlip, Wipe, Forget float64
+	// Recant is how often a vote is lost by damage and asked for again.
+	Recant float64
 	// Move is how often somebody asks a leader to hand over.
 	Move float64
 	// RestartMax is how long a crashed node stays away.
@@ -100,6 +102,9 @@ func FromSeed(seed uint64) Options {
 	}
 	if later := rand.New(rand.NewPCG(seed, 0xf06e)); later.IntN(4) == 0 && o.Nodes > 1 {
 		o.Forget = 0.1 * later.Float64()
+	}
+	if later := rand.New(rand.NewPCG(seed, 0x7e0c)); later.IntN(4) == 0 && o.Nodes > 1 {
+		o.Recant = 0.1 * later.Float64()
 	}
 	return o
 }

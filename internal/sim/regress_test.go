@@ -18,7 +18,7 @@ func quietOptions(seed uint64) Options {
 // asDrawn returns the options of a seed without the faults that were added since the seed failed.
 func asDrawn(seed uint64) Options {
 	o := FromSeed(seed)
-	o.Move, o.Forget = 0, 0
+	o.Move, o.Forget, o.Recant = 0, 0, 0
 	return o
 }
 

@@ -12,15 +12,15 @@ type Stats struct {
 	// Work.
 	Steps, Frames, Acked, Failed, Unknown, Overloaded, Reads, TokenReads, Timers int
 	// Faults.
-	Crashes, PowerCuts, Pauses, Partitions, Squeezes, Stalls, SyncErrors, Flips, Wipes, Forgets, Refusals, Flushes, Moves int
+	Crashes, PowerCuts, Pauses, Partitions, Squeezes, Stalls, SyncErrors, Flips, Wipes, Forgets, Recants, Refusals, Flushes, Moves int
 	// Elections are changes of leader, Moved those that somebody asked for and was told of.
 	Elections, Moved int
 	// SnapshotsSent and SnapshotsInstalled are whole states that moved; SnapshotsCut are those whose node died meanwhile.
 	SnapshotsSent, SnapshotsInstalled, SnapshotsCut int
 	// Replacements are replicas that lost their data and got a new id; Promotions those that were made voters again.
 	Replacements, Promotions int
-	// Forgotten are logs whose end was missed by the leader.
-	Forgotten int
+	// Forgotten are logs whose end was missed by the leader, VotesKept those that were cut and whose votes were kept.
+	Forgotten, VotesKept int
 	// Rebuilding are reads that a replica refused because it lost its data and was not restored yet.
 	Rebuilding int
 	// Duplicates are batches that came twice and were applied once.

@@ -59,6 +59,9 @@ type world struct {
 	boots   uint64
 	// broken counts the nodes whose data were damaged and that are not whole again.
 	broken map[int]bool
+	// recants says that votes are being taken back while node away, counted from 0, is cut off; see recant.
+	recants bool
+	away    int
 }
 
 type node struct {
@@ -286,6 +289,9 @@ func (n *node) boots() {
 	}
 	if rec.TornBytes > 0 {
 		w.stats.TornTails++
+	}
+	if rec.Votes > 0 {
+		w.stats.VotesKept++
 	}
 	if len(rec.Damaged) > 0 {
 		w.stats.LogsDamaged++
@@ -652,6 +658,7 @@ func (n *node) writeLog() {
 			}
 		}
 		n.busy = false
+		w.voted(n, ws)
 		n.give(replica.LogDone{Seq: seq})
 		n.writeLog()
 	})

@@ -98,6 +98,8 @@ func (c LogConfig) withDefaults() (LogConfig, error) {
 type Recovery struct {
 	// TornBytes is the length of an unfinished write at the end, which was cut. It was never acknowledged.
 	TornBytes int64
+	// Votes is how many terms and votes were taken out of what was cut.
+	Votes int
 	// Damaged lists damage that is not a torn tail. Empty means that the log is whole.
 	Damaged []Damage
 	// Suspect lists the shards of which a record is lost or may be lost: their hard state and entries may lag what this
@@ -158,7 +160,8 @@ type Log struct {
 }
 
 // Append writes what ws asks for, in one system call, and makes it visible to reads. It is durable after Sync. Errors of
-// kind Invalid and TooLarge change nothing; any other is final. The log keeps no reference to ws.
+// kind Invalid and TooLarge change nothing; any other is final. The log keeps no reference to ws. Terms and votes that
+// change are written twice; see log_votes.go.
 func (l *Log) Append(ws []Write) error {
 	if l.err != nil {
 		return l.err
@@ -173,7 +176,8 @@ func (l *Log) Append(ws []Write) error {
 	if size > payloadBytesMax {
 		return errs.New(errs.TooLarge, "raft log: a batch of %d bytes is over the limit of %d", size, payloadBytesMax)
 	}
-	total := align8(recordHeaderBytes + int64(size))
+	again := l.votes(ws)
+	total := align8(recordHeaderBytes+int64(size)) + votesBytesMax(again)
 	// Room for a seal is kept, so that a full segment can be sealed too.
 	if l.pos+total+recordHeaderBytes > l.current().size {
 		if err := l.rotate(total); err != nil {
@@ -188,7 +192,8 @@ func (l *Log) Append(ws []Write) error {
 		buf = l.encodeWrite(buf, &ws[i], seg)
 	}
 	buf = endRecord(buf, 0, seg.seed)
-	if err := l.write(seg, buf); err != nil {
+	buf, more := l.appendVotes(buf, l.next+1, again, seg.seed)
+	if err := l.write(seg, buf, 1+more); err != nil {
 		return l.fail(err)
 	}
 	l.keepBuf(buf)
@@ -212,6 +217,9 @@ func (l *Log) Append(ws []Write) error {
 		k := len(l.terms)
 		l.applyLocked(&r, slots[:k], l.terms)
 		slots = slots[k:]
+	}
+	for i := range again {
+		l.applyLocked(&again[i], nil, nil)
 	}
 	return nil
 }
@@ -247,7 +255,7 @@ func (l *Log) Seal() error {
 		return nil
 	}
 	buf := endRecord(beginRecord(l.buf[:0], kindSeal, l.next, l.synced), 0, seg.seed)
-	if err := l.write(seg, buf); err != nil {
+	if err := l.write(seg, buf, 1); err != nil {
 		return l.fail(err)
 	}
 	l.keepBuf(buf)
@@ -274,7 +282,7 @@ func (l *Log) Settle(s ShardID) error {
 	buf := beginRecord(l.buf[:0], kindSettle, l.next, l.synced)
 	buf = le.AppendUint32(buf, uint32(s))
 	buf = endRecord(le.AppendUint32(buf, 0), 0, seg.seed)
-	if err := l.write(seg, buf); err != nil {
+	if err := l.write(seg, buf, 1); err != nil {
 		return l.fail(err)
 	}
 	l.keepBuf(buf)

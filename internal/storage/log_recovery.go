@@ -375,6 +375,7 @@ func (r *recovery) segment(seq uint64, info segmentInfo, known bool, next *segme
 	}
 
 	off := int64(segmentHeaderBytes)
+	taken := 0
 	for i := range recs {
 		rec := &recs[i]
 		if r.next == 0 {
@@ -398,9 +399,10 @@ func (r *recovery) segment(seq uint64, info segmentInfo, known bool, next *segme
 		r.max = max(r.max, rec.number)
 		r.next, off = rec.number+1, int64(rec.end)
 		r.replay(g, rec)
+		taken++
 	}
 	e := ending{
-		off: off, next: next, isLast: isLast, proven: proven,
+		off: off, cut: recs[taken:], next: next, isLast: isLast, proven: proven,
 		unreadable: overlaps(holes, off, int64(limit)),
 	}
 	for i := range recs {
@@ -430,8 +432,9 @@ type ending struct {
 	next       *segmentInfo // what the segment behind says of this one's end
 	isLast     bool
 	unreadable bool
-	proven     uint64 // records with lower numbers were synced
-	seenEnd    int64  // end of the last valid record, taken or not
+	proven     uint64   // records with lower numbers were synced
+	seenEnd    int64    // end of the last valid record, taken or not
+	cut        []record // valid records that were not taken
 }
 
 // tail judges what is behind the last record that was taken.
@@ -476,6 +479,7 @@ func (r *recovery) unfinished(b []byte, off int64) int64 {
 // torn measures an unfinished write at the end of the log. Only what is recognizable as one counts: in a recycled file,
 // other bytes behind the end are remains of its earlier life.
 func (r *recovery) torn(g *segment, b []byte, e ending) {
+	r.keepVotes(e.cut, g.seq)
 	r.out.TornBytes = max(e.seenEnd-e.off, min(r.unfinished(b, e.off), int64(len(b))-e.off), 0)
 	if env.Mutant(env.MutantTornTailKept) {
 		if rec, ok := recordHeader(b, int(e.off)); ok && rec.number == r.next {

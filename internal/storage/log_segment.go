@@ -215,9 +215,9 @@ func (l *Log) encodeWrite(buf []byte, w *Write, seg *segment) []byte {
 	return r.encodeTail(buf)
 }
 
-// write puts one record at the end of the current segment. Where the file must become longer for it, that is synced
+// write puts n records at the end of the current segment. Where the file must become longer for it, that is synced
 // before, so that each record proves a length of its file: a file cut short is told from one that was never longer.
-func (l *Log) write(seg *segment, buf []byte) error {
+func (l *Log) write(seg *segment, buf []byte, n uint64) error {
 	if want := seg.info.allocated(l.pos + int64(len(buf))); seg.alloc < want {
 		if err := l.extend(seg, want); err != nil {
 			return err
@@ -230,7 +230,7 @@ func (l *Log) write(seg *segment, buf []byte) error {
 		return errs.Wrap(errs.OutcomeUnknown, err, "write %d bytes to raft log segment %d", len(buf), seg.seq)
 	}
 	l.pos += int64(len(buf))
-	l.next++
+	l.next += n
 	l.mu.Lock()
 	seg.end = l.pos
 	l.mu.Unlock()
