@@ -273,8 +273,11 @@ type Host struct {
 	timers    timerHeap
 	readCtx   uint64
 	awaits    uint64
-	// asking counts the read-index requests under way, late the shards that have one which is late.
+	// asking counts the read-index requests under way, late the shards that have one which is late. asks are those that were made, oldest first,
+	// without those found to be late; readTook is how long they take.
 	asking, late int
+	asks         []askedRead
+	readTook     time.Duration
 	// turned is false until the first turn, which also hands out what Open wrote.
 	turned bool
 	// backlog is that of the store; behind says that it is so large that nothing more is proposed.
@@ -505,11 +508,11 @@ func (h *Host) finish() {
 			h.waits[i].seq = h.logSeq
 		}
 	}
-	h.out.Reading = h.asking > 0 && h.late == 0
 	h.out.Wake = h.nextPing
 	if len(h.peers) == 0 {
 		h.out.Wake = h.now.Add(time.Hour)
 	}
+	h.out.Reading = h.readsComing()
 	if len(h.committed) > 0 {
 		h.wakeBy(h.now)
 	}

@@ -20,7 +20,7 @@ type readQueue struct {
 	asked   []Read
 	ctx     uint64
 	askedAt time.Time
-	// late says that no request was confirmed since a tick ago or more, and that one is under way.
+	// late says that no request was confirmed for longer than they take, and that one is under way.
 	late bool
 	// confirmed wait until index is applied.
 	confirmed []confirmedRead
@@ -98,6 +98,7 @@ func (q *readQueue) ask(r *replica) {
 	r.host.readCtx++
 	q.ctx, q.askedAt = r.host.readCtx, r.host.now
 	r.host.asking++
+	r.host.asks = append(r.host.asks, askedRead{r, q.ctx})
 	q.asked, q.waiting = q.waiting, nil
 	b := binary.LittleEndian.AppendUint64(nil, r.host.cfg.Session)
 	r.rn.ReadIndex(binary.LittleEndian.AppendUint64(b, q.ctx))
@@ -126,6 +127,34 @@ func (q *readQueue) retry(r *replica) {
 	}
 }
 
+// askedRead is a read-index request that was made, and may be answered by now.
+type askedRead struct {
+	r   *replica
+	ctx uint64
+}
+
+// readPatience is how long an answer to a read-index request may take, at least, before it is late: reads of other shards wait for it, because it
+// brings the turn for them as well.
+const readPatience = 5 * time.Millisecond
+
+// readsComing says whether requests are under way and none of them is late.
+func (h *Host) readsComing() bool {
+	patience := min(max(readPatience, 4*h.readTook), h.cfg.Tick)
+	n := 0
+	for _, a := range h.asks {
+		if q := &a.r.reads; q.ctx == a.ctx {
+			if due := q.askedAt.Add(patience); h.now.Before(due) {
+				h.wakeBy(due)
+				break
+			}
+			q.setLate(a.r, true)
+		}
+		n++
+	}
+	h.asks = slices.Delete(h.asks, 0, n)
+	return h.asking > 0 && h.late == 0
+}
+
 func (q *readQueue) setLate(r *replica, late bool) {
 	switch {
 	case late && !q.late:
@@ -152,6 +181,7 @@ func (r *replica) readConfirmed(rs raft.ReadState) {
 	q.confirmed = append(q.confirmed, confirmedRead{rs.Index, q.asked})
 	q.asked, q.ctx = nil, 0
 	r.host.asking--
+	r.host.readTook += (r.host.now.Sub(q.askedAt) - r.host.readTook) / 8
 	q.setLate(r, false)
 	q.ask(r)
 }
@@ -215,9 +245,6 @@ func (q *readQueue) tick(r *replica) {
 		q.confirmed[i].reads = slices.DeleteFunc(q.confirmed[i].reads, late)
 	}
 	q.confirmed = slices.DeleteFunc(q.confirmed, func(c confirmedRead) bool { return len(c.reads) == 0 })
-	if q.ctx != 0 && h.now.Sub(q.askedAt) >= h.cfg.Tick {
-		q.setLate(r, true)
-	}
 	// A request that nobody waits for any more must not count as under way: its answer may be lost.
 	if q.ctx != 0 && (len(q.asked) == 0 || h.now.Sub(q.askedAt) >= readRetryTicks*h.cfg.Tick) {
 		q.retry(r)

@@ -234,14 +234,22 @@ func TestRead_OfAShardWithoutAQuorumHoldsNoOthersUp(t *testing.T) {
 	lead, _ := r.elect()
 	r.until("leader of the other shard", func() bool { return lead.host.Shards()[1].Leader != 0 })
 	r.run(time.Second)
+	// Answers take some time, and so much is waited for.
+	lead.host.readTook = 3 * readPatience
 	r.isolate(lead)
 	lead.read(0)
-	if out := lead.turn(); !out.Reading {
+	asked := r.now
+	out := lead.turn()
+	if !out.Reading {
 		t.Error("the request is not under way")
 	}
-	r.run(lead.host.cfg.Tick + lead.host.cfg.Tick/2)
-	if out := lead.turn(); out.Reading {
-		t.Error("reads of other shards wait for an answer that is late")
+	for out.Reading && r.now.Sub(asked) < lead.host.cfg.Tick {
+		// Nothing else happens on the node.
+		r.now = out.Wake
+		out = lead.turn()
+	}
+	if waited := r.now.Sub(asked); out.Reading || waited != 4*3*readPatience {
+		t.Errorf("reads of other shards wait for %v for an answer that is late", waited)
 	}
 	// So it is when the request is made again, and no more when it was answered.
 	r.run(readRetryTicks * lead.host.cfg.Tick)
