@@ -16,6 +16,9 @@ const (
 	garbage = 64 << 20
 	// With much live data collections that come too often would cost more than memory does, and with little there is nothing to gain.
 	gcPercentMin, gcPercentMax = 50, 400
+	// A node that has allocated no more than young since it was started may be one that will have nothing to do: a start with many shards is garbage in the
+	// main, and would stay for as long as nobody writes. Go's own rule is good enough for it.
+	young, gcPercentYoung = 128 << 20, 100
 
 	// restEvery is how often to look whether the node is at rest: then it has allocated restBytes at most since it was looked at last.
 	restEvery = 10 * time.Second
@@ -24,9 +27,13 @@ const (
 	restWorth = 8 << 20
 )
 
-// gcPercent returns the garbage collector's target for so many bytes of live data, in percent of them.
-func gcPercent(live uint64) int {
-	return int(min(max(garbage*100/max(live, 1), gcPercentMin), gcPercentMax))
+// gcPercent returns the garbage collector's target for so many bytes of live data, in percent of them, when so many have been allocated.
+func gcPercent(live, allocated uint64) int {
+	most := gcPercentMax
+	if allocated < young {
+		most = gcPercentYoung
+	}
+	return int(min(max(garbage*100/max(live, 1), gcPercentMin), uint64(most)))
 }
 
 // paceGC sets the garbage collector's target after each collection, and collects when the node is at rest, until stop is called. Whoever sets GOGC, Go's own variable for it, decides instead. It is
@@ -36,8 +43,8 @@ func paceGC() (stop func()) {
 		return func() {}
 	}
 	var stopped atomic.Bool
-	before := debug.SetGCPercent(gcPercentMax)
-	set := gcPercentMax
+	before := debug.SetGCPercent(gcPercentYoung)
+	set := gcPercentYoung
 	// A sentinel that nobody holds is found by the next collection, and then another one takes its place. With a pointer in it, it is an object of its own.
 	type sentinel struct{ _ *byte }
 	var next func(struct{})
@@ -45,10 +52,10 @@ func paceGC() (stop func()) {
 		if stopped.Load() {
 			return
 		}
-		s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+		s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
 		metrics.Read(s)
 		// Setting it stops the world for a moment, so small changes are not worth it.
-		if p := gcPercent(s[0].Value.Uint64()); p < set*9/10 || p > set*11/10 {
+		if p := gcPercent(s[0].Value.Uint64(), s[1].Value.Uint64()); p < set*9/10 || p > set*11/10 {
 			debug.SetGCPercent(p)
 			set = p
 		}

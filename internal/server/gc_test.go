@@ -12,8 +12,12 @@ func TestGCPercent(t *testing.T) {
 		live uint64
 		want int
 	}{{0, 400}, {1 << 20, 400}, {16 << 20, 400}, {32 << 20, 200}, {64 << 20, 100}, {128 << 20, 50}, {1 << 40, 50}} {
-		if got := gcPercent(c.live); got != c.want {
+		if got := gcPercent(c.live, young); got != c.want {
 			t.Errorf("gcPercent(%d) = %d, want %d", c.live, got, c.want)
+		}
+		// What a start leaves is collected as Go does by itself.
+		if got, want := gcPercent(c.live, young-1), min(c.want, 100); got != want {
+			t.Errorf("gcPercent(%d) = %d in a young process, want %d", c.live, got, want)
 		}
 	}
 }
@@ -39,6 +43,7 @@ func TestPaceGC_FollowsWhatLives(t *testing.T) {
 			runtime.GC()
 		}
 	}
+	// More than a start allocates.
 	hold = make([]byte, 256<<20)
 	await(func(p int) bool { return p == gcPercentMin })
 	hold = nil
