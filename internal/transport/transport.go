@@ -99,6 +99,8 @@ const (
 	// is the time without progress that counts, since a large frame over a slow link takes long.
 	pieceBytes = 256 << 10
 	pieceLimit = 10 * time.Second
+	// ackLimit is how long a peer may confirm nothing, and what waits for it may still fit into the buffers of the system.
+	ackLimit = 5 * time.Second
 )
 
 // New starts the links of a node. It does not fail: peers that cannot be reached are tried again.
@@ -271,6 +273,7 @@ func (l *link) connect() error {
 		l.unsafe(err)
 		return err
 	}
+	ackedWithin(c, ackLimit)
 	if !t.track(c) {
 		return net.ErrClosed
 	}
