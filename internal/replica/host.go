@@ -273,6 +273,8 @@ type Host struct {
 	timers    timerHeap
 	readCtx   uint64
 	awaits    uint64
+	// sending counts the snapshots under way to others, and those about to be.
+	sending int
 	// asking counts the read-index requests under way, late the shards that have one which is late. asks are those that were made, oldest first,
 	// without those found to be late; readTook is how long they take.
 	asking, late int

@@ -67,6 +67,9 @@ type chunk struct {
 const (
 	// chunksAhead is how many chunks may be under way to one replica.
 	chunksAhead = 4
+	// sendingMax is how many snapshots a node sends at once, of all shards together; each has up to chunksAhead chunks in memory. A node whose disk was
+	// replaced needs one of every shard. raft asks again with the next answer to a heartbeat.
+	sendingMax = 32
 	// snapshotRepeatTicks is after how many ticks unconfirmed chunks are sent again.
 	snapshotRepeatTicks = 3
 	// snapshotGiveUp is how long a transfer may make no progress.
@@ -75,15 +78,17 @@ const (
 
 // makeSnapshot tells raft where a snapshot taken now would stand.
 func (r *replica) makeSnapshot() (*raftpb.Snapshot, error) {
+	if r.made == nil && r.host.sending >= sendingMax {
+		return nil, raft.ErrSnapshotTemporarilyUnavailable
+	}
 	rd, err := r.machine.Snapshot()
 	if err != nil {
 		r.host.fatal(err)
 		return nil, raft.ErrSnapshotTemporarilyUnavailable
 	}
-	if r.made != nil {
-		_ = r.made.Close()
-	}
+	r.dropMade()
 	r.made = rd
+	r.host.sending++
 	p := rd.Position()
 	return &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
 		Index: new(p.Index), Term: new(p.Term), ConfState: decodeConf(rd.Conf()),
@@ -97,10 +102,10 @@ func (r *replica) startSnapshot(p *peer, m *raftpb.Message) {
 		r.out = map[uint64]*snapshotOut{}
 	}
 	if old := r.out[m.GetTo()]; old != nil {
-		_ = old.reader.Close()
-		delete(r.out, m.GetTo())
+		r.dropSnapshotOut(old)
 	}
 	if r.made == nil || r.made.Position().Index != meta.GetIndex() {
+		r.dropMade()
 		r.rn.ReportSnapshot(m.GetTo(), raft.SnapshotFailure)
 		return
 	}
@@ -287,8 +292,7 @@ func (r *replica) receiveChunkOK(p *peer, rd *codec.Reader) {
 }
 
 func (r *replica) endSnapshot(o *snapshotOut, st raft.SnapshotStatus) {
-	_ = o.reader.Close()
-	delete(r.out, o.to)
+	r.dropSnapshotOut(o)
 	r.rn.ReportSnapshot(o.to, st)
 	r.host.markDirty(r)
 }
@@ -364,14 +368,24 @@ func (r *replica) snapshotting() bool { return len(r.out) > 0 || r.in != nil || 
 
 func (r *replica) dropSnapshotIn() { r.in = nil }
 
+func (r *replica) dropSnapshotOut(o *snapshotOut) {
+	_ = o.reader.Close()
+	delete(r.out, o.to)
+	r.host.sending--
+}
+
 func (r *replica) dropSnapshotsOut() {
-	for id, o := range r.out {
-		_ = o.reader.Close()
-		delete(r.out, id)
+	for _, o := range r.out {
+		r.dropSnapshotOut(o)
 	}
+	r.dropMade()
+}
+
+func (r *replica) dropMade() {
 	if r.made != nil {
 		_ = r.made.Close()
 		r.made = nil
+		r.host.sending--
 	}
 }
 
