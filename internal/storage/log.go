@@ -98,7 +98,7 @@ func (c LogConfig) withDefaults() (LogConfig, error) {
 type Recovery struct {
 	// TornBytes is the length of an unfinished write at the end, which was cut. It was never acknowledged.
 	TornBytes int64
-	// Votes is how many terms and votes were taken out of what was cut.
+	// Votes is how many terms, votes and replica ids were taken out of what was cut.
 	Votes int
 	// Damaged lists damage that is not a torn tail. Empty means that the log is whole.
 	Damaged []Damage
@@ -160,8 +160,8 @@ type Log struct {
 }
 
 // Append writes what ws asks for, in one system call, and makes it visible to reads. It is durable after Sync. Errors of
-// kind Invalid and TooLarge change nothing; any other is final. The log keeps no reference to ws. Terms and votes that
-// change are written twice; see log_votes.go.
+// kind Invalid and TooLarge change nothing; any other is final. The log keeps no reference to ws. Terms, votes and
+// replica ids that change are written twice; see log_votes.go.
 func (l *Log) Append(ws []Write) error {
 	if l.err != nil {
 		return l.err

@@ -204,7 +204,14 @@ func (m model) randomWrites(rng *rand.Rand, shards int) []Write {
 			}
 		}
 		if rng.IntN(2) == 0 {
-			w.State = HardState{1 + rng.Uint64N(100), rng.Uint64N(4), rng.Uint64N(100)}
+			// Terms do not fall, and there is one vote in each.
+			w.State = HardState{max(s.state.Term, 1), s.state.Vote, rng.Uint64N(100)}
+			if n := rng.Uint64N(3); n > 0 {
+				w.State.Term, w.State.Vote = w.State.Term+n, 0
+			}
+			if w.State.Vote == 0 {
+				w.State.Vote = rng.Uint64N(4)
+			}
 		}
 		if rng.IntN(80) == 0 {
 			w = Write{Shard: id, Remove: true}

@@ -3,14 +3,15 @@ package storage
 import "github.com/quorate/quorate/internal/env"
 
 // A damaged record at the very end of the log looks like one that was being written in a crash, and is cut. Who held the entries that stood in it
-// is told by the leader, who has the confirmation; but nobody tells a voter what vote it gave. So a batch that changes a term or a vote is
-// followed by another that says it again, in the same write and from another block of the disk on, and what is cut leaves the terms and votes behind that
-// can still be read in it. To take over a vote that was never given is always allowed: it only keeps the replica from giving another one.
+// is told by the leader, who has the confirmation; but nobody tells a voter what vote it gave, or a replica that it gave itself up for what it lost before.
+// So a batch that changes a term, a vote or a replica id is followed by another that says it again, in the same write and from another block of the disk
+// on, and what is cut leaves behind what can still be read of that. To take over a vote that was never given is always allowed: it only keeps the
+// replica from giving another one. A replica id that was not synced was not used yet, and nothing is known of the shard under it.
 
 // votesApart is the size of a block of the disk: what a batch says of votes and what is said again lie in different ones.
 const votesApart = 4 << 10
 
-// votes returns what is to be said again of a batch: the sub-records that change the term or the vote of their shard.
+// votes returns what is to be said again of a batch: the sub-records that change the term, the vote or the replica id of their shard.
 func (l *Log) votes(ws []Write) []subRecord {
 	var again []subRecord
 	if env.Mutant(env.MutantVoteSaidOnce) {
@@ -18,24 +19,23 @@ func (l *Log) votes(ws []Write) []subRecord {
 	}
 	for i := range ws {
 		w := &ws[i]
-		if w.Remove || w.State == (HardState{}) {
+		if w.Remove || w.State == (HardState{}) && w.Replica == 0 {
 			continue
 		}
 		r := l.subRecordOf(w)
-		was, replica := HardState{}, w.Replica
-		if s := l.shards[w.Shard]; s != nil && r.flags&subForget == 0 {
-			was, replica = s.state, s.replica
-			if r.flags&subReplica != 0 {
-				replica = w.Replica
-			}
+		v := subRecord{shard: w.Shard, counter: r.counter + 1, replica: r.replica}
+		was := HardState{}
+		if s := l.shards[w.Shard]; s != nil && r.flags&subReplica == 0 {
+			was, v.replica = s.state, s.replica
 		}
-		if w.State.Term == was.Term && w.State.Vote == was.Vote {
+		if w.State.Term != was.Term || w.State.Vote != was.Vote {
+			v.flags, v.state = r.flags&subState, r.state
+		}
+		if v.flags|r.flags&subReplica == 0 {
 			continue
 		}
-		v := subRecord{shard: w.Shard, flags: subState, counter: r.counter + 1, state: w.State}
-		if replica != 0 {
+		if v.replica != 0 {
 			v.flags |= subReplica
-			v.replica = replica
 		}
 		again = append(again, v)
 	}
@@ -94,17 +94,17 @@ func (r *recovery) keepVotes(recs []record, seq uint64) {
 
 func (r *recovery) keepVote(sub *subRecord, _ []slot, _ []uint64) {
 	l := r.l
-	if sub.flags&subState == 0 || sub.flags&subRemove != 0 {
-		return
-	}
 	s := l.shards[sub.shard]
 	switch {
+	case sub.flags&(subState|subReplica) == 0 || sub.flags&subRemove != 0:
+		return
 	case sub.flags&subReplica != 0 && (s == nil || s.replica != sub.replica):
-		// The record in which the shard got its replica id is cut too. It has nothing under that id but the vote.
+		// The record in which the shard got its replica id is cut too.
 		l.applyLocked(&subRecord{shard: sub.shard, flags: subReplica | subForget, replica: sub.replica, counter: sub.counter}, nil, nil)
 		delete(r.holes, sub.shard)
 		s = l.shards[sub.shard]
 		s.epoch = r.epoch
+		r.out.Votes++
 	case s == nil:
 		return
 	}

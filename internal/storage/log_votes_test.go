@@ -27,30 +27,38 @@ func lastWriteOf(t *testing.T, fs *vfs.MemFS, before, f func(l *Log)) (name stri
 	return name, from, l.pos
 }
 
-// Of the last write of a log nothing can be proven, but a vote that was in it is not given again for it, whichever block of it is damaged.
+// promise is what a shard must not forget.
+type promise struct{ replica, term, vote uint64 }
+
+// Of the last write of a log nothing can be proven, but a vote that was in it is not given again for it, and a replica that gave itself up does not
+// come back, whichever block of it is damaged.
 func TestVotes_OutliveADamagedBlock(t *testing.T) {
 	entry := func(i, term uint64, n int) []Entry { return entries(i, 1, term, n) }
+	const mark = 1<<63 | 11
 	for what, c := range map[string]struct {
 		ws   []Write
-		want map[ShardID]HardState
+		want map[ShardID]promise
 	}{
-		"a vote":           {[]Write{{Shard: 1, State: HardState{8, 3, 2}}}, map[ShardID]HardState{1: {8, 3, 0}}},
-		"a vote in a term": {[]Write{{Shard: 2, State: HardState{5, 9, 0}}}, map[ShardID]HardState{2: {5, 9, 0}}},
-		"a term":           {[]Write{{Shard: 1, State: HardState{8, 0, 2}}}, map[ShardID]HardState{1: {8, 0, 0}}},
-		"a first vote":     {[]Write{{Shard: 7, Replica: 4, State: HardState{1, 2, 0}}}, map[ShardID]HardState{7: {1, 2, 0}}},
-		"another replica's": {
-			[]Write{{Shard: 1, Replica: 12, State: HardState{6, 3, 0}}}, map[ShardID]HardState{1: {6, 3, 0}},
+		"a vote":            {[]Write{{Shard: 1, State: HardState{8, 3, 2}}}, map[ShardID]promise{1: {11, 8, 3}}},
+		"a vote in a term":  {[]Write{{Shard: 2, State: HardState{5, 9, 0}}}, map[ShardID]promise{2: {21, 5, 9}}},
+		"a term":            {[]Write{{Shard: 1, State: HardState{8, 0, 2}}}, map[ShardID]promise{1: {11, 8, 0}}},
+		"a first vote":      {[]Write{{Shard: 7, Replica: 4, State: HardState{1, 2, 0}}}, map[ShardID]promise{7: {4, 1, 2}}},
+		"another replica's": {[]Write{{Shard: 1, Replica: 12, State: HardState{6, 3, 0}}}, map[ShardID]promise{1: {12, 6, 3}}},
+		"a replica's end":   {[]Write{{Shard: 1, Replica: mark}, {Shard: 2, Cut: 0}}, map[ShardID]promise{1: {mark, 0, 0}, 2: {21, 5, 0}}},
+		"an end and a new one": {
+			[]Write{{Shard: 1, Replica: mark}, {Shard: 1, Replica: 12}, {Shard: 1, State: HardState{9, 1, 0}}},
+			map[ShardID]promise{1: {12, 9, 1}},
 		},
 		"votes with entries": {
 			[]Write{{Shard: 1, Entries: entry(3, 7, 9000), State: HardState{7, 1, 1}}, {Shard: 2, Entries: entry(1, 6, 100), State: HardState{6, 2, 0}}},
-			map[ShardID]HardState{1: {7, 1, 0}, 2: {6, 2, 0}},
+			map[ShardID]promise{1: {11, 7, 1}, 2: {21, 6, 2}},
 		},
 		"votes and then entries": {
 			[]Write{
 				{Shard: 1, State: HardState{7, 1, 1}}, {Shard: 2, Entries: entry(1, 5, 100)},
 				{Shard: 2, State: HardState{9, 9, 0}}, {Shard: 1, Entries: entry(3, 7, 6000)}, {Shard: 2, Entries: entry(2, 9, 3000)},
 			},
-			map[ShardID]HardState{1: {7, 1, 0}, 2: {9, 9, 0}},
+			map[ShardID]promise{1: {11, 7, 1}, 2: {21, 9, 9}},
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -76,7 +84,8 @@ func TestVotes_OutliveADamagedBlock(t *testing.T) {
 						l, rec, err := OpenLog(c1, logDir, votesLog)
 						must(t, err)
 						for id, want := range c.want {
-							if got := l.State(id); (got.Term != want.Term || got.Vote != want.Vote) && !slices.Contains(rec.Suspect, id) {
+							got := promise{l.Replica(id), l.State(id).Term, l.State(id).Vote}
+							if got != want && !slices.Contains(rec.Suspect, id) {
 								t.Fatalf("filled by %d, damage at %d of %d to %d: shard %d has %+v, want %+v; %+v", fill, at, from, to, id, got, want, rec)
 							}
 							if _, last := l.Bounds(id); l.State(id).Commit > last {
@@ -148,6 +157,7 @@ func TestVotes_AreSaidAgainWhenTheyChange(t *testing.T) {
 		w    Write
 		more bool
 	}{
+		{Write{Shard: 1, Replica: 3}, true},
 		{Write{Shard: 1, Replica: 3}, false},
 		{Write{Shard: 1, State: HardState{1, 0, 0}}, true},
 		{Write{Shard: 1, State: HardState{1, 2, 0}}, true},
@@ -156,6 +166,7 @@ func TestVotes_AreSaidAgainWhenTheyChange(t *testing.T) {
 		{Write{Shard: 1, Cut: 1}, false},
 		{Write{Shard: 1, Replica: 3, State: HardState{1, 2, 1}}, false},
 		{Write{Shard: 1, Replica: 4, State: HardState{1, 2, 0}}, true},
+		{Write{Shard: 1, Replica: 5}, true},
 		{Write{Shard: 1, Remove: true, State: HardState{9, 2, 0}}, false},
 	} {
 		at := l.pos
