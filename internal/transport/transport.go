@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -61,6 +62,8 @@ type Transport struct {
 	mu    sync.Mutex
 	ln    net.Listener
 	conns map[net.Conn]struct{}
+	// strangers are the incoming connections that have not shown yet who they are, oldest first.
+	strangers []net.Conn
 	// refusals holds why links are refused; it is small, since all who are no peers share one.
 	refusals map[direction]*refusal
 }
@@ -93,8 +96,10 @@ const (
 	magic          = "QRTPEER1"
 	helloBytesMax  = 64 << 10
 	handshakeLimit = 5 * time.Second
-	redialMin      = 20 * time.Millisecond
-	redialMax      = 500 * time.Millisecond
+	// strangersMax bounds the incoming connections that have not shown who they are. The oldest goes: a peer shows it at once.
+	strangersMax = 64
+	redialMin    = 20 * time.Millisecond
+	redialMax    = 500 * time.Millisecond
 	// pieceBytes is about how much is written to a connection at once. A peer that takes none of that for pieceLimit is given up: it
 	// is the time without progress that counts, since a large frame over a slow link takes long.
 	pieceBytes = 256 << 10
@@ -449,16 +454,39 @@ func (t *Transport) Serve(ln net.Listener) {
 			if !t.track(c) {
 				return
 			}
+			t.admit(c)
 			t.wg.Add(1)
 			go func() {
 				defer t.wg.Done()
 				defer t.untrack(c)
+				defer t.known(c)
 				if err := t.receive(c); err != nil && !errors.Is(err, io.EOF) && t.ctx.Err() == nil {
 					t.log.Debug("peer link ends", "remote", c.RemoteAddr().String(), "error", err)
 				}
 			}()
 		}
 	}()
+}
+
+// admit makes room for a connection that has not shown yet who it is, and known ends that.
+func (t *Transport) admit(c net.Conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.strangers) >= strangersMax {
+		old := t.strangers[0]
+		if s, ok := old.(interface{ NetConn() net.Conn }); ok {
+			old = s.NetConn() // TLS would say good-bye first, which may take long
+		}
+		_ = old.Close()
+		t.strangers = slices.Delete(t.strangers, 0, 1)
+	}
+	t.strangers = append(t.strangers, c)
+}
+
+func (t *Transport) known(c net.Conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.strangers = slices.DeleteFunc(t.strangers, func(o net.Conn) bool { return o == c })
 }
 
 // receive reads one incoming link.
@@ -491,6 +519,7 @@ func (t *Transport) receive(c net.Conn) error {
 		return errs.New(errs.Denied, "%s", why)
 	}
 	t.accepted(direction{from, true})
+	t.known(c)
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return err
 	}

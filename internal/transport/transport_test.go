@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -156,6 +157,62 @@ func TestTransport_RefusesStrangers(t *testing.T) {
 
 // TestTransport_OtherNumberOfShards: two nodes of a cluster that do not agree on where keys are must not talk. Both say so,
 // once, however often they try.
+// Connections that say nothing take no more descriptors than they may, and keep no peer out.
+func TestTransport_SilentStrangersMakeRoom(t *testing.T) {
+	ln := listen(t)
+	a := startSide(t, "c", 1, map[NodeID]string{2: "127.0.0.1:1"}, ln, 0)
+	var held []net.Conn
+	defer func() {
+		for _, c := range held {
+			_ = c.Close()
+		}
+	}()
+	for range 3 * strangersMax {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, c)
+	}
+	open := func() (conns, strangers int) {
+		a.t.mu.Lock()
+		defer a.t.mu.Unlock()
+		return len(a.t.conns), len(a.t.strangers)
+	}
+	// The last one that was made is there, so all others were.
+	last := held[len(held)-1].LocalAddr().String()
+	eventually(t, "room", func() bool {
+		a.t.mu.Lock()
+		there := slices.ContainsFunc(a.t.strangers, func(c net.Conn) bool { return c.RemoteAddr().String() == last })
+		a.t.mu.Unlock()
+		conns, _ := open()
+		return there && conns <= strangersMax
+	})
+	b := startSide(t, "c", 2, map[NodeID]string{1: ln.Addr().String()}, nil, 0)
+	eventually(t, "link", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.up[1]
+	})
+	// A peer is no stranger: newer ones do not take its place.
+	for range 2 * strangersMax {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, c)
+	}
+	b.t.Send(1, []byte("still here"))
+	eventually(t, "frame", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return len(a.got) == 1
+	})
+	if _, n := open(); n > strangersMax {
+		t.Errorf("%d strangers", n)
+	}
+}
+
 func TestTransport_OtherNumberOfShards(t *testing.T) {
 	la, lb := listen(t), listen(t)
 	a := startSideOf(t, "c", 2, 1, map[NodeID]string{2: lb.Addr().String()}, la, 0)
