@@ -84,7 +84,7 @@ var libraries = []struct {
 }{
 	{"github.com/cespare/xxhash/v2", []string{"internal/shard", "internal/replica", "internal/datatypes", "internal/sim"}, "digests and checksums that are not on disk"},
 	{"github.com/cockroachdb/pebble/v2", []string{"internal/storage"}, "the state store"},
-	{"github.com/cockroachdb/pebble/v2/vfs", []string{"internal/storage", "internal/sim", "internal/engine", "internal/shard"}, "the simulation makes disks, and tests of the engine and of shards ones that hang"},
+	{"github.com/cockroachdb/pebble/v2/vfs", []string{"internal/storage", "internal/sim", "internal/engine", "internal/shard", "internal/replica"}, "the simulation makes disks, and tests of the engine and of shards ones that hang, of replicas ones that count"},
 	{"go.etcd.io/raft/v3", []string{"internal/replica"}, "consensus"},
 	{"go.etcd.io/bbolt", []string{"internal/protocol/etcd"}, "snapshots in the format of etcd's store"},
 	{"github.com/golang-jwt/jwt/v5", []string{"internal/protocol/etcd"}, "tokens of etcd's users that others sign or read"},

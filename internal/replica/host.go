@@ -273,6 +273,8 @@ type Host struct {
 	timers    timerHeap
 	readCtx   uint64
 	awaits    uint64
+	// unsaved says that states were replaced in this turn, by none or by a snapshot, and are not durable.
+	unsaved bool
 	// sending counts the snapshots under way to others, and those about to be.
 	sending int
 	// asking counts the read-index requests under way, late the shards that have one which is late. asks are those that were made, oldest first,
@@ -479,8 +481,21 @@ func (h *Host) work() bool {
 	return did && h.err == nil
 }
 
+// saveStates makes states durable that were replaced in this turn, all at once: before the log says what it says because of them.
+func (h *Host) saveStates() {
+	if !h.unsaved {
+		return
+	}
+	h.unsaved = false
+	if err := h.store.Flush(); err != nil {
+		h.fatal(err)
+		h.out.Writes = nil
+	}
+}
+
 // finish closes the frames and sets the next wake-up.
 func (h *Host) finish() {
+	h.saveStates()
 	if !h.now.Before(h.nextPing) {
 		h.nextPing = h.now.Add(h.cfg.Tick)
 		for _, id := range h.peerIDs {

@@ -45,6 +45,7 @@ func (r *replica) await(stored uint64, damaged bool) error {
 	if err := r.machine.Wipe(); err != nil {
 		return err
 	}
+	h.unsaved = true
 	r.view = logView{r: r}
 	r.wake()
 	return nil

@@ -356,6 +356,7 @@ func (r *replica) installSnapshot(s *raftpb.Snapshot) bool {
 		h.fatal(err)
 		return false
 	}
+	h.unsaved = true
 	r.noteRebuilding()
 	r.settleAfterSnapshot()
 	clear(r.digests)

@@ -43,21 +43,14 @@ func (in *Installer) Add(chunk []byte) error {
 	return b.Commit()
 }
 
-// Finish switches the machine to the received state and makes it durable. Nothing may be applied but not committed.
+// Finish switches the machine to the received state. That is durable after the next Flush of the store, which must come before the log begins
+// behind it. Queries may see the state before, as they do what is applied: it is committed. They wait while it is switched to, which is a
+// moment. Nothing may be applied but not committed.
 func (in *Installer) Finish() error {
-	if len(in.m.ov.rows) > 0 {
+	m := in.m
+	if len(m.ov.rows) > 0 {
 		panic("snapshot installed in the middle of an apply")
 	}
-	if err := in.switchOver(); err != nil {
-		return err
-	}
-	// Queries may see the state before it is durable, as they do what is applied: it is committed. A slow disk must not hold them up.
-	return in.m.store.Flush()
-}
-
-// switchOver makes the received state the machine's. Queries wait meanwhile, which is a moment.
-func (in *Installer) switchOver() error {
-	m := in.m
 	m.installs.Add(1)
 	defer m.installs.Add(1)
 	row, _, err := m.store.Get(append(in.place[:placeSize:placeSize], byte(ModuleShard), rowState))
@@ -98,7 +91,8 @@ func (m *Machine) Installed() (storage.Position, error) {
 	return storage.Position{Index: binary.LittleEndian.Uint64(v), Term: binary.LittleEndian.Uint64(v[8:])}, nil
 }
 
-// Wipe forgets the shard's state; used when the replica's log is lost and it starts over under a new id.
+// Wipe forgets the shard's state; used when the replica's log is lost and it starts over under a new id. As Finish, it is durable after a Flush, which
+// must come before that id is taken.
 func (m *Machine) Wipe() error {
 	in, err := m.Install()
 	if err != nil {

@@ -309,7 +309,7 @@ func TestQuery_DoesNotWaitForTheDiskOfAnInstall(t *testing.T) {
 	in := receive(t, a.m, b.m, 200)
 	disk.armed.Store(true)
 	finished := make(chan error, 1)
-	go func() { finished <- in.Finish() }()
+	go func() { finished <- errors.Join(in.Finish(), store.Flush()) }()
 	<-disk.waits
 	q := Command{Module: 9, Data: []byte("key1")}
 	if got, err := b.m.Query(q); err != nil || string(got) != "value1" {
