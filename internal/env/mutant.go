@@ -58,6 +58,8 @@ const (
 	MutantMoveMisjudged
 	// MutantVoteSaidOnce writes votes to the log once, so that damage to the last record takes them away.
 	MutantVoteSaidOnce
+	// MutantInstallNotSaved lets the log begin behind a snapshot before the state store has it for good.
+	MutantInstallNotSaved
 	mutationEnd
 )
 

@@ -483,7 +483,7 @@ func (h *Host) work() bool {
 
 // saveStates makes states durable that were replaced in this turn, all at once: before the log says what it says because of them.
 func (h *Host) saveStates() {
-	if !h.unsaved {
+	if !h.unsaved || env.Mutant(env.MutantInstallNotSaved) {
 		return
 	}
 	h.unsaved = false

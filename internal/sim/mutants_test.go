@@ -85,6 +85,7 @@ var mutants = []struct {
 	{env.MutantWakeLost, "WakeLost", "calm", 40},
 	{env.MutantRebuildingRead, "RebuildingRead", "local", 60},
 	{env.MutantVoteSaidOnce, "VoteSaidOnce", "votes", 40},
+	{env.MutantInstallNotSaved, "InstallNotSaved", "short", 60},
 }
 
 // elsewhere are the planted defects of what the simulation does not run, and who finds them.

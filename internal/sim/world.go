@@ -510,6 +510,11 @@ func (n *node) turn() {
 			}
 			w.stats.Forgotten++
 			n.floor[t.Shard] = n.had[t.Shard]
+		case "state store is behind the cut of the log; the replica is rebuilt", "log is behind the state store; the replica is rebuilt":
+			if !w.broken[int(n.id)] {
+				w.fail("node %d gives up its replica of shard %d, although nobody damaged it: %s %v", n.id, t.Shard, t.Msg, t.Attrs)
+				return
+			}
 		case "malformed frame from a peer", "malformed message from a peer":
 			w.fail("node %d was sent what nodes do not send: %v", n.id, t.Attrs)
 			return
