@@ -96,19 +96,28 @@ func (t *together) Close() error {
 // Addr implements net.Listener.
 func (t *together) Addr() net.Addr { return t.all[0].Addr() }
 
-// tlsListener takes connections with TLS.
-type tlsListener struct {
+// wrapping is a listener whose connections are wrapped.
+type wrapping struct {
 	net.Listener
-	tls *tls.Config
+	wrap func(net.Conn) net.Conn
 }
 
 // Accept implements net.Listener.
-func (l tlsListener) Accept() (net.Conn, error) {
+func (l *wrapping) Accept() (net.Conn, error) {
 	nc, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return tlsConn{tls.Server(nc, l.tls)}, nil
+	return l.wrap(nc), nil
+}
+
+// tlsListener takes connections with TLS, and eitherListener also those without.
+func tlsListener(ln net.Listener, cfg *tls.Config) net.Listener {
+	return &wrapping{ln, func(nc net.Conn) net.Conn { return tlsConn{tls.Server(nc, cfg)} }}
+}
+
+func eitherListener(ln net.Listener, cfg *tls.Config) net.Listener {
+	return &wrapping{ln, func(nc net.Conn) net.Conn { return &either{Conn: nc, tls: cfg} }}
 }
 
 // tlsConn is a connection with TLS whose Close does not wait.
@@ -123,21 +132,6 @@ func (c tlsConn) Close() error {
 	late := time.AfterFunc(goodbye, func() { _ = c.NetConn().Close() })
 	defer late.Stop()
 	return c.Conn.Close()
-}
-
-// eitherListener takes connections with TLS and without.
-type eitherListener struct {
-	net.Listener
-	tls *tls.Config
-}
-
-// Accept implements net.Listener.
-func (l eitherListener) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &either{Conn: nc, tls: l.tls}, nil
 }
 
 // either is a connection whose client's first byte says whether it has TLS. The server must read before it writes.

@@ -132,9 +132,9 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 		if t := s.tls[name]; t != nil {
 			switch how {
 			case SecuredFully:
-				ln = tlsListener{ln, t.server(e)}
+				ln = tlsListener(ln, t.server(e))
 			case SecuredIfAsked:
-				ln = eitherListener{ln, t.server(e)}
+				ln = eitherListener(ln, t.server(e))
 			}
 		}
 		opened = append(opened, ln)

@@ -402,9 +402,9 @@ func TestTLS_CloseDoesNotWaitForWhoDoesNotRead(t *testing.T) {
 	for _, either := range []bool{false, true} {
 		near, far := net.Pipe()
 		defer far.Close() //nolint:errcheck // a test's
-		var ln net.Listener = tlsListener{oneListener{nc: near}, cfg}
+		ln := tlsListener(oneListener{nc: near}, cfg)
 		if either {
-			ln = eitherListener{oneListener{nc: near}, cfg}
+			ln = eitherListener(oneListener{nc: near}, cfg)
 		}
 		nc, err := ln.Accept()
 		if err != nil {

@@ -19,19 +19,19 @@ func (l *Log) votes(ws []Write) []subRecord {
 	}
 	for i := range ws {
 		w := &ws[i]
-		if w.Remove || w.State == (HardState{}) && w.Replica == 0 {
-			continue
+		s := l.shards[w.Shard]
+		if s == nil {
+			s = &shardLog{}
 		}
-		r := l.subRecordOf(w)
-		v := subRecord{shard: w.Shard, counter: r.counter + 1, replica: r.replica}
-		was := HardState{}
-		if s := l.shards[w.Shard]; s != nil && r.flags&subReplica == 0 {
-			was, v.replica = s.state, s.replica
+		was, v := s.state, subRecord{shard: w.Shard, counter: s.counter + 2, replica: s.replica}
+		moves := w.Replica != 0 && w.Replica != s.replica
+		if moves {
+			was, v.replica = HardState{}, w.Replica
 		}
-		if w.State.Term != was.Term || w.State.Vote != was.Vote {
-			v.flags, v.state = r.flags&subState, r.state
+		if w.State != (HardState{}) && (w.State.Term != was.Term || w.State.Vote != was.Vote) {
+			v.flags, v.state = subState, w.State
 		}
-		if v.flags|r.flags&subReplica == 0 {
+		if w.Remove || !moves && v.flags == 0 {
 			continue
 		}
 		if v.replica != 0 {

@@ -12,10 +12,7 @@ const tcpUserTimeout = 0x12
 // ackedWithin has the system end a connection when the other side has confirmed nothing of what was sent for so long. The system would try again for
 // a quarter of an hour, each time after a longer pause, so that a network that was away for a minute is found to be back after another one.
 func ackedWithin(c net.Conn, limit time.Duration) {
-	if s, ok := c.(interface{ NetConn() net.Conn }); ok {
-		c = s.NetConn()
-	}
-	sc, ok := c.(syscall.Conn)
+	sc, ok := plain(c).(syscall.Conn)
 	if !ok {
 		return
 	}

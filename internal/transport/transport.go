@@ -468,16 +468,21 @@ func (t *Transport) Serve(ln net.Listener) {
 	}()
 }
 
+// plain returns what a connection runs on: with TLS another one.
+func plain(c net.Conn) net.Conn {
+	if s, ok := c.(interface{ NetConn() net.Conn }); ok {
+		return s.NetConn()
+	}
+	return c
+}
+
 // admit makes room for a connection that has not shown yet who it is, and known ends that.
 func (t *Transport) admit(c net.Conn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.strangers) >= strangersMax {
-		old := t.strangers[0]
-		if s, ok := old.(interface{ NetConn() net.Conn }); ok {
-			old = s.NetConn() // TLS would say good-bye first, which may take long
-		}
-		_ = old.Close()
+		// TLS would say good-bye first, which may take long.
+		_ = plain(t.strangers[0]).Close()
 		t.strangers = slices.Delete(t.strangers, 0, 1)
 	}
 	t.strangers = append(t.strangers, c)

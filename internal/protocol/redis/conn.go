@@ -76,9 +76,9 @@ type conn struct {
 
 	// lone counts the requests in a row that came alone and that a gatherer would serve.
 	lone int
-	// leaves says that the client sends lone reads, whose answers others write through sock, unless the connection keeps that to itself.
-	leaves, keeps bool
-	sock          syscall.RawConn
+	// leaves says that the client sends lone reads, whose answers others write through sock, if there is one.
+	leaves bool
+	sock   syscall.RawConn
 	// gathering is the gatherer's, while it serves the connection.
 	gathering gathering
 
@@ -156,7 +156,7 @@ type request struct {
 func (r *request) Deadline() (time.Time, bool) { return r.deadline, true }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{s: s, nc: nc, id: s.nextID.Add(1), addr: nc.RemoteAddr().String(), born: s.client.Now(), proto: 2, shownProto: 2}
+	c := &conn{s: s, nc: nc, sock: socket(nc), id: s.nextID.Add(1), addr: nc.RemoteAddr().String(), born: s.client.Now(), proto: 2, shownProto: 2}
 	c.wait, c.cancelWait = context.WithCancel(s.ctx)
 	c.seed = uint64(c.id)<<32 ^ uint64(c.born.UnixNano())
 	c.lastRead.Store(s.tick.Load())

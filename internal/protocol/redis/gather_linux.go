@@ -155,10 +155,8 @@ func (c *conn) gather() bool {
 		return false
 	}
 	served := false
-	if sc, ok := c.nc.(syscall.Conn); ok {
-		if raw, err := sc.SyscallConn(); err == nil {
-			_ = raw.Control(func(fd uintptr) { served = c.gathering.serve(c, int(fd)) })
-		}
+	if c.sock != nil {
+		_ = c.sock.Control(func(fd uintptr) { served = c.gathering.serve(c, int(fd)) })
 	}
 	if !served {
 		// With TLS, or without descriptors, it will not be another time either.
@@ -417,25 +415,11 @@ func (g *gatherer) answer(b *gathered, now batch) {
 	}, func(i int, reply []byte, err error) {
 		r := now.reads[i]
 		r.c.addRead(readCommand{cmd: r.cmd}, reply, err)
-		if r.c.writeNow() {
+		if r.c.writeNow(r.c.gathering.fd) {
 			g.served(&r.c.gathering)
 		} else {
 			// Its goroutine waits for room, or finds the connection broken.
 			g.giveBack(&r.c.gathering)
 		}
 	})
-}
-
-// writeNow writes the answers out, and says whether there was room for all of them. What is left stays in out.
-func (c *conn) writeNow() bool {
-	for len(c.out) > 0 {
-		n, err := syscall.Write(c.gathering.fd, c.out)
-		switch {
-		case err == nil:
-			c.written(n)
-		case !errors.Is(err, syscall.EINTR):
-			return false
-		}
-	}
-	return true
 }

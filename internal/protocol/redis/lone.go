@@ -41,7 +41,7 @@ const (
 // leave asks the connection's only read without waiting for it. It returns false, and has done nothing, if that has to be waited for.
 func (c *conn) leave() bool {
 	s := c.s
-	if !c.lends() {
+	if c.sock == nil {
 		return false
 	}
 	if s.asking.Add(1) > s.cfg.askingMax {

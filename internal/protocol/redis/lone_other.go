@@ -2,6 +2,11 @@
 
 package redis
 
-func (c *conn) lends() bool { return false }
+import (
+	"net"
+	"syscall"
+)
+
+func socket(net.Conn) syscall.RawConn { return nil }
 
 func (c *conn) writeSome() bool { return false }

@@ -4,41 +4,44 @@ package redis
 
 import (
 	"errors"
+	"net"
 	"syscall"
 )
 
-// lends says whether others may write the connection's answers.
-func (c *conn) lends() bool {
-	if c.sock == nil && !c.keeps {
-		sc, ok := c.nc.(syscall.Conn)
-		if ok {
-			c.sock, _ = sc.SyscallConn()
-		}
-		// With TLS only its goroutine can.
-		c.keeps = c.sock == nil
+// socket returns how others than a connection's goroutine write to it, nil if they cannot: with TLS only one may.
+func socket(nc net.Conn) syscall.RawConn {
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return nil
 	}
-	return !c.keeps
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
 }
 
-// writeSome writes the answers out, and says whether all of them went. What is left stays in out: there was no room, or the connection is
-// broken, which a write that waits will find.
-func (c *conn) writeSome() bool {
-	n := 0
-	err := c.sock.Write(func(fd uintptr) bool {
-		for n < len(c.out) {
-			m, err := syscall.Write(int(fd), c.out[n:])
-			switch {
-			case errors.Is(err, syscall.EINTR):
-			case err != nil:
-				return true
-			default:
-				n += m
-			}
+// writeNow writes the answers out, and says whether there was room for all of them. What is left stays in out. The connection must not be closed
+// meanwhile.
+func (c *conn) writeNow(fd int) bool {
+	for len(c.out) > 0 {
+		n, err := syscall.Write(fd, c.out)
+		switch {
+		case err == nil:
+			c.written(n)
+		case !errors.Is(err, syscall.EINTR):
+			return false
 		}
+	}
+	return true
+}
+
+// writeSome is writeNow for a connection that may be closed, which is then as one that has no room: a write that waits will find it.
+func (c *conn) writeSome() bool {
+	all := false
+	_ = c.sock.Write(func(fd uintptr) bool {
+		all = c.writeNow(int(fd))
 		return true
 	})
-	if err == nil && n > 0 {
-		c.written(n)
-	}
-	return len(c.out) == 0
+	return all
 }

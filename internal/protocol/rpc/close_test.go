@@ -165,15 +165,7 @@ func TestClose_NoCallFails(t *testing.T) {
 		cfg.CloseTimeout = 10 * time.Second
 		s := New(cfg)
 		s.RegisterService(d, nil)
-		go func() {
-			for {
-				nc, err := ln.Accept()
-				if err != nil {
-					return
-				}
-				go s.Serve(nc)
-			}
-		}()
+		go acceptAll(s, ln)
 		return node{s, ln, ln.Addr().String()}
 	}
 	nodes := [2]node{up("127.0.0.1:0"), up("127.0.0.1:0")}

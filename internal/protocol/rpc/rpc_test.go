@@ -89,19 +89,22 @@ func dial(t testing.TB, addr string, opts ...grpc.DialOption) *grpc.ClientConn {
 	return c
 }
 
+// acceptAll serves what comes until the listener is closed.
+func acceptAll(s *Server, ln net.Listener) {
+	for {
+		nc, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		go s.Serve(nc)
+	}
+}
+
 func start(t testing.TB, cfg Config, d *grpc.ServiceDesc) (*Server, string) {
 	s := New(cfg)
 	s.RegisterService(d, nil)
 	ln := listen(t)
-	go func() {
-		for {
-			nc, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go s.Serve(nc)
-		}
-	}()
+	go acceptAll(s, ln)
 	t.Cleanup(func() { _ = ln.Close(); s.Close() })
 	return s, ln.Addr().String()
 }
