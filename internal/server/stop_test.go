@@ -78,6 +78,21 @@ func (c *crowd) close() {
 	}
 }
 
+// askHTTP sends a request and waits until it is answered.
+func (c *crowd) askHTTP(addr string, request []byte) {
+	c.t.Helper()
+	nc := c.dial(addr)
+	if err := nc.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		c.t.Fatal(err)
+	}
+	if _, err := nc.Write(request); err != nil {
+		c.t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(nc).ReadString('\n'); err != nil || !strings.HasPrefix(line, "HTTP/1.1 200") {
+		c.t.Fatalf("%.40q: %q %v", request, line, err)
+	}
+}
+
 // askKafka sends a request and reads the answer behind its correlation id.
 func (c *crowd) askKafka(nc net.Conn, request []byte) []byte {
 	c.t.Helper()
@@ -185,9 +200,9 @@ func (c *crowd) before(a Listen) {
 	c.askKafka(c.dial(a.Kafka), joinRequest("slow", ""))
 	c.say(a.Kafka, joinRequest("slow", ""))
 	key := base64.StdEncoding.EncodeToString([]byte("lock"))
-	c.say(a.Etcd, post("/v3/lock/lock", `{"name":"`+key+`"}`))
+	c.askHTTP(a.Etcd, post("/v3/lock/lock", `{"name":"`+key+`"}`))
+	// All others wait for that one.
 	c.say(a.Etcd, post("/v3/election/campaign", `{"name":"`+key+`","value":"`+key+`"}`))
-	time.Sleep(300 * time.Millisecond)
 	c.say(a.Etcd, post("/v3/lock/lock", `{"name":"`+key+`"}`))
 	c.say(a.Etcd, post("/v3/election/campaign", `{"name":"`+key+`","value":"`+key+`"}`))
 	c.say(a.Etcd, post("/v3/election/observe", `{"name":"`+key+`"}`))
