@@ -450,7 +450,7 @@ func (g *Engine) turnOnce() bool {
 // handle does what a turn asks. It returns false if the engine has to stop.
 func (g *Engine) handle(out *replica.Output) bool {
 	for _, f := range out.Frames {
-		g.transport.Send(transport.NodeID(f.To), f.Data)
+		g.transport.Send(transport.NodeID(f.To), f.Data, f.Control)
 	}
 	if len(out.Writes) > 0 {
 		g.wmu.Lock()

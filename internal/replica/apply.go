@@ -88,7 +88,7 @@ func (h *Host) deferApply() bool {
 	}
 	busy := len(h.out.Writes) > 0
 	for _, id := range h.peerIDs {
-		busy = busy || h.peers[id].frame != nil
+		busy = busy || h.peers[id].framed()
 	}
 	if busy {
 		h.deferred++

@@ -97,11 +97,10 @@ func (h *Host) sendHeld() {
 					late = append(late, id)
 				}
 			}
-		case !due && c.p.frame == nil && !h.now.Before(c.p.hurryUntil):
+		case !due && !c.p.framed() && !h.now.Before(c.p.hurryUntil):
 			return false
 		}
-		f := h.frameFor(c.p)
-		*f = appendRaft(*f, c.r.id, c.m, c.r.knownFlag(c.m))
+		h.put(c.p, c.r, c.m)
 		return true
 	})
 	// Next time the others are asked first.

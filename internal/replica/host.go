@@ -165,10 +165,12 @@ func (LogDone) input()    {}
 func (Flushed) input()    {}
 func (Link) input()       {}
 
-// Outgoing is a frame for another node. It may be lost, doubled and reordered.
+// Outgoing is a frame for another node. It may be lost, doubled and reordered. One with Control should not wait behind others: it is short, and
+// what it says is that nodes are there, what they have, and what they vote.
 type Outgoing struct {
-	To   shard.NodeID
-	Data []byte
+	To      shard.NodeID
+	Data    []byte
+	Control bool
 }
 
 // Answer completes a future of a Propose, or fails one of a Read.
@@ -253,6 +255,8 @@ type Host struct {
 
 	now      time.Time
 	nextTick time.Time
+	// ticked says that this turn has a tick.
+	ticked bool
 	// votesFrom is when this node may take part in elections, if leases are in use: before it was started it may have
 	// promised a leader not to.
 	votesFrom time.Time
@@ -293,14 +297,14 @@ type Host struct {
 
 type peer struct {
 	id shard.NodeID
-	// full are the frames of this turn that take no more; frame is the one being built.
-	full  [][]byte
-	frame []byte
+	// bulk and control are what this turn has for the peer.
+	bulk, control lane
 	// size is that of recent frames, about.
-	size      int
-	session   uint64
-	logID     uint64
-	heard     time.Time
+	size    int
+	session uint64
+	logID   uint64
+	heard   time.Time
+	// sent is when the last control frame was.
 	sent      time.Time
 	alive     bool
 	greeted   bool
@@ -441,7 +445,8 @@ func (h *Host) Turn(now time.Time, in []Input) Output {
 			h.link(i)
 		}
 	}
-	if !h.now.Before(h.nextTick) {
+	h.ticked = !h.now.Before(h.nextTick)
+	if h.ticked {
 		h.tick()
 	}
 	h.fireTimers()
@@ -500,23 +505,13 @@ func (h *Host) finish() {
 		h.nextPing = h.now.Add(h.cfg.Tick)
 		for _, id := range h.peerIDs {
 			if p := h.peers[id]; h.now.Sub(p.sent) >= h.cfg.Tick {
-				h.frameFor(p)
+				h.controlFor(p)
 			}
 		}
 	}
 	h.sendHeld()
 	for _, id := range h.peerIDs {
-		p := h.peers[id]
-		for i, f := range p.full {
-			h.out.Frames = append(h.out.Frames, Outgoing{To: id, Data: f})
-			p.full[i] = nil
-		}
-		p.full = p.full[:0]
-		if p.frame != nil {
-			h.out.Frames = append(h.out.Frames, Outgoing{To: id, Data: p.frame})
-			p.size = (3*p.size + len(p.frame)) / 4
-			p.frame, p.sent = nil, h.now
-		}
+		h.closeFrames(h.peers[id])
 	}
 	if len(h.out.Writes) > 0 {
 		h.logSeq++
@@ -576,20 +571,6 @@ func (h *Host) markDirty(r *replica) {
 		r.dirty = true
 		h.dirty = append(h.dirty, r)
 	}
-}
-
-// frameFor returns the frame to which the next message for a peer goes, starting one if need be.
-func (h *Host) frameFor(p *peer) *[]byte {
-	if len(p.frame) >= frameFull {
-		p.full = append(p.full, p.frame)
-		p.frame = nil
-	}
-	if p.frame == nil {
-		p.frame = appendFrameHeader(make([]byte, 0, min(max(256, p.size+p.size/4), frameRoomMax)), frameHeader{
-			from: h.cfg.Node, session: h.cfg.Session, logID: h.cfg.LogID, yourLog: p.logID,
-		})
-	}
-	return &p.frame
 }
 
 // tick advances raft's timers and everything that is looked at only now and then.

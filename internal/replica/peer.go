@@ -215,7 +215,7 @@ func (h *Host) link(l Link) {
 		return
 	}
 	if l.Up {
-		h.frameFor(p)
+		h.controlFor(p)
 		return
 	}
 	if !l.Refused || h.cfg.LeaseReads {

@@ -324,7 +324,7 @@ func (h *Host) knows(p *peer, hd frameHeader) bool {
 		p.strangeSession = hd.session
 		h.note(true, 0, "peer came back with another disk; it must rebuild", "peer", p.id)
 	}
-	h.frameFor(p)
+	h.controlFor(p)
 	return false
 }
 

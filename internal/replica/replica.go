@@ -490,7 +490,17 @@ func (r *replica) send(m *raftpb.Message) {
 	if r.host.holdBack(r, p, m) || r.saysNothing(m) {
 		return
 	}
-	f := r.host.frameFor(p)
+	r.host.put(p, r, m)
+}
+
+// put puts a raft message into a frame.
+func (h *Host) put(p *peer, r *replica, m *raftpb.Message) {
+	f := (*[]byte)(nil)
+	if m.GetType() == raftpb.MsgApp {
+		f = h.frameFor(p)
+	} else {
+		f = h.controlFor(p)
+	}
 	*f = appendRaft(*f, r.id, m, r.knownFlag(m))
 }
 

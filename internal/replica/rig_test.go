@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,9 +28,18 @@ type rig struct {
 	noLog bool
 	cfg   func(*Config)
 	// sent is called with each frame that is sent.
-	sent  func(from shard.NodeID, f Outgoing)
-	notes []string
-	boots uint64
+	sent func(from shard.NodeID, f Outgoing)
+	// takes, if there is one, says when a frame that is sent now arrives; flying are those under way.
+	takes  func(from shard.NodeID, f Outgoing) time.Time
+	flying []flight
+	notes  []string
+	boots  uint64
+}
+
+type flight struct {
+	at   time.Time
+	from shard.NodeID
+	f    Outgoing
 }
 
 type rigNode struct {
@@ -211,7 +221,11 @@ func (n *rigNode) turn(in ...Input) Output {
 		if r.sent != nil {
 			r.sent(n.id, f)
 		}
-		r.deliver(n.id, f)
+		if r.takes == nil {
+			r.deliver(n.id, f)
+		} else {
+			r.flying = append(r.flying, flight{r.takes(n.id, f), n.id, f})
+		}
 	}
 	if len(out.Writes) > 0 {
 		n.writes, n.seq = append(n.writes, out.Writes...), out.Seq
@@ -284,7 +298,7 @@ func (r *rig) deliver(from shard.NodeID, f Outgoing) {
 func (r *rig) settle() {
 	r.Helper()
 	for range 10000 {
-		did := false
+		did := r.land()
 		for _, n := range r.nodes {
 			if n.host != nil && (len(n.inbox) > 0 || !n.wake.After(r.now)) {
 				n.turn()
@@ -298,6 +312,21 @@ func (r *rig) settle() {
 	r.Fatal("the cluster does not come to rest")
 }
 
+// land delivers the frames whose time has come.
+func (r *rig) land() bool {
+	r.Helper()
+	did := false
+	r.flying = slices.DeleteFunc(r.flying, func(x flight) bool {
+		if x.at.After(r.now) {
+			return false
+		}
+		r.deliver(x.from, x.f)
+		did = true
+		return true
+	})
+	return did
+}
+
 // run lets time pass.
 func (r *rig) run(d time.Duration) {
 	r.Helper()
@@ -308,6 +337,11 @@ func (r *rig) run(d time.Duration) {
 		for _, n := range r.nodes {
 			if n.host != nil && n.wake.Before(next) {
 				next = n.wake
+			}
+		}
+		for _, x := range r.flying {
+			if x.at.Before(next) {
+				next = x.at
 			}
 		}
 		if !next.Before(end) {

@@ -246,7 +246,7 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 
 // confirmChunk tells the sender which chunk is wanted next; done says that the snapshot is no longer wanted.
 func (r *replica) confirmChunk(p *peer, to, index, next uint64, done bool) {
-	f := r.host.frameFor(p)
+	f := r.host.controlFor(p)
 	w := beginMessage(*f, msgChunkOK)
 	b := binary.AppendUvarint(w.b, uint64(r.id))
 	for _, v := range [...]uint64{r.rid, to, index, next} {

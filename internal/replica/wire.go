@@ -17,6 +17,8 @@ const (
 	// frameFull is the size from which a frame takes no more messages. What a turn has for a node may be any size; one frame
 	// of it would be over what the transport takes, be dropped, and be made again just as large.
 	frameFull = 1 << 20
+	// frameJoinMax is how large a frame may be that holds control messages behind others.
+	frameJoinMax = 64 << 10
 	// frameRoomMax bounds what a new frame takes in advance: most frames are small, whatever the others are.
 	frameRoomMax = 4 << 10
 )

@@ -1,7 +1,8 @@
-// Package transport carries frames between the nodes of a cluster, over one TCP stream a node and direction.
+// Package transport carries frames between the nodes of a cluster, over two TCP streams a node and direction: one, and another for control frames
+// that would have to wait on the first.
 //
 // Frames may be lost: when a link is down or its queue is full they are dropped, as the raft above expects of a network.
-// They are never damaged (each has a checksum) and come in order within one connection. Format: docs/formats/peer.md.
+// They are never damaged (each has a checksum), and come in order but for those of the second stream. Format: docs/formats/peer.md.
 package transport
 
 import (
@@ -16,7 +17,6 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/quorate/quorate/internal/env"
@@ -68,28 +68,6 @@ type Transport struct {
 	refusals map[direction]*refusal
 }
 
-// link sends to one peer.
-type link struct {
-	t    *Transport
-	to   NodeID
-	addr string
-	wake chan struct{}
-
-	// bytes are those of the frames in queue, and of those that the pump has taken from it and not sent yet.
-	mu      sync.Mutex
-	queue   [][]byte
-	bytes   int
-	dropped uint64
-	up      bool
-	raw     syscall.RawConn
-
-	// wmu is held by whoever writes to the connection. rest is the part of a frame, one of at most pieceBytes, that did not fit into
-	// the socket; buf is reused.
-	wmu  sync.Mutex
-	rest []byte
-	buf  []byte
-}
-
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 const (
@@ -104,6 +82,9 @@ const (
 	// is the time without progress that counts, since a large frame over a slow link takes long.
 	pieceBytes = 256 << 10
 	pieceLimit = 10 * time.Second
+	// sideFrom is how much must wait on a link for control frames to take the second, and sideBytesMax what may wait there.
+	sideFrom     = 64 << 10
+	sideBytesMax = 4 << 20
 	// ackLimit is how long a peer may confirm nothing, and what waits for it may still fit into the buffers of the system.
 	ackLimit = 5 * time.Second
 )
@@ -122,89 +103,34 @@ func New(cfg Config, e *env.Env, log *slog.Logger) *Transport {
 		refusals: map[direction]*refusal{},
 	}
 	for id, addr := range cfg.Peers {
-		l := &link{t: t, to: id, addr: addr, wake: make(chan struct{}, 1)}
+		l := newLink(t, id, addr)
 		t.links[id] = l
-		t.wg.Add(1)
+		t.wg.Add(2)
 		go l.run()
+		go l.side.run()
 	}
 	return t
 }
 
-// Send queues a frame for a peer and returns at once. The slice must not be changed afterwards.
-func (t *Transport) Send(to NodeID, frame []byte) {
+// Send queues a frame for a peer and returns at once. The slice must not be changed afterwards. Control frames, which are short, do not wait behind
+// others: if the link has something to send already, they take the peer's second one.
+func (t *Transport) Send(to NodeID, frame []byte, control bool) {
 	l := t.links[to]
-	if l == nil {
+	if l == nil || l.send(frame, control) {
 		return
 	}
-	l.mu.Lock()
-	if !l.up || l.bytes+len(frame) > t.cfg.QueueBytesMax {
-		l.dropped++
-		l.mu.Unlock()
-		return
-	}
-	raw := l.raw
-	direct := len(l.queue) == 0 && raw != nil && len(frame) <= pieceBytes && l.wmu.TryLock()
-	if direct && len(l.rest) > 0 {
-		l.wmu.Unlock()
-		direct = false
-	}
-	if !direct {
-		l.queue = append(l.queue, frame)
-		l.bytes += len(frame)
-		l.mu.Unlock()
-		l.signal()
-		return
-	}
-	l.mu.Unlock()
-	sent := l.tryWrite(raw, frame)
-	l.wmu.Unlock()
-	if !sent {
-		l.signal()
-	}
-}
-
-func (l *link) signal() {
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
-}
-
-// tryWrite writes a frame at once if the socket has room for it; that saves waking another goroutine for each. What does
-// not fit is left in rest, which must be empty, and false is returned. It needs wmu.
-func (l *link) tryWrite(raw syscall.RawConn, frame []byte) bool {
-	l.buf = appendFrame(l.buf[:0], frame)
-	b := l.buf
-	err := raw.Write(func(fd uintptr) bool {
-		n, err := syscall.Write(int(fd), b)
-		if n > 0 {
-			b = b[n:]
-		}
-		// Any error shows again when the pump writes.
-		_ = err
-		return true
-	})
-	if err == nil && len(b) == 0 {
-		return true
-	}
-	l.rest = append(l.rest[:0], b...)
-	return false
-}
-
-func appendFrame(b, f []byte) []byte { return append(appendFrameHeader(b, f), f...) }
-
-func appendFrameHeader(b, f []byte) []byte {
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(f)))
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(f, castagnoli))
+	l.side.send(frame, false)
 }
 
 // Dropped returns how many frames were not sent because a link was down or its queue full.
 func (t *Transport) Dropped() uint64 {
 	n := uint64(0)
 	for _, l := range t.links {
-		l.mu.Lock()
-		n += l.dropped
-		l.mu.Unlock()
+		for _, l := range [...]*link{l, l.side} {
+			l.mu.Lock()
+			n += l.dropped
+			l.mu.Unlock()
+		}
 	}
 	return n
 }
@@ -240,188 +166,6 @@ func (t *Transport) untrack(c net.Conn) {
 	delete(t.conns, c)
 	t.mu.Unlock()
 	_ = c.Close()
-}
-
-// run keeps the link up until the transport closes.
-func (l *link) run() {
-	t := l.t
-	defer t.wg.Done()
-	wait := redialMin
-	for t.ctx.Err() == nil {
-		began := t.env.Now()
-		err := l.connect()
-		if t.ctx.Err() != nil {
-			return
-		}
-		refused := errors.Is(err, syscall.ECONNREFUSED)
-		t.cfg.OnLink(l.to, false, refused)
-		if t.env.Now().Sub(began) > time.Second {
-			wait = redialMin
-		}
-		t.log.Debug("peer link is down", "peer", l.to, "addr", l.addr, "error", err, "retry_in", wait)
-		select {
-		case <-t.ctx.Done():
-			return
-		case <-time.After(wait):
-		}
-		wait = min(2*wait, redialMax)
-	}
-}
-
-// connect dials the peer and sends until the connection breaks.
-func (l *link) connect() error {
-	t := l.t
-	ctx, cancel := context.WithTimeout(t.ctx, handshakeLimit)
-	c, err := t.env.Dial(ctx, l.addr)
-	cancel()
-	if err != nil {
-		l.unsafe(err)
-		return err
-	}
-	ackedWithin(c, ackLimit)
-	if !t.track(c) {
-		return net.ErrClosed
-	}
-	defer t.untrack(c)
-	if err := l.greet(c); err != nil {
-		return err
-	}
-	gone := make(chan error, 1)
-	t.wg.Add(1)
-	go func() {
-		defer t.wg.Done()
-		// The peer says nothing after the handshake; the read ends when it closes or dies.
-		var b [1]byte
-		_, err := c.Read(b[:])
-		gone <- err
-		_ = c.Close()
-	}()
-	l.set(true, c)
-	t.cfg.OnLink(l.to, true, false)
-	defer l.set(false, nil)
-	return l.pump(c, gone)
-}
-
-// set notes that the link is up or down; nothing that waited for an earlier connection is sent on a new one.
-func (l *link) set(up bool, c net.Conn) {
-	l.wmu.Lock()
-	defer l.wmu.Unlock()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.up, l.queue, l.bytes, l.rest, l.raw = up, nil, 0, nil, nil
-	if sc, ok := c.(syscall.Conn); ok && up {
-		if raw, err := sc.SyscallConn(); err == nil {
-			l.raw = raw
-		}
-	}
-}
-
-// pump writes queued frames, many in one system call.
-func (l *link) pump(c net.Conn, gone <-chan error) error {
-	for {
-		select {
-		case <-l.wake:
-		case err := <-gone:
-			return fmt.Errorf("peer closed the link: %w", err)
-		case <-l.t.ctx.Done():
-			return l.t.ctx.Err()
-		}
-		if err := l.drain(c); err != nil {
-			return err
-		}
-	}
-}
-
-// drain writes everything that waits, in pieces.
-func (l *link) drain(c net.Conn) error {
-	l.wmu.Lock()
-	defer l.wmu.Unlock()
-	l.buf = append(l.buf[:0], l.rest...)
-	l.rest = nil
-	taken := 0 // bytes of frames that are in buf to their end
-	piece := func() error {
-		if len(l.buf) > 0 {
-			if err := c.SetWriteDeadline(time.Now().Add(pieceLimit)); err != nil {
-				return err
-			}
-			if _, err := c.Write(l.buf); err != nil {
-				return err
-			}
-			l.buf = l.buf[:0]
-		}
-		l.mu.Lock()
-		l.bytes -= taken
-		l.mu.Unlock()
-		taken = 0
-		return nil
-	}
-	for {
-		l.mu.Lock()
-		q := l.queue
-		l.queue = nil
-		l.mu.Unlock()
-		for i, f := range q {
-			l.buf = appendFrameHeader(l.buf, f)
-			for left := f; len(left) > 0; {
-				n := min(len(left), max(pieceBytes-len(l.buf), 0))
-				l.buf = append(l.buf, left[:n]...)
-				left = left[n:]
-				if len(l.buf) < pieceBytes {
-					continue
-				}
-				if err := piece(); err != nil {
-					return err
-				}
-			}
-			taken += len(f)
-			q[i] = nil
-		}
-		if len(q) == 0 && len(l.buf) == 0 && taken == 0 {
-			return nil
-		}
-		if err := piece(); err != nil {
-			return err
-		}
-	}
-}
-
-// unsafe notes that a link is refused for a certificate.
-func (l *link) unsafe(err error) {
-	if untrusted(err) {
-		l.t.refused(slog.LevelWarn, direction{peer: l.to}, "peer link cannot be secured", err.Error(), "peer", l.to, "addr", l.addr)
-	}
-}
-
-// greet shows who calls, and reads whether the peer agrees.
-func (l *link) greet(c net.Conn) error {
-	t := l.t
-	if err := c.SetDeadline(time.Now().Add(handshakeLimit)); err != nil {
-		return err
-	}
-	b := binary.LittleEndian.AppendUint32([]byte(magic), t.cfg.Shards)
-	b = binary.LittleEndian.AppendUint32(b, t.cfg.Self)
-	b = binary.LittleEndian.AppendUint32(b, l.to)
-	b = append(binary.LittleEndian.AppendUint16(b, uint16(len(t.cfg.Cluster))), t.cfg.Cluster...)
-	b = append(binary.LittleEndian.AppendUint32(b, uint32(len(t.cfg.Hello))), t.cfg.Hello...)
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-	if _, err := c.Write(b); err != nil {
-		return err
-	}
-	var n [2]byte
-	if _, err := io.ReadFull(c, n[:]); err != nil {
-		l.unsafe(err)
-		return fmt.Errorf("peer did not answer the handshake: %w", err)
-	}
-	if size := binary.LittleEndian.Uint16(n[:]); size > 0 {
-		why := make([]byte, size)
-		if _, err := io.ReadFull(c, why); err != nil {
-			return err
-		}
-		t.refused(slog.LevelWarn, direction{peer: l.to}, "peer refuses the link", string(why), "peer", l.to, "addr", l.addr)
-		return errs.New(errs.Denied, "peer %d refuses the link: %s", l.to, why)
-	}
-	t.accepted(direction{peer: l.to})
-	return c.SetDeadline(time.Time{})
 }
 
 // Serve accepts links until the transport closes; it owns the listener from then on.

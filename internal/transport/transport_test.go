@@ -100,7 +100,7 @@ func TestTransport_FramesComeInOrder(t *testing.T) {
 	const n = 2000
 	for i := range n {
 		// Some frames are larger than a socket's buffer.
-		a.t.Send(2, append(binary.LittleEndian.AppendUint32(nil, uint32(i)), make([]byte, i%7*i%300_000)...))
+		a.t.Send(2, append(binary.LittleEndian.AppendUint32(nil, uint32(i)), make([]byte, i%7*i%300_000)...), false)
 	}
 	eventually(t, "all frames", b.locked(func() bool { return len(b.got) == n }))
 	for i, f := range b.got {
@@ -122,7 +122,7 @@ func TestTransport_RefusedAndBack(t *testing.T) {
 	}
 	a := startSide(t, "c", 1, map[NodeID]string{2: addr}, la, 0)
 	eventually(t, "refusal", a.locked(func() bool { return a.ref > 0 }))
-	a.t.Send(2, []byte("nobody hears this"))
+	a.t.Send(2, []byte("nobody hears this"), false)
 	if a.t.Dropped() != 1 {
 		t.Errorf("%d frames dropped, want 1", a.t.Dropped())
 	}
@@ -132,7 +132,7 @@ func TestTransport_RefusedAndBack(t *testing.T) {
 	}
 	b := startSide(t, "c", 2, map[NodeID]string{1: la.Addr().String()}, lb2, 0)
 	eventually(t, "link", a.locked(func() bool { return a.up[2] }))
-	a.t.Send(2, []byte("hello"))
+	a.t.Send(2, []byte("hello"), false)
 	eventually(t, "frame", b.locked(func() bool { return len(b.got) == 1 }))
 }
 
@@ -202,7 +202,7 @@ func TestTransport_SilentStrangersMakeRoom(t *testing.T) {
 		}
 		held = append(held, c)
 	}
-	b.t.Send(1, []byte("still here"))
+	b.t.Send(1, []byte("still here"), false)
 	eventually(t, "frame", func() bool {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -369,8 +369,9 @@ func (c *slowConn) Write(b []byte) (int, error) {
 
 // idleLink is a link without a goroutine, as if its connection were up and somebody held it for writing.
 func idleLink(queueBytesMax int) *link {
-	l := &link{to: 2, wake: make(chan struct{}, 1), up: true}
-	l.t = &Transport{cfg: Config{QueueBytesMax: queueBytesMax}, links: map[NodeID]*link{2: l}}
+	t := &Transport{cfg: Config{QueueBytesMax: queueBytesMax}, links: map[NodeID]*link{}}
+	l := newLink(t, 2, "")
+	l.up, t.links[2] = true, l
 	return l
 }
 
@@ -383,7 +384,7 @@ func TestTransport_LargeFramesOverASlowLink(t *testing.T) {
 	for _, n := range []int{5 << 20, 0, 1, pieceBytes - 8, pieceBytes - 7, pieceBytes - 20, 1000, 3 * pieceBytes, pieceBytes} {
 		f := bytes.Repeat([]byte{byte(n)}, n)
 		want = append(want, f)
-		l.t.Send(2, f)
+		l.t.Send(2, f, false)
 	}
 	if err := l.drain(c); err != nil {
 		t.Fatal(err)
@@ -400,7 +401,7 @@ func TestTransport_LargeFramesOverASlowLink(t *testing.T) {
 		t.Errorf("%d bytes more were sent, %d count as waiting, %d frames dropped", c.got.Len(), l.bytes, l.t.Dropped())
 	}
 	// A peer that takes less is given up.
-	l.t.Send(2, make([]byte, 1<<20))
+	l.t.Send(2, make([]byte, 1<<20), false)
 	if err := l.drain(&slowConn{perDeadline: pieceBytes / 2}); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
@@ -412,7 +413,7 @@ func TestTransport_QueueBoundHoldsWhileSending(t *testing.T) {
 	l := idleLink(4 * frame)
 	send := func(n int) {
 		for range n {
-			l.t.Send(2, make([]byte, frame))
+			l.t.Send(2, make([]byte, frame), false)
 		}
 	}
 	send(5)
