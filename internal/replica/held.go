@@ -165,8 +165,9 @@ type follower struct {
 	// acked is up to where it has the log, read the number of the last question of a read that it has answered, each with the
 	// term that counts for.
 	acked, read storage.Position
-	// beat is when the last heartbeat was sent.
+	// beat is when the last heartbeat was sent, sent the last entries.
 	beat time.Time
+	sent sentAppend
 }
 
 // follower returns what is known of a replica. The pointer is valid until the next call.
@@ -197,6 +198,9 @@ func (r *replica) noteKnown(m *raftpb.Message, flags byte) {
 		r.told = at
 	case m.GetType() == raftpb.MsgAppResp && !m.GetReject():
 		later(&r.follower(m.GetFrom()).acked)
+	case m.GetType() == raftpb.MsgAppResp:
+		// Something was lost before what is rejected here.
+		r.follower(m.GetFrom()).sent = sentAppend{}
 	case m.GetType() == raftpb.MsgHeartbeatResp && len(m.Context) > 0:
 		at.Index = binary.LittleEndian.Uint64(m.Context)
 		later(&r.follower(m.GetFrom()).read)

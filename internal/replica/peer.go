@@ -40,6 +40,7 @@ func (h *Host) receive(f Frame) {
 			h.wakeShardsOf(p.id)
 			h.wakeShardsOf(h.cfg.Node)
 			h.snapshotsLost(p.id)
+			h.linkAnew(p.id)
 		}
 	}
 	if !p.alive {
@@ -215,6 +216,7 @@ func (h *Host) link(l Link) {
 		return
 	}
 	if l.Up {
+		h.linkAnew(p.id)
 		h.controlFor(p)
 		return
 	}

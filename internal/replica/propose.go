@@ -63,7 +63,7 @@ type waitingAnswer struct {
 }
 
 // resendTicks is after how many ticks a forwarded batch is sent again. The wait doubles each time, up to resendDoublings
-// times, so that a slow leader does not get ever more of the same.
+// times, so that a slow leader does not get ever more of the same. A large one is given the time to go to the leader, and to come back from there as an entry.
 const (
 	resendTicks     = 5
 	resendDoublings = 4
@@ -246,7 +246,7 @@ func (r *replica) resend(newLeader bool) {
 		case newLeader || r.leads():
 			// Proposed to this leader in this term: it is in its log or in its frame.
 			continue
-		case h.now.Sub(b.sentAt) < h.cfg.Tick*resendTicks<<min(b.tries-1, resendDoublings):
+		case h.now.Sub(b.sentAt) < max(h.cfg.Tick*resendTicks, onTheWay(3*len(b.data)))<<min(b.tries-1, resendDoublings):
 			continue
 		}
 		r.dispatch(b)

@@ -93,6 +93,12 @@ const (
 	applyBytesMax  = 4 << 20
 )
 
+// inflightToPeer bounds the entries of one shard that are under way to one follower. All shards share the transport's queue, which drops what it has no room
+// for; a follower that has to catch up would be sent most of it again.
+func (c *Config) inflightToPeer() uint64 {
+	return uint64(min(16<<20, max(appendBytesMax, 32<<20/max(1, len(c.Shards)))))
+}
+
 // open starts the replica, or sets it to wait for a new id if its data cannot be trusted.
 func (r *replica) open(suspect bool) error {
 	h := r.host
@@ -230,7 +236,7 @@ func (r *replica) start() error {
 	rn, err := raft.NewRawNode(&raft.Config{
 		ID: r.rid, ElectionTick: h.cfg.ElectionTicks, HeartbeatTick: 1, Storage: &r.view,
 		Applied: r.machine.Applied().Index, AsyncStorageWrites: true, MaxSizePerMsg: appendBytesMax,
-		MaxCommittedSizePerReady: applyBytesMax, MaxInflightMsgs: 64, MaxInflightBytes: 16 << 20,
+		MaxCommittedSizePerReady: applyBytesMax, MaxInflightMsgs: 64, MaxInflightBytes: h.cfg.inflightToPeer(),
 		MaxUncommittedEntriesSize: 0, CheckQuorum: true, PreVote: true, ReadOnlyOption: raft.ReadOnlySafe,
 		DisableProposalForwarding: true, Logger: quiet{},
 	})
@@ -487,7 +493,7 @@ func (r *replica) send(m *raftpb.Message) {
 	if m.GetType() == raftpb.MsgHeartbeat {
 		r.nameTerm(m)
 	}
-	if r.host.holdBack(r, p, m) || r.saysNothing(m) {
+	if r.host.holdBack(r, p, m) || r.saysNothing(m) || r.tooSoon(m) {
 		return
 	}
 	r.host.put(p, r, m)

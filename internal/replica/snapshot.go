@@ -33,12 +33,21 @@ type snapshotOut struct {
 	meta   *raftpb.SnapshotMetadata
 	term   uint64
 	// chunks holds what is sent and not confirmed: chunk number first+i.
-	chunks [][]byte
+	chunks []sentChunk
 	first  uint64
 	last   bool
 	sum    *xxhash.Digest
-	// at is when the transfer last moved on, sentAt when a chunk was last sent.
-	at, sentAt time.Time
+	// at is when the transfer last moved on. again tells when the first chunk that is not confirmed was last sent, and wait for how long a
+	// confirmation may take before that is done again.
+	at    time.Time
+	again repeats
+	wait  time.Duration
+}
+
+type sentChunk struct {
+	data []byte
+	// at is when it was sent first.
+	at time.Time
 }
 
 type snapshotIn struct {
@@ -70,10 +79,14 @@ const (
 	// sendingMax is how many snapshots a node sends at once, of all shards together; each has up to chunksAhead chunks in memory. A node whose disk was
 	// replaced needs one of every shard. raft asks again with the next answer to a heartbeat.
 	sendingMax = 32
-	// snapshotRepeatTicks is after how many ticks unconfirmed chunks are sent again.
+	// snapshotRepeatTicks is after how many ticks at least an unconfirmed chunk is sent again.
 	snapshotRepeatTicks = 3
-	// snapshotGiveUp is how long a transfer may make no progress.
-	snapshotGiveUp = 10 * time.Second
+	// snapshotWaitMax is for how long at most the first repetition waits.
+	snapshotWaitMax = 8 * time.Second
+	// snapshotGiveUp is how long a transfer may make no progress if the other node is silent, snapshotGiveUpSlow if it is not: it may take so long to send
+	// what waits before the next chunk.
+	snapshotGiveUp     = 10 * time.Second
+	snapshotGiveUpSlow = 2 * time.Minute
 )
 
 // makeSnapshot tells raft where a snapshot taken now would stand.
@@ -111,6 +124,7 @@ func (r *replica) startSnapshot(p *peer, m *raftpb.Message) {
 	}
 	o := &snapshotOut{
 		to: m.GetTo(), reader: r.made, meta: meta, term: m.GetTerm(), sum: xxhash.New(), at: r.host.now,
+		again: repeats{at: r.host.now}, wait: snapshotRepeatTicks * r.host.cfg.Tick,
 	}
 	r.made = nil
 	r.out[o.to] = o
@@ -131,14 +145,13 @@ func (r *replica) pushChunks(p *peer, o *snapshotOut) {
 			c = []byte{}
 		}
 		_, _ = o.sum.Write(c)
-		o.chunks = append(o.chunks, c)
+		o.chunks = append(o.chunks, sentChunk{c, r.host.now})
 		r.sendChunk(p, o, len(o.chunks)-1)
 	}
 }
 
 // sendChunk sends chunk first+i. The last one is empty and carries the checksum of all.
 func (r *replica) sendChunk(p *peer, o *snapshotOut, i int) {
-	o.sentAt = r.host.now
 	f := r.host.frameFor(p)
 	w := beginMessage(*f, msgChunk)
 	b := binary.AppendUvarint(w.b, uint64(r.id))
@@ -155,7 +168,7 @@ func (r *replica) sendChunk(p *peer, o *snapshotOut, i int) {
 	if o.first+uint64(i) == 0 {
 		b = codec.AppendBytes(b, encodeConf(o.meta.GetConfState()))
 	}
-	w.b = codec.AppendBytes(b, o.chunks[i])
+	w.b = codec.AppendBytes(b, o.chunks[i].data)
 	*f = w.end()
 }
 
@@ -281,7 +294,8 @@ func (r *replica) receiveChunkOK(p *peer, rd *codec.Reader) {
 	if next == o.first || next > o.first+uint64(len(o.chunks)) {
 		return
 	}
-	o.at = r.host.now
+	o.took(r.host.now.Sub(o.chunks[next-o.first-1].at), snapshotRepeatTicks*r.host.cfg.Tick)
+	o.at, o.again = r.host.now, repeats{at: r.host.now}
 	o.chunks = o.chunks[next-o.first:]
 	o.first = next
 	if o.last && len(o.chunks) == 0 {
@@ -289,6 +303,14 @@ func (r *replica) receiveChunkOK(p *peer, rd *codec.Reader) {
 		return
 	}
 	r.pushChunks(p, o)
+}
+
+// took learns from the time that a chunk took how long the next may take. With a repetition it may be the time until what was lost was sent again.
+func (o *snapshotOut) took(d, least time.Duration) {
+	if o.again.tries == 0 {
+		d *= 2
+	}
+	o.wait = max(min(d, snapshotWaitMax), least)
 }
 
 func (r *replica) endSnapshot(o *snapshotOut, st raft.SnapshotStatus) {
@@ -302,20 +324,34 @@ func (r *replica) tickSnapshots() {
 	h := r.host
 	for _, id := range h.peerIDs {
 		for _, o := range r.outTo(id) {
-			switch idle := h.now.Sub(o.at); {
-			case idle > snapshotGiveUp:
+			switch {
+			case !r.isMember(o.to):
+				r.endSnapshot(o, raft.SnapshotFailure)
+			case h.standsStill(id, o.at):
 				h.note(true, r.id, "snapshot transfer makes no progress; given up", "to", id)
 				r.endSnapshot(o, raft.SnapshotFailure)
-			case idle > snapshotRepeatTicks*h.cfg.Tick && h.now.Sub(o.sentAt) > snapshotRepeatTicks*h.cfg.Tick:
-				for i := range o.chunks {
-					r.sendChunk(h.peers[id], o, i)
-				}
+			case len(o.chunks) > 0 && o.again.due(h.now, o.wait, 0):
+				// The receiver keeps those behind it.
+				r.sendChunk(h.peers[id], o, 0)
 			}
 		}
 	}
-	if r.in != nil && h.now.Sub(r.in.at) > snapshotGiveUp {
+	if r.in != nil && h.standsStill(replicaNode(r.in.from), r.in.at) {
 		r.dropSnapshotIn()
 	}
+}
+
+// isMember says whether a replica is one of the shard's at present.
+func (r *replica) isMember(id uint64) bool {
+	conf := r.confNow().state
+	return slices.Contains(conf.Voters, id) || slices.Contains(conf.Learners, id) || slices.Contains(conf.VotersOutgoing, id) ||
+		slices.Contains(conf.LearnersNext, id)
+}
+
+// standsStill says whether a transfer from or to a node that moved on last at some time is given up.
+func (h *Host) standsStill(n shard.NodeID, at time.Time) bool {
+	idle := h.now.Sub(at)
+	return idle > snapshotGiveUpSlow || idle > snapshotGiveUp && !h.Alive(n)
 }
 
 // snapshotsLost ends transfers to a node that was restarted, of which it has no part any more. It says so itself when it gets a chunk that cannot

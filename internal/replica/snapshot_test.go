@@ -175,15 +175,27 @@ func TestSnapshot_OfFewChunksStartsOverWhenTheReceiverRestarts(t *testing.T) {
 }
 
 func TestSnapshot_IsGivenUpWhenNothingMoves(t *testing.T) {
-	r, lead, other := behind(t, 30)
-	r.drop = func(_, _ shard.NodeID, kind byte) bool { return kind == msgChunk }
-	r.run(snapshotGiveUp + 2*time.Second)
-	if !r.noted("snapshot transfer makes no progress") {
-		t.Errorf("notes: %v", r.notes)
+	for _, silent := range []bool{true, false} {
+		r, lead, other := behind(t, 30)
+		r.drop = func(_, _ shard.NodeID, kind byte) bool { return kind == msgChunk }
+		after := snapshotGiveUpSlow
+		if silent {
+			r.until("transfer", func() bool { return lead.host.Shards()[0].Snapshotting })
+			r.isolate(other)
+			after = snapshotGiveUp
+		}
+		r.run(after - time.Second)
+		if r.noted("snapshot transfer makes no progress") {
+			t.Errorf("given up before %v, silent: %v", after, silent)
+		}
+		r.run(3 * time.Second)
+		if !r.noted("snapshot transfer makes no progress") {
+			t.Errorf("not given up after %v, silent: %v", after, silent)
+		}
+		r.heal()
+		r.until("value", func() bool { return other.get("last") == "1" })
+		r.until("rest", func() bool { return !lead.host.Shards()[0].Snapshotting })
 	}
-	r.heal()
-	r.until("value", func() bool { return other.get("last") == "1" })
-	r.until("rest", func() bool { return !lead.host.Shards()[0].Snapshotting })
 }
 
 func TestSnapshot_HalfReceivedIsDroppedInTheEnd(t *testing.T) {

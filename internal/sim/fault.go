@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/quorate/quorate/internal/replica"
+	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
 )
 
@@ -25,6 +26,7 @@ func (w *world) scheduleFaults() {
 		w.repeat(w.o.Wipe, func() { w.wipe(n) })
 		w.repeat(w.o.Forget, func() { w.forget(n) })
 		w.repeat(w.o.Flush, func() { w.flush(n) })
+		w.repeat(w.o.Slow, func() { w.slowDown(n) })
 	}
 	w.repeat(w.o.Move, w.moveLeader)
 	w.repeat(w.o.Partition, w.partition)
@@ -258,6 +260,41 @@ func (w *world) partition() {
 	})
 }
 
+// slowDown lets a node send only so many bytes a second for a while.
+func (w *world) slowDown(n *node) {
+	if n.perSecond > 0 {
+		return
+	}
+	w.stats.Slows++
+	n.perSecond = 1 << (12 + w.rng.IntN(8))
+	d := time.Duration(500+w.rng.IntN(8000)) * time.Millisecond
+	w.note("node %d sends %d bytes a second for %v", n.id, n.perSecond, d)
+	w.after(d, func() { n.perSecond = 0 })
+}
+
+// lane is a way between two nodes.
+type lane struct {
+	from, to shard.NodeID
+	control  bool
+}
+
+// queued returns how long a frame waits for those before it; false says that it finds no room. Control frames have a queue of their own.
+func (w *world) queued(from *node, f replica.Outgoing) (time.Duration, bool) {
+	if from.perSecond == 0 {
+		return 0, true
+	}
+	way := lane{from.id, f.To, f.Control}
+	at := w.free[way]
+	if at.Before(w.now) {
+		at = w.now
+	}
+	if at.Sub(w.now) > 10*time.Second {
+		return 0, false
+	}
+	w.free[way] = at.Add(time.Duration(len(f.Data)) * time.Second / time.Duration(from.perSecond))
+	return w.free[way].Sub(w.now), true
+}
+
 // squeeze takes a leader's followers away in two steps. Half of them lose it first, for long enough to want another; then
 // it loses the rest, and one of these is restarted at once. That one has just confirmed the leader, and is now asked for
 // its vote: a promise that does not outlive the restart shows.
@@ -379,7 +416,7 @@ func (w *world) heal() {
 	w.chaos = false
 	clear(w.cut)
 	for _, n := range w.nodes {
-		n.pausedTo, n.stallTo = time.Time{}, time.Time{}
+		n.pausedTo, n.stallTo, n.perSecond = time.Time{}, time.Time{}, 0
 		n.disk.failSync = false
 		if n.boot == 0 {
 			w.after(0, n.boots)

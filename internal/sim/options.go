@@ -19,6 +19,8 @@ type Options struct {
 	Crash, PowerCut, Pause, Partition, Squeeze, DiskStall, SyncError, BitFlip, Wipe, Forget float64
 	// Recant is how often a vote is lost by damage and asked for again.
 	Recant float64
+	// Slow is how often a node's network becomes slow for a while.
+	Slow float64
 	// Move is how often somebody asks a leader to hand over.
 	Move float64
 	// RestartMax is how long a crashed node stays away.
@@ -105,6 +107,9 @@ func FromSeed(seed uint64) Options {
 	}
 	if later := rand.New(rand.NewPCG(seed, 0x7e0c)); later.IntN(4) == 0 && o.Nodes > 1 {
 		o.Recant = 0.1 * later.Float64()
+	}
+	if later := rand.New(rand.NewPCG(seed, 0x510e)); later.IntN(4) == 0 && o.Nodes > 1 {
+		o.Slow = 0.1 * later.Float64()
 	}
 	return o
 }

@@ -46,8 +46,9 @@ type world struct {
 	queue eventQueue
 	order uint64
 	nodes []*node
-	// cut[a][b] drops what a sends to b.
+	// cut[a][b] drops what a sends to b. free says when a lane of a slow network has sent what was given to it.
 	cut     map[[2]int]bool
+	free    map[lane]time.Time
 	chaos   bool
 	clients []*client
 	check   *checker
@@ -76,7 +77,9 @@ type node struct {
 	inbox    []replica.Input
 	turnDue  bool
 	pausedTo time.Time
-	wakeAt   time.Time
+	// perSecond is how many bytes the node can send to each other one, 0 for any number.
+	perSecond int
+	wakeAt    time.Time
 	// busy says that a sync is under way; writes wait in pending.
 	busy    bool
 	pending []storage.Write
@@ -172,7 +175,7 @@ func Run(o Options) Report {
 	defer func() { crand.Reader = was }()
 	start := time.UnixMilli(1_700_000_000_000).UTC()
 	w := &world{
-		o: o, rng: rand.New(rand.NewPCG(o.Seed, 0x5eed)), now: start, start: start, cut: map[[2]int]bool{}, chaos: true,
+		o: o, rng: rand.New(rand.NewPCG(o.Seed, 0x5eed)), now: start, start: start, cut: map[[2]int]bool{}, free: map[lane]time.Time{}, chaos: true,
 		trace: 14695981039346656037, broken: map[int]bool{},
 	}
 	w.check = newChecker(w)
@@ -677,6 +680,10 @@ func (w *world) send(from *node, f replica.Outgoing) {
 		return
 	}
 	w.stats.Frames++
+	wait, room := w.queued(from, f)
+	if !room {
+		return
+	}
 	copies := 1
 	if w.chaos {
 		if w.rng.Float64() < w.o.Loss {
@@ -692,7 +699,7 @@ func (w *world) send(from *node, f replica.Outgoing) {
 			d *= 50
 		}
 		in := replica.Frame{From: from.id, Data: f.Data}
-		w.after(d, func() {
+		w.after(wait+d, func() {
 			in.At = w.nodes[to].clock()
 			w.nodes[to].give(in)
 		})
