@@ -97,7 +97,7 @@ var libraries = []struct {
 	{"github.com/twmb/franz-go/pkg/kmsg", []string{"internal/protocol/kafka", "internal/drill"}, "Kafka's messages; the shop asks for end offsets"},
 	{"github.com/twmb/franz-go", []string{"internal/drill"}, "drills and demo use stock clients"},
 	{"github.com/redis/go-redis/v9", []string{"internal/drill"}, "drills and demo use stock clients"},
-	{"github.com/klauspost/compress", []string{"internal/protocol/kafka"}, "snappy and zstd in record batches"},
+	{"github.com/klauspost/compress", []string{"internal/protocol/kafka"}, "gzip, snappy and zstd in record batches"},
 	{"github.com/pierrec/lz4/v4", []string{"internal/protocol/kafka"}, "lz4 in record batches"},
 	{"github.com/prometheus/client_golang", []string{"internal/engine", "internal/protocol/redis", "internal/protocol/kafka", "internal/protocol/etcd", "internal/server"}, "metrics, on the registerer that is passed in"},
 	{"github.com/prometheus/client_model", []string{"internal/protocol/redis", "internal/protocol/etcd"}, "tests read metrics; etcd's names for them"},

@@ -129,19 +129,32 @@ func TestFranz_Compression(t *testing.T) {
 	for _, z := range []struct {
 		name  string
 		codec kgo.CompressionCodec
-	}{{"none", kgo.NoCompression()}, {"gzip", kgo.GzipCompression()}, {"snappy", kgo.SnappyCompression()}, {"lz4", kgo.Lz4Compression()}, {"zstd", kgo.ZstdCompression()}} {
+	}{
+		{"none", kgo.NoCompression()}, {"gzip", kgo.GzipCompression()}, {"gzip-9", kgo.GzipCompression().WithLevel(9)}, {"snappy", kgo.SnappyCompression()},
+		{"lz4", kgo.Lz4Compression()}, {"lz4-9", kgo.Lz4Compression().WithLevel(9)}, {"zstd", kgo.ZstdCompression()}, {"zstd-4", kgo.ZstdCompression().WithLevel(4)},
+	} {
 		t.Run(z.name, func(t *testing.T) {
 			topic := "franz-z-" + z.name
-			p := kafkaClient(t, c.nodes[0], kgo.ProducerBatchCompression(z.codec))
-			value := strings.Repeat("the same again and again ", 400)
-			for range 20 {
-				if err := p.ProduceSync(ctx, &kgo.Record{Topic: topic, Value: []byte(value)}).FirstErr(); err != nil {
-					t.Fatal(err)
+			p := kafkaClient(t, c.nodes[0], kgo.ProducerBatchCompression(z.codec), kgo.ProducerLinger(5*time.Millisecond), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+			// Empty ones, small ones in batches of many, and ones that nearly fill a batch each.
+			var want []*kgo.Record
+			for i := range 2000 {
+				r := &kgo.Record{Topic: topic}
+				switch {
+				case i%500 == 0:
+					r.Value = []byte(strings.Repeat("the same again and again ", 36_000))
+				case i%2 == 0:
+					r.Key, r.Value = fmt.Appendf(nil, "key-%d", i), fmt.Appendf(nil, "value %d of many that look alike", i)
+					r.Headers = []kgo.RecordHeader{{Key: "h", Value: []byte{byte(i)}}, {Key: "", Value: nil}}
 				}
+				want = append(want, r)
 			}
-			for _, r := range readTopic(t, c.nodes[1], topic, 20) {
-				if string(r.Value) != value {
-					t.Fatalf("read %d bytes, want %d", len(r.Value), len(value))
+			if err := p.ProduceSync(ctx, want...).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+			for i, r := range readTopic(t, c.nodes[1], topic, len(want)) {
+				if w := want[i]; string(r.Key) != string(w.Key) || string(r.Value) != string(w.Value) || len(r.Headers) != len(w.Headers) {
+					t.Fatalf("record %d: %d and %d bytes, want %d and %d", i, len(r.Key), len(r.Value), len(w.Key), len(w.Value))
 				}
 			}
 		})

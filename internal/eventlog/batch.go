@@ -6,7 +6,6 @@ import (
 	"math"
 	"slices"
 
-	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/errs"
 )
 
@@ -91,10 +90,7 @@ func checkHeader(b []byte) (BatchHeader, error) {
 	return h, nil
 }
 
-// CheckBatch checks a batch that a client sent: its header, its checksum and, if it is not compressed, that it holds the
-// records it counts. Such a batch is also made to state its latest time stamp, as in Kafka (LogValidator): clients are known that state that of
-// the last record, and look-ups by time and retention go by it. Compressed content is not opened: the checksum covers it, and consumers
-// check it.
+// CheckBatch checks the header of a batch that a client sent, and its checksum. What it holds is checked by CheckRecords.
 func CheckBatch(b []byte) (BatchHeader, error) {
 	h, err := checkHeader(b)
 	if err != nil {
@@ -103,39 +99,7 @@ func CheckBatch(b []byte) (BatchHeader, error) {
 	if got := crc32.Checksum(b[21:], castagnoli); got != h.CRC {
 		return h, errs.Coded(errs.Corrupt, "CORRUPTBATCH", "record batch checksum is %08x, but its content sums to %08x", h.CRC, got)
 	}
-	if h.Attributes&AttrCodec != 0 {
-		return h, nil
-	}
-	n, latest := int32(0), int64(math.MinInt64)
-	for rest := b[BatchHeaderSize:]; len(rest) > 0; n++ {
-		rec, next, ok := nextRecord(rest)
-		if !ok {
-			return h, errs.Coded(errs.Invalid, "INVALIDRECORD", "record %d of the batch is malformed", n)
-		}
-		if rec.offsetDelta != int64(n) {
-			return h, errs.Coded(errs.Invalid, "INVALIDRECORD", "record %d of the batch has offset delta %d", n, rec.offsetDelta)
-		}
-		latest = max(latest, h.FirstTimestamp+rec.timeDelta)
-		rest = next
-	}
-	if n != h.Records {
-		return h, errs.Coded(errs.Invalid, "INVALIDRECORD", "the batch counts %d records and holds %d", h.Records, n)
-	}
-	return h.stateLatest(b, latest)
-}
-
-// RightTime does for a compressed batch that CheckBatch accepted what that does for others: it makes the batch state its latest time stamp.
-// body is what it unpacks to.
-func RightTime(b []byte, h BatchHeader, body []byte) (BatchHeader, error) {
-	latest := int64(math.MinInt64)
-	for n := 0; len(body) > 0; n++ {
-		rec, rest, ok := nextRecord(body)
-		if !ok {
-			return h, errs.Coded(errs.Invalid, "INVALIDRECORD", "record %d of the batch is malformed", n)
-		}
-		latest, body = max(latest, h.FirstTimestamp+rec.timeDelta), rest
-	}
-	return h.stateLatest(b, latest)
+	return h, nil
 }
 
 // stateLatest writes the latest time stamp of a batch's records into its header unless it is there, with the checksum that follows.
@@ -149,51 +113,6 @@ func (h BatchHeader) stateLatest(b []byte, latest int64) (BatchHeader, error) {
 		binary.BigEndian.PutUint32(b[17:], h.CRC)
 	}
 	return h, nil
-}
-
-type record struct {
-	timeDelta, offsetDelta int64
-	// fences counts the headers FenceHeader; fence is the value of the last.
-	fences int
-	fence  []byte
-}
-
-// nextRecord splits one record off an uncompressed batch body and checks its form.
-func nextRecord(b []byte) (r record, rest []byte, ok bool) {
-	n, w := binary.Varint(b)
-	if w <= 0 || n < 0 || n > int64(len(b)-w) {
-		return r, nil, false
-	}
-	d, rest := dec{codec.Read(b[w : w+int(n)])}, b[w+int(n):]
-	d.Byte()
-	r.timeDelta, r.offsetDelta = d.Varint(), d.Varint()
-	d.field()
-	d.field()
-	headers := d.Varint()
-	if headers < 0 || headers > int64(d.Len()) {
-		return r, nil, false
-	}
-	for ; headers > 0 && !d.Bad(); headers-- {
-		n := d.Varint()
-		if n < 0 || n > int64(d.Len()) {
-			return r, nil, false
-		}
-		name, value := d.Fixed(int(n)), d.field()
-		if string(name) == FenceHeader {
-			r.fences, r.fence = r.fences+1, value
-		}
-	}
-	return r, rest, d.Done()
-}
-
-// field takes a nullable byte string off a record.
-func (d *dec) field() []byte {
-	n := d.Varint()
-	if n < -1 || n > int64(d.Len()) {
-		d.Fail()
-		return nil
-	}
-	return d.Fixed(int(max(n, 0)))
 }
 
 // Header is a header of a record.
@@ -275,20 +194,4 @@ func (w *batchBuilder) finish(base int64, epoch int32) []byte {
 	be.PutUint32(b[57:], uint32(w.n))
 	be.PutUint32(b[17:], crc32.Checksum(b[21:], castagnoli))
 	return b
-}
-
-// FindTime looks for the first record stamped at or after ms in an uncompressed body: the bytes behind a batch header.
-// It returns the record's offset delta and time stamp.
-func FindTime(h BatchHeader, body []byte, ms int64) (delta, at int64, ok bool) {
-	for n := int32(0); n < h.Records && len(body) > 0; n++ {
-		rec, rest, good := nextRecord(body)
-		if !good {
-			return 0, 0, false
-		}
-		if at := h.FirstTimestamp + rec.timeDelta; at >= ms {
-			return rec.offsetDelta, at, true
-		}
-		body = rest
-	}
-	return 0, 0, false
 }

@@ -219,7 +219,7 @@ func TestAppendAndFetch_OffsetsAndBounds(t *testing.T) {
 	if !ok || h.BaseOffset != 3 || h.LeaderEpoch != 1 {
 		t.Errorf("batch of offset 4: %+v", h)
 	}
-	if _, err := CheckBatch(f.Batches); err != nil {
+	if _, _, err := checkAll(t, f.Batches, Topic{}); err != nil {
 		t.Errorf("fetched batch: %v", err)
 	}
 	if f := w.fetch(0, 10, true); len(f.Batches) != len(b) {
@@ -242,7 +242,7 @@ func TestAppend_EachPartitionHasItsResult(t *testing.T) {
 	}
 }
 
-func TestCheckBatch_Refusals(t *testing.T) {
+func TestCheckBatch_WhatIsRefused(t *testing.T) {
 	put32 := func(at int, v int32) func([]byte) []byte {
 		return func(b []byte) []byte { binary.BigEndian.PutUint32(b[at:], uint32(v)); return b }
 	}
@@ -288,7 +288,7 @@ func TestCheckBatch_Refusals(t *testing.T) {
 		"record delta":         {func(b []byte) []byte { b[64] = 8; return resum(b) }, "INVALIDRECORD"},
 		"record key length":    {func(b []byte) []byte { b[65] = 0x7e; return resum(b) }, "INVALIDRECORD"},
 	} {
-		_, err := CheckBatch(c.f(batchOf(1, 2)))
+		_, _, err := checkAll(t, c.f(batchOf(1, 2)), Topic{})
 		if code(err) != c.want {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}
@@ -361,7 +361,7 @@ func TestEvent_IsOneBatchWithClockTime(t *testing.T) {
 		}
 	}
 	f := w.fetch(1, 1<<20, true)
-	h, err := CheckBatch(f.Batches[:len(f.Batches)/2])
+	h, _, err := checkAll(t, f.Batches[:len(f.Batches)/2], Topic{})
 	if err != nil || h.BaseOffset != 1 || h.MaxTimestamp != w.c.Now().UnixMilli() || h.ProducerID != -1 {
 		t.Errorf("batch %+v, %v", h, err)
 	}
@@ -441,20 +441,20 @@ func TestAppend_ManyInOneEntry(t *testing.T) {
 			}
 			for rest := list[0].Batches; len(rest) > 0; {
 				n := 12 + binary.BigEndian.Uint32(rest[8:])
-				h, err := CheckBatch(rest[:n])
+				h, _, err := checkAll(t, rest[:n], Topic{})
 				if err != nil || h.BaseOffset != next || n > 2*eventBatchBytes {
 					t.Fatalf("seed %d, partition %d: batch of %d bytes at %d, want %d: %v", seed, part, n, h.BaseOffset, next, err)
 				}
 				next += int64(h.Records)
 				for body := rest[BatchHeaderSize:n]; len(body) > 0; {
-					_, w := binary.Varint(body)
+					size, w := binary.Varint(body)
 					d := dec{codec.Read(body[w:])}
 					d.Byte()
 					d.Varint()
 					d.Varint()
-					d.field()
-					got += fmt.Sprintf("%x ", sha256.Sum256(d.field()))
-					_, body, _ = nextRecord(body)
+					d.Fixed(int(max(d.Varint(), 0)))
+					got += fmt.Sprintf("%x ", sha256.Sum256(d.Fixed(int(max(d.Varint(), 0)))))
+					body = body[w+int(size):]
 				}
 				rest = rest[n:]
 			}
@@ -590,8 +590,8 @@ func TestQueryTime_AgainstModel(t *testing.T) {
 		}
 	}
 	check()
-	if d, at, ok := FindTime(BatchHeader{Records: 2, FirstTimestamp: 5}, batchOf(5, 9)[BatchHeaderSize:], 6); !ok || d != 1 || at != 9 {
-		t.Errorf("find time: %d %d %v", d, at, ok)
+	if d, at, ok, err := FindTime(batchOf(5, 9), BatchHeader{Records: 2, FirstTimestamp: 5}, nil, 6); !ok || d != 1 || at != 9 || err != nil {
+		t.Errorf("find time: %d %d %v %v", d, at, ok, err)
 	}
 	if v, err := w.ask(QueryTime(topicA, 9, 0)); v != nil || err != nil {
 		t.Errorf("empty partition: %x, %v", v, err)
@@ -693,13 +693,13 @@ func TestChanges_AsRecords(t *testing.T) {
 		return l[0]
 	}
 	f := get(1, 1<<20, true)
-	h, err := CheckBatch(f.Batches)
+	h, _, err := checkAll(t, f.Batches, Topic{})
 	if err != nil || h.BaseOffset != 1 || h.Records != 3 || f.End != 4 || h.MaxTimestamp != times[3] {
 		t.Errorf("batch %+v, %v, %+v", h, err, f)
 	}
 	if f := get(0, 1, true); f.Err != nil {
 		t.Error(f.Err)
-	} else if h, err := CheckBatch(f.Batches); err != nil || h.Records != 1 {
+	} else if h, _, err := checkAll(t, f.Batches, Topic{}); err != nil || h.Records != 1 {
 		t.Errorf("small: %+v %v", h, err)
 	}
 	if f := get(0, 0, false); len(f.Batches) != 0 {

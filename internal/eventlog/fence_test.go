@@ -169,9 +169,12 @@ func TestTopics_TellTheirLocks(t *testing.T) {
 	}
 }
 
-func TestBatchToken_WhatIsRefused(t *testing.T) {
+func TestCheckRecords_Tokens(t *testing.T) {
 	twice := newBatchBuilder(64)
 	twice.add(1, nil, true, nil, true, []Header{{FenceHeader, []byte("7")}, {FenceHeader, []byte("7")}})
+	second := newBatchBuilder(64)
+	second.add(1, nil, true, nil, true, []Header{{FenceHeader, []byte("7")}})
+	second.add(1, nil, true, nil, true, []Header{{"quorate-fencE", []byte("7")}})
 	null := newBatchBuilder(64)
 	null.add(1, nil, true, nil, true, []Header{{FenceHeader, nil}})
 	for _, c := range []struct {
@@ -184,7 +187,7 @@ func TestBatchToken_WhatIsRefused(t *testing.T) {
 		{"the largest", fencedBatch(-1, 0, "9223372036854775807"), "", 1<<63 - 1},
 		{"too large", fencedBatch(-1, 0, "9223372036854775808"), "in the header", 0},
 		{"none", batchOf(1), "has no header", 0},
-		{"none in the second", slices.Concat(fencedBatch(-1, 0, "7"), batchOf(1)[BatchHeaderSize:]), "record 1 of the batch has no header", 0},
+		{"none in the second", second.finish(0, -1), "record 1 of the batch has no header", 0},
 		{"unequal", fencedBatch(-1, 0, "7", "8"), "record 1 of the batch has another token", 0},
 		{"twice", twice.finish(0, -1), "several headers", 0},
 		{"null", null.finish(0, -1), `has "" in the header`, 0},
@@ -195,11 +198,11 @@ func TestBatchToken_WhatIsRefused(t *testing.T) {
 		{"endless", fencedBatch(-1, 0, strings.Repeat("7", 5000)), "in the header", 0},
 		{"more than is counted", slices.Concat(fencedBatch(-1, 0, "7"), batchOf(1)[BatchHeaderSize:]), "more than the 1 records", 0},
 	} {
-		h, _ := ReadBatchHeader(c.batch)
-		if c.name == "none in the second" {
-			h.Records = 2
+		if c.name == "more than is counted" {
+			binary.BigEndian.PutUint32(c.batch[8:], uint32(len(c.batch)-12))
+			resum(c.batch)
 		}
-		token, err := BatchToken(h, c.batch[BatchHeaderSize:], "t", "lock")
+		_, token, err := checkAll(t, c.batch, Topic{Name: "t", Fence: "lock"})
 		if token != c.token || c.want == "" && err != nil || c.want != "" && (err == nil || code(err) != "INVALIDRECORD" || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %d %v, want %q", c.name, token, err, c.want)
 		}

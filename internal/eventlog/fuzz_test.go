@@ -1,11 +1,13 @@
 package eventlog
 
 import (
+	"bytes"
 	"encoding/binary"
 	"hash/crc32"
 	"testing"
 	"time"
 
+	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
 )
@@ -59,30 +61,60 @@ func FuzzCommand(f *testing.F) {
 	})
 }
 
-// FuzzCheckBatch checks that the validator never panics and that what it accepts can be walked record by record.
+// plainRecord reads a record in memory, and returns its offset delta.
+func plainRecord(b []byte) (delta int64, ok bool) {
+	d := dec{codec.Read(b)}
+	field := func() {
+		if n := d.Varint(); n >= -1 {
+			d.Fixed(int(max(n, 0)))
+		} else {
+			d.Fail()
+		}
+	}
+	d.Byte()
+	d.Varint()
+	delta = d.Varint()
+	field()
+	field()
+	for n := d.Varint(); n > 0 && !d.Bad(); n-- {
+		d.Fixed(int(d.Varint()))
+		field()
+	}
+	return delta, d.Done()
+}
+
+// FuzzCheckBatch checks that the validator never panics, that it says the same of a batch in memory and of a stream, and that what it accepts can be read
+// by another reader of records.
 func FuzzCheckBatch(f *testing.F) {
-	f.Add(batchOf(1, 2, 3))
-	f.Add(from(1, 0, 0, 1))
-	f.Add(fencedBatch(-1, 0, "7", "7"))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Add(batchOf(1, 2, 3), false)
+	f.Add(from(1, 0, 0, 1), false)
+	f.Add(fencedBatch(-1, 0, "7", "7"), true)
+	f.Add(rawBatch(raw(byte(0), 0, 0, 3, "key", -1, 2, 1, "h", -1, 13, FenceHeader, 1, "7")), true)
+	f.Fuzz(func(t *testing.T, b []byte, fenced bool) {
 		if len(b) >= BatchHeaderSize {
 			b = resum(append([]byte(nil), b...))
-			// What was unpacked is read for its token without having been checked.
-			h, _ := ReadBatchHeader(b)
-			if token, err := BatchToken(h, b[BatchHeaderSize:], "t", "lock"); err == nil && token < 1 && h.Records > 0 {
-				t.Fatalf("token %d", token)
-			}
 		}
-		h, err := CheckBatch(b)
-		if err != nil || h.Attributes&AttrCodec != 0 {
+		topic := Topic{Name: "t"}
+		if fenced {
+			topic.Fence = "lock"
+		}
+		h, token, err := checkAll(t, b, topic)
+		if err != nil {
 			return
+		}
+		if fenced != (token > 0) {
+			t.Fatalf("token %d", token)
+		}
+		if got, _ := ReadBatchHeader(b); got != h || resum(bytes.Clone(b))[17] != b[17] {
+			t.Fatalf("the batch has %+v, the answer %+v", got, h)
 		}
 		n := int32(0)
 		for rest := b[BatchHeaderSize:]; len(rest) > 0; n++ {
-			var ok bool
-			if _, rest, ok = nextRecord(rest); !ok {
-				t.Fatal("accepted a batch that cannot be read")
+			size, w := binary.Varint(rest)
+			if delta, ok := plainRecord(rest[w : w+int(size)]); !ok || delta != int64(n) {
+				t.Fatalf("accepted a batch whose record %d cannot be read, or has offset delta %d", n, delta)
 			}
+			rest = rest[w+int(size):]
 		}
 		if n != h.Records {
 			t.Fatalf("accepted %d records, counted %d", n, h.Records)

@@ -285,9 +285,9 @@ func (p *partition) save(tx *shard.Tx, topic [16]byte, part int32) {
 type Append struct {
 	Topic     [16]byte
 	Partition int32
-	// Batch is one record batch that CheckBatch accepted.
+	// Batch is one record batch that CheckBatch and CheckRecords accepted.
 	Batch []byte
-	// Token is the fencing token of the batch's records, 0 if they have none; see BatchToken and
+	// Token is the fencing token of the batch's records, 0 if they have none; see CheckRecords and
 	// TokenStale.
 	Token int64
 }

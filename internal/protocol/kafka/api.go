@@ -25,11 +25,11 @@ func (s *Server) apis() []api {
 	fetchShape.tagRefused = 1
 	return []api{
 		{0, "Produce", 0, 3, 12, parseShape(9, "s@3 h i [s [i y]]"), s.produce,
-			"Acks 0, 1 and all; every acknowledgement means a majority has it on disk. Idempotent producers. All codecs. Records stamped more than an hour ahead are refused, as by Kafka. Compressed batches are stored as they are: unlike Kafka, which unpacks each, the server believes the latest time stamp that they state unless it is before that of their first record, and does not check what they hold. Of a client that states one too early, as kafka-go's `Conn` does for records out of order, such batches go with `retention.ms` sooner. Topics with `quorate.fence=LOCK` want a fencing token in each record: [how to](../howto/fencing.md).", "transactions"},
+			"Acks 0, 1 and all; every acknowledgement means a majority has it on disk. Idempotent producers. All codecs. Records stamped more than an hour ahead are refused, as by Kafka. Each batch is looked into as by Kafka, compressed ones too: records that are not as many as it counts, not well formed, or cannot be unpacked are INVALID_RECORD, and a latest time stamp that is not that of the records is set right. Unlike Kafka, which numbers them anew, records that are not numbered from 0 without a gap are refused as well. A compressed batch may unpack to 128 MiB, and those of one request to 2 GiB; what is more is MESSAGE_TOO_LARGE. Topics with `quorate.fence=LOCK` want a fencing token in each record: [how to](../howto/fencing.md).", "transactions"},
 		{1, "Fetch", 4, 4, 17, fetchShape, s.fetch,
 			"Long poll with minimum and maximum bytes; the first batch whole even if too large; topic ids from version 13.", "incremental sessions (session id 0), followers"},
 		{2, "ListOffsets", 1, 1, 10, parseShape(6, "i b@2 [s [i i@4 l]] i@10"), s.listOffsets,
-			"First, next, latest time stamp and by time: exact to the record, if compressed batches state their latest time stamp right.", "tiered storage"},
+			"First, next, latest time stamp and by time: exact to the record.", "tiered storage"},
 		{3, "Metadata", 0, 0, 13, parseShape(9, "[u@10 s] b@4 b@8-10 b@8"), s.metadata,
 			"Cluster id, controller, topic ids, leader epochs; creates topics if the client allows it (before version 4: yes).", "authorized operations"},
 		{8, "OffsetCommit", 2, 2, 9, parseShape(8, "s i s s@7 l@2-4 [s [i l i@6 s]]"), s.offsetCommit,

@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/eventlog"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -401,19 +402,41 @@ func FuzzFrame(f *testing.F) {
 	})
 }
 
-func FuzzDecompress(f *testing.F) {
+// FuzzUnpack feeds the codecs, alone and behind the check of records, and looks that what they hold is given back.
+func FuzzUnpack(f *testing.F) {
 	for c := int16(1); c <= 4; c++ {
 		f.Add(c, compress(c, []byte("hello")))
+		f.Add(c, records(c, 1, 2)[eventlog.BatchHeaderSize:])
+		f.Add(c, compress(c, repeated(100_000)))
 	}
+	f.Add(int16(2), xerialFramed([]byte("hello"), 2))
+	u := newUnpacker()
+	u.sizeMax = 4 << 20
 	f.Fuzz(func(t *testing.T, codec int16, b []byte) {
-		if out, err := decompress(codec, b); err == nil && len(out) > decompressedMax {
+		out, err := unpackAll(u, codec, b)
+		if len(out) > int(u.sizeMax) {
 			t.Errorf("%d bytes", len(out))
+		}
+		again, err2 := unpackAll(u, codec, b)
+		if !bytes.Equal(again, out) || (err == nil) != (err2 == nil) {
+			t.Errorf("%d bytes and %v, then %d and %v", len(out), err, len(again), err2)
+		}
+		if x, err := u.open(t.Context(), codec, b, 0); err == nil {
+			batch := records(0, 1, 2)
+			h, _ := eventlog.ReadBatchHeader(batch)
+			if _, _, err := eventlog.CheckRecords(batch, h, x.out, &eventlog.Topic{}); err == nil && err2 != nil {
+				t.Errorf("records that cannot be unpacked were accepted: %v", err2)
+			}
+			x.close()
+		}
+		if len(u.turns) != 0 || len(u.room.units) != 0 {
+			t.Errorf("%d turns and %d units of memory were not given back", len(u.turns), len(u.room.units))
 		}
 	})
 }
 
 func TestBudget_WaitsAndGivesBack(t *testing.T) {
-	b := newBudget(4 * budgetUnit)
+	b := newBudget(4*budgetUnit, budgetUnit)
 	ctx, cancel := context.WithCancel(t.Context())
 	give, err := b.take(ctx, 100*budgetUnit)
 	if err != nil {

@@ -35,6 +35,7 @@ func fencedRecords(codec int16, tokens ...string) []byte {
 
 func TestFence_ProduceUnderALock(t *testing.T) {
 	b := newBench(t, 2, Config{})
+	b.s.unpack.sizeMax = 4 << 20
 	w := b.dial()
 	req := kmsg.NewPtrCreateTopicsRequest()
 	x := kmsg.NewCreateTopicsRequestTopic()
@@ -74,7 +75,7 @@ func TestFence_ProduceUnderALock(t *testing.T) {
 			}
 		}
 		// What cannot be unpacked, and what unpacks to more than is looked at.
-		for want, body := range map[int16][]byte{codeInvalidRecord: []byte("no zstd"), codeMessageTooLarge: compress(4, make([]byte, decompressedMax+1))} {
+		for want, body := range map[int16][]byte{codeInvalidRecord: []byte("no zstd"), codeMessageTooLarge: compress(4, oneRecord(4<<20))} {
 			b := kmsg.RecordBatch{Magic: 2, Attributes: 4, ProducerID: -1, ProducerEpoch: -1, FirstSequence: -1, NumRecords: 1, Records: body}
 			if r := w.produce("jobs", part, seal(b)); r.ErrorCode != want {
 				t.Errorf("%d bytes of zstd: %+v, want code %d", len(body), r, want)

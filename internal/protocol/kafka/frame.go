@@ -19,7 +19,7 @@ const frameStretch = 16 << 20
 // answerStretch is how much of an answer has to be taken within the time for a frame.
 const answerStretch = 1 << 20
 
-// budgetUnit is what budgets count in.
+// budgetUnit is what budgets of requests and answers count in.
 const budgetUnit = 64 << 10
 
 // readFrame reads one request behind its four bytes of length. take is asked for room once the length is known, and stretch is
@@ -114,10 +114,14 @@ func readHeader(b []byte, flexible func(key, version int16) bool) (h header, bod
 type budget struct {
 	turn  chan struct{}
 	units chan struct{}
+	// unit is how many bytes it counts in.
+	unit int
 }
 
-func newBudget(bytes int) *budget {
-	return &budget{turn: make(chan struct{}, 1), units: make(chan struct{}, unitsOf(bytes))}
+func newBudget(bytes, unit int) *budget {
+	b := &budget{turn: make(chan struct{}, 1), unit: unit}
+	b.units = make(chan struct{}, b.unitsOf(bytes))
+	return b
 }
 
 // take waits for room and returns how to give it back. It asks for no more than there is at all.
@@ -148,7 +152,7 @@ func (b *budget) grant(ctx context.Context, bytes int) (*grant, error) {
 	case <-ctx.Done():
 		return full(g)
 	}
-	for n := min(unitsOf(bytes), cap(b.units)); g.units < n; g.units++ {
+	for n := min(b.unitsOf(bytes), cap(b.units)); g.units < n; g.units++ {
 		select {
 		case b.units <- struct{}{}:
 		case <-ctx.Done():
@@ -160,9 +164,9 @@ func (b *budget) grant(ctx context.Context, bytes int) (*grant, error) {
 
 // keep gives back what is more than is needed for some bytes.
 func (g *grant) keep(bytes int) {
-	for n := unitsOf(bytes); g.units > n; g.units-- {
+	for n := g.b.unitsOf(bytes); g.units > n; g.units-- {
 		<-g.b.units
 	}
 }
 
-func unitsOf(bytes int) int { return (bytes + budgetUnit - 1) / budgetUnit }
+func (b *budget) unitsOf(bytes int) int { return (bytes + b.unit - 1) / b.unit }

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"bufio"
 	"context"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -14,7 +15,7 @@ import (
 //
 // Behaviour: the next offset (-1), the first (-2 and, as nothing is tiered, -4), the record with the latest time stamp
 // (-3), and by time the first record stamped at or after it: exact to the record, also inside compressed batches. Which
-// batches have such a record their headers say: Produce sets that right in what is not compressed, and in the rest if it cannot be right.
+// batches have such a record their headers say: Produce sets that right.
 //
 // Versions: 1 to 10.
 //
@@ -114,21 +115,23 @@ func (s *Server) listOffset(ctx context.Context, w *world, t *eventlog.Topic, on
 	}
 	rp.LeaderEpoch = h.LeaderEpoch
 	rp.Offset, rp.Timestamp = h.BaseOffset, h.FirstTimestamp
-	codec := h.Attributes & eventlog.AttrCodec
-	if codec != 0 {
-		release, err := s.unpacked.take(ctx, decompressedMax)
+	var body *bufio.Reader
+	if which := h.Attributes & eventlog.AttrCodec; which != 0 {
+		x, err := s.unpack.open(ctx, which, b[eventlog.BatchHeaderSize:], 0)
 		if err != nil {
 			return err
 		}
-		defer release()
+		defer x.close()
+		body = x.out
 	}
-	body, err := decompress(codec, b[eventlog.BatchHeaderSize:])
-	if err != nil {
-		// The producer's compression cannot be undone: the batch is the best there is, and starts early enough.
+	delta, at, ok, err := eventlog.FindTime(b, h, body, ms)
+	switch {
+	case errs.Is(err, errs.Overloaded):
+		return err
+	case err != nil:
+		// It was stored by a version that did not look into it. The batch is the best there is, and starts early enough.
 		s.log.Debug("cannot look into a compressed batch", "error", err.Error())
-		return nil
-	}
-	if delta, at, ok := eventlog.FindTime(h, body, ms); ok {
+	case ok:
 		rp.Offset, rp.Timestamp = h.BaseOffset+delta, at
 	}
 	return nil

@@ -14,8 +14,9 @@ import (
 
 // Produce (key 0)
 //
-// Behaviour: each batch is checked (format, counts, checksum; the records too unless they are compressed) and handed to
-// its partition's shard as it is, but for a latest time stamp that is not that of the records, which is set right. The batches of one request for one shard are one log entry. Acks 1 and all mean the
+// Behaviour: each batch is checked (format, counts, checksum, and each record, also of compressed ones) and handed to
+// its partition's shard as it is, but for a latest time stamp that is not that of the records, which is set right. One that is refused is so by itself,
+// and with a code after which no client sends it again. The batches of one request for one shard are one log entry. Acks 1 and all mean the
 // same: a majority has the batch on disk. Acks 0 gets no answer, and an error closes the connection, as in Kafka. An
 // unknown outcome is REQUEST_TIMED_OUT: an idempotent producer may repeat the batch and gets the offset it had.
 //
@@ -46,6 +47,8 @@ type produceWork struct {
 	// moved is set when a partition was refused because another node leads it.
 	moved bool
 	world world
+	// unpacked is how many bytes the compressed batches of the request have unpacked to.
+	unpacked int64
 }
 
 // flight is one command, and the answers it is to fill in.
@@ -150,62 +153,39 @@ func (w *produceWork) check(s *Server, t *eventlog.Topic, p *kmsg.ProduceRequest
 		return 0, nil
 	}
 	h, err := eventlog.CheckBatch(p.Records)
-	token := int64(0)
-	switch {
-	case err != nil:
-	case t.Fence != "":
-		token, h, err = w.token(s, t, h, p.Records, on)
-	case h.Attributes&eventlog.AttrCodec != 0 && h.MaxTimestamp < h.FirstTimestamp:
-		// kafka-go states the last record's, and kafkajs looks at some records only. Retention would take what is not old.
-		err = w.unpack(s, h, p.Records, func(body []byte) (err error) {
-			h, err = eventlog.RightTime(p.Records, h, body)
-			return err
-		})
+	if err != nil {
+		return 0, err
 	}
-	if ahead := time.Until(time.UnixMilli(h.MaxTimestamp)); err == nil && ahead > timeAheadMax {
-		err = errs.Coded(errs.Invalid, "INVALIDTIMESTAMP", "a record is stamped %v ahead of this node's clock; at most %v are allowed: time stamps are in milliseconds", ahead.Round(time.Second), timeAheadMax)
+	h, token, err := w.records(s, t, h, p.Records)
+	if err != nil {
+		return 0, err
+	}
+	if ahead := time.Until(time.UnixMilli(h.MaxTimestamp)); ahead > timeAheadMax {
+		return 0, errs.Coded(errs.Invalid, "INVALIDTIMESTAMP", "a record is stamped %v ahead of this node's clock; at most %v are allowed: time stamps are in milliseconds", ahead.Round(time.Second), timeAheadMax)
+	}
+	if t.Fence == "" || on == w.world.space.Shards[0] {
+		return token, nil
+	}
+	err = eventlog.Stale(s.tokens.Check(w.ctx, []byte(t.Fence), token))
+	if errs.Is(err, errs.Fenced) && h.ProducerID >= 0 {
+		// It may have been appended when the token was good, and the answer lost.
+		return eventlog.TokenStale, nil
 	}
 	return token, err
 }
 
-// unpack calls use with the records of a batch, which may be compressed.
-func (w *produceWork) unpack(s *Server, h eventlog.BatchHeader, batch []byte, use func(body []byte) error) error {
-	body := batch[eventlog.BatchHeaderSize:]
-	if codec := h.Attributes & eventlog.AttrCodec; codec != 0 {
-		release, err := s.unpacked.take(w.ctx, decompressedMax)
-		if err != nil {
-			return err
-		}
-		defer release()
-		body, err = decompress(codec, body)
-		if errs.Is(err, errs.Corrupt) {
-			// The checksum was right: it will be no better the next time.
-			err = errs.Coded(errs.Invalid, "INVALIDRECORD", "the batch cannot be unpacked to look into its records: %s", err)
-		}
-		if err != nil {
-			return err
-		}
+// records checks the records of a batch, which may be compressed, and returns their fencing token and the batch's header as it is then.
+func (w *produceWork) records(s *Server, t *eventlog.Topic, h eventlog.BatchHeader, batch []byte) (eventlog.BatchHeader, int64, error) {
+	which := h.Attributes & eventlog.AttrCodec
+	if which == 0 {
+		return eventlog.CheckRecords(batch, h, nil, t)
 	}
-	return use(body)
-}
-
-// token reads the fencing token of a batch for a topic with a lock, and returns the batch's header as it is then.
-func (w *produceWork) token(s *Server, t *eventlog.Topic, h eventlog.BatchHeader, batch []byte, on shard.ID) (int64, eventlog.BatchHeader, error) {
-	token := int64(0)
-	err := w.unpack(s, h, batch, func(body []byte) (err error) {
-		if token, err = eventlog.BatchToken(h, body, t.Name, t.Fence); err == nil && h.Attributes&eventlog.AttrCodec != 0 {
-			h, err = eventlog.RightTime(batch, h, body)
-		}
-		return err
-	})
-	if err == nil && on != w.world.space.Shards[0] {
-		err = eventlog.Stale(s.tokens.Check(w.ctx, []byte(t.Fence), token))
-		if errs.Is(err, errs.Fenced) && h.ProducerID >= 0 {
-			// It may have been appended when the token was good, and the answer lost.
-			return eventlog.TokenStale, h, nil
-		}
+	x, err := s.unpack.open(w.ctx, which, batch[eventlog.BatchHeaderSize:], w.unpacked)
+	if err != nil {
+		return h, 0, err
 	}
-	return token, h, err
+	defer func() { w.unpacked += x.close() }()
+	return eventlog.CheckRecords(batch, h, x.out, t)
 }
 
 func (w *produceWork) refuse(s *Server, rp *kmsg.ProduceResponseTopicPartition, err error) {

@@ -52,7 +52,7 @@ func TestRequest_TimeGoesOnWithWhatArrives(t *testing.T) {
 func TestRequest_TheLargestTakeTurns(t *testing.T) {
 	var cfg Config
 	cfg.fill()
-	b := newBudget(cfg.RequestBytesMax)
+	b := newBudget(cfg.RequestBytesMax, budgetUnit)
 	var give []func()
 	for range 2 {
 		g, err := b.take(t.Context(), cfg.FrameBytesMax)

@@ -27,9 +27,8 @@ type Server struct {
 
 	frames  *budget
 	fetches *budget
-	// unpacked bounds the compressed batches that are looked into.
-	unpacked *budget
-	tokens   *coord.Tokens
+	unpack  *unpacker
+	tokens  *coord.Tokens
 
 	ctx   context.Context
 	stop  context.CancelFunc
@@ -42,8 +41,8 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s := &Server{
 		cfg: cfg, client: client, log: log.With("protocol", "kafka"), m: newMetrics(reg),
 		topics: NewTopics(client, cfg.Space, cfg.Partitions),
-		frames: newBudget(cfg.RequestBytesMax), fetches: newBudget(cfg.FetchBytesAllMax),
-		unpacked: newBudget(2 * decompressedMax), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
+		frames: newBudget(cfg.RequestBytesMax, budgetUnit), fetches: newBudget(cfg.FetchBytesAllMax, budgetUnit),
+		unpack: newUnpacker(), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
 		conns: conns.New[*conn]("kafka", cfg.ConnectionsMax, log),
 	}
 	s.topics.rand = cfg.Rand

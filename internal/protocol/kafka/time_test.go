@@ -33,7 +33,7 @@ func (w *wire) listAt(topic string, ms int64) kmsg.ListOffsetsResponseTopicParti
 	return ask[*kmsg.ListOffsetsResponse](w, listReq(topic, ms), 5).Topics[0].Partitions[0]
 }
 
-// A batch of some bytes may unpack to 64 MiB: those that are looked into at a time are counted.
+// The memory of codecs at work is counted.
 func TestListOffsets_UnpacksWithinTheBudget(t *testing.T) {
 	b := newBench(t, 1, Config{})
 	w := b.dial()
@@ -45,7 +45,7 @@ func TestListOffsets_UnpacksWithinTheBudget(t *testing.T) {
 		}
 	}
 	// Others look into as many batches as they may.
-	release, err := b.s.unpacked.take(t.Context(), 2*decompressedMax)
+	release, err := b.s.unpack.room.take(t.Context(), unpackRoomMax)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestListOffsets_UnpacksWithinTheBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	if x := resp.(*kmsg.ListOffsetsResponse).Topics[0].Partitions[0]; x.ErrorCode != codeRequestTimedOut || x.Offset != -1 {
-		t.Errorf("a third batch was unpacked while two were: %+v", x)
+		t.Errorf("a batch was unpacked without room: %+v", x)
 	}
 	if x := w.listAt("plain", 1500); x.ErrorCode != 0 || x.Offset != 1 {
 		t.Errorf("nothing is to be unpacked: %+v", x)
@@ -67,8 +67,7 @@ func TestListOffsets_UnpacksWithinTheBudget(t *testing.T) {
 	}
 }
 
-// Look-ups by time go by what the header states, so it is set right where the server looks into a batch: see TestCheckBatch_StatesTheLatestTime
-// of package eventlog.
+// Look-ups by time and retention go by what the header states, so it is set right: see TestCheckRecords_StatesTheLatestTime of package eventlog.
 func TestProduce_StatesTheLatestTime(t *testing.T) {
 	b := newBench(t, 1, Config{})
 	w := b.dial()
@@ -85,24 +84,28 @@ func TestProduce_StatesTheLatestTime(t *testing.T) {
 		t.Errorf("the first record at or after 1500: %+v", x)
 	}
 	batch := w.fetch("t", 0, 0).RecordBatches
-	if _, err := eventlog.CheckBatch(bytes.Clone(batch)); err != nil || !bytes.Equal(batch[17:], records(0, 2000, 1000)[17:]) {
+	if _, err := eventlog.CheckBatch(batch); err != nil || !bytes.Equal(batch[17:], records(0, 2000, 1000)[17:]) {
 		t.Errorf("stored: %x, %v", batch, err)
 	}
-	// A compressed batch that cannot be right is looked into.
 	for codec := int16(1); codec <= 4; codec++ {
 		name := strconv.Itoa(int(codec))
 		w.createTopic(name, 1)
-		if x := w.produce(name, 0, stating(records(codec, 2000, 3000, 1000), 1000)); x.ErrorCode != 0 {
-			t.Fatalf("produce: %+v", x)
+		// What cannot be, what can, and what is right.
+		for i, ms := range []int64{1000, 2000, -1, 0, 4000, 3000} {
+			if x := w.produce(name, 0, stating(records(codec, 2000, 3000, 1000), ms)); x.ErrorCode != 0 || x.BaseOffset != 3*int64(i) {
+				t.Fatalf("produce: %+v", x)
+			}
+			if h, ok := eventlog.ReadBatchHeader(w.fetch(name, 0, 3*int64(i)).RecordBatches); !ok || h.MaxTimestamp != 3000 {
+				t.Errorf("codec %d, stated %d: stored: %+v", codec, ms, h)
+			}
 		}
 		if x := w.listAt(name, 2500); x.ErrorCode != 0 || x.Offset != 1 || x.Timestamp != 3000 {
 			t.Errorf("codec %d: the first record at or after 2500: %+v", codec, x)
 		}
-		if h, ok := eventlog.ReadBatchHeader(w.fetch(name, 0, 0).RecordBatches); !ok || h.MaxTimestamp != 3000 {
-			t.Errorf("codec %d: stored: %+v", codec, h)
-		}
-		if x := w.produce(name, 0, stating(records(codec, time.Now().UnixMicro()), 0)); x.ErrorCode != codeInvalidTimestamp {
-			t.Errorf("codec %d: microseconds, stating nothing: %+v", codec, x)
+		for _, ms := range []int64{0, time.Now().UnixMilli()} {
+			if x := w.produce(name, 0, stating(records(codec, 0, time.Now().UnixMicro()), ms)); x.ErrorCode != codeInvalidTimestamp {
+				t.Errorf("codec %d: microseconds, stating %d: %+v", codec, ms, x)
+			}
 		}
 	}
 	// The server unpacks what is produced under a lock.
