@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/quorate/quorate/internal/errs"
@@ -48,6 +49,10 @@ type conn struct {
 type item struct {
 	h   header
 	api *api
+	// m counts requests of the API; nil if that is not served.
+	m *apiMetrics
+	// came is when it had been read.
+	came time.Time
 	// body is what was read and checked. It is decoded when the request's turn comes: an array of small elements takes many
 	// times its bytes then, and as many requests may wait behind a long poll as a connection may have in flight.
 	body []byte
@@ -98,6 +103,9 @@ func (c *conn) report(err error) {
 	}
 }
 
+// refusedReasons are why connections are closed.
+var refusedReasons = []string{"too_many", "timeout", "too_large", "unsupported", "overloaded", "malformed"}
+
 func reasonLabel(err error) string {
 	switch errs.KindOf(err) {
 	case errs.TooLarge:
@@ -136,6 +144,7 @@ func (c *conn) read() error {
 			return c.nc.SetReadDeadline(deadline)
 		})
 		if err == nil {
+			it.came = time.Now()
 			c.s.m.bytesIn.Add(float64(len(frame) + 4))
 			err = c.parse(it, frame)
 		}
@@ -226,7 +235,7 @@ func (c *conn) parse(it *item, frame []byte) error {
 	if err != nil {
 		return err
 	}
-	it.h, it.api = h, c.s.api(h.key)
+	it.h, it.api, it.m = h, c.s.api(h.key), c.s.m.apis[h.key]
 	if it.api == nil || h.version < it.api.min || h.version > it.api.max {
 		if it.answer = c.unsupported(h); it.answer == nil {
 			return c.refuse(it, errs.New(errs.Unsupported, "API %d (%s) version %d is not served", h.key, kmsg.NameForKey(h.key), h.version))
@@ -252,15 +261,16 @@ func (c *conn) decode(it *item) (kmsg.Request, error) {
 
 // refuse counts a request for which the connection is closed.
 func (c *conn) refuse(it *item, err error) error {
-	c.s.m.requests.WithLabelValues(c.name(it), "refused").Inc()
+	c.refused(it).Inc()
 	return err
 }
 
-func (c *conn) name(it *item) string {
-	if it.api == nil {
-		return "other"
+// refused counts requests of an API that were not served.
+func (c *conn) refused(it *item) prometheus.Counter {
+	if it.m == nil {
+		return c.s.m.other
 	}
-	return it.api.name
+	return it.m.refused
 }
 
 // unsupported makes the answer to a request that is not served. Kafka has one where a client cannot know better:
@@ -336,10 +346,11 @@ func (c *conn) answerAll() {
 }
 
 func (c *conn) answer(it *item) error {
-	resp, status := it.answer, "refused"
-	if resp == nil {
+	resp := it.answer
+	if resp != nil {
+		c.refused(it).Inc()
+	} else {
 		var err error
-		status = "ok"
 		if it.begun != nil {
 			resp, err = c.s.endProduce(c.work, it.begun)
 		} else {
@@ -349,12 +360,13 @@ func (c *conn) answer(it *item) error {
 			}
 			resp, err = it.api.handle(c.work, c, it.h, req)
 		}
+		it.m.seconds.Observe(time.Since(it.came).Seconds())
 		if err != nil {
-			c.s.m.requests.WithLabelValues(c.name(it), "error").Inc()
+			it.m.failed.Inc()
 			return err
 		}
+		it.m.ok.Inc()
 	}
-	c.s.m.requests.WithLabelValues(c.name(it), status).Inc()
 	if resp == nil {
 		return c.flushUnlessMore()
 	}

@@ -47,6 +47,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	}
 	s.topics.rand = cfg.Rand
 	s.table = s.apis()
+	s.m.serve(s.table)
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }
