@@ -67,11 +67,11 @@ func checkHeader(b []byte) (BatchHeader, error) {
 	h, ok := ReadBatchHeader(b)
 	switch {
 	case !ok:
-		return h, errs.Coded(errs.Invalid, "CORRUPTBATCH", "a record batch has at least %d bytes; got %d", BatchHeaderSize, len(b))
+		return h, errs.Coded(errs.Invalid, "INVALIDRECORD", "a record batch has at least %d bytes; got %d", BatchHeaderSize, len(b))
 	case h.Magic != 2:
 		return h, errs.Coded(errs.Unsupported, "OLDFORMAT", "record batch of format %d; only format 2 is supported: use a client for Kafka 0.11 or later", h.Magic)
 	case int64(h.Length) != int64(len(b)-12):
-		return h, errs.Coded(errs.Invalid, "CORRUPTBATCH", "a record batch states a length of %d, but %d bytes follow; send one batch a partition", h.Length, len(b)-12)
+		return h, errs.Coded(errs.Invalid, "INVALIDRECORD", "a record batch states a length of %d, but %d bytes follow; send one batch a partition", h.Length, len(b)-12)
 	case h.Records <= 0 || h.Records > RecordsPerBatchMax || h.LastOffsetDelta != h.Records-1:
 		return h, errs.Coded(errs.Invalid, "INVALIDRECORD", "a record batch counts %d records and ends at offset delta %d", h.Records, h.LastOffsetDelta)
 	case h.Attributes&AttrControl != 0:
@@ -90,7 +90,8 @@ func checkHeader(b []byte) (BatchHeader, error) {
 	return h, nil
 }
 
-// CheckBatch checks the header of a batch that a client sent, and its checksum. What it holds is checked by CheckRecords.
+// CheckBatch checks the header of a batch that a client sent, and its checksum. What it holds is checked by CheckRecords. Only a wrong checksum is Corrupt, as in
+// Kafka: it may have come about on the way, and clients send the batch again.
 func CheckBatch(b []byte) (BatchHeader, error) {
 	h, err := checkHeader(b)
 	if err != nil {

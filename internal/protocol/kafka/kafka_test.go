@@ -369,7 +369,7 @@ func TestProduce_Refusals(t *testing.T) {
 	}{
 		"crc":       {produceReq("t", 0, 1, bad), codeCorruptMessage},
 		"magic":     {produceReq("t", 0, 1, old), codeUnsupportedForFormat},
-		"null":      {produceReq("t", 0, 1, nil), codeCorruptMessage},
+		"null":      {produceReq("t", 0, 1, nil), codeInvalidRecord},
 		"too large": {produceReq("t", 0, 1, big), codeMessageTooLarge},
 		"topic":     {produceReq("nope", 0, 1, records(0, 1)), codeUnknownTopicOrPartition},
 		"partition": {produceReq("t", 1, 1, records(0, 1)), codeUnknownTopicOrPartition},
