@@ -103,7 +103,8 @@ func TestUnpack_WhatClientsSend(t *testing.T) {
 		})
 	}
 	for _, size := range []lz4.BlockSize{lz4.Block64Kb, lz4.Block256Kb, lz4.Block1Mb, lz4.Block4Mb} {
-		for flags := range 8 {
+		// With checksums of the content, of blocks, and with the other compressor.
+		for _, flags := range []int{0, 1, 6, 7} {
 			add(fmt.Sprint("lz4 blocks of ", size, ", flags ", flags), 3, func(w io.Writer) io.WriteCloser {
 				z := lz4.NewWriter(w)
 				opts := []lz4.Option{lz4.BlockSizeOption(size), lz4.ChecksumOption(flags&1 != 0), lz4.BlockChecksumOption(flags&2 != 0)}
@@ -148,7 +149,7 @@ func TestUnpack_WhatClientsSend(t *testing.T) {
 		{"gzip, two members", 1, func(b []byte) []byte { return append(compress(1, b[:len(b)/2]), compress(1, b[len(b)/2:])...) }},
 	}...)
 	for _, f := range forms {
-		for _, size := range []int{1, 100, 600_000} {
+		for _, size := range []int{1, 100, 140_000} {
 			want := repeated(size)
 			packed := f.pack(want)
 			if got, err := unpackAll(u, f.codec, packed); err != nil || !bytes.Equal(got, want) {
@@ -257,12 +258,12 @@ func TestUnpack_WhatIsWrong(t *testing.T) {
 // A bomb costs the bound, and little memory.
 func TestUnpack_Bombs(t *testing.T) {
 	u := newUnpacker()
-	u.sizeMax = 48 << 20
+	u.sizeMax = 24 << 20
 	for codec := int16(1); codec <= 4; codec++ {
-		bomb := compress(codec, make([]byte, 2*u.sizeMax))
+		bomb := compress(codec, make([]byte, u.sizeMax+1<<20))
 		if codec == 2 {
 			// One block takes as much memory as it unpacks to, and one of many little.
-			bomb = xerialFramed(make([]byte, 2*u.sizeMax), 64<<10)
+			bomb = xerialFramed(make([]byte, u.sizeMax+1<<20), 64<<10)
 		}
 		read := func() {
 			x, err := u.open(t.Context(), codec, bomb, 0)
