@@ -384,10 +384,10 @@ func (g *Engine) work() {
 	}
 }
 
-// turn runs turns until none is due at once. writes says that the caller writes afterwards what they want written. The caller
-// holds turns.
+// turn runs turns until none is due at once, or the engine is told to stop. writes says that the caller writes afterwards what they want written. The
+// caller holds turns.
 func (g *Engine) turn(writes bool) {
-	for !g.ended {
+	for !g.ended && g.ctx.Err() == nil {
 		again := g.turnOnce()
 		wanted := g.wants()
 		if wanted && !writes {

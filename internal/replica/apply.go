@@ -1,6 +1,8 @@
 package replica
 
 import (
+	"slices"
+
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/quorate/quorate/internal/env"
@@ -9,9 +11,18 @@ import (
 
 // What is committed is applied when nothing else is to be done first: what a turn has for the disk and for other nodes has a way
 // before it, so it goes out, and the next turn, which is due at once, applies.
+//
+// A node that starts may have all that its log keeps to apply. It does so in many turns, between which it hears of its peers, and can be stopped.
 
 // deferMax is how many turns in a row may leave to the next what is committed.
 const deferMax = 3
+
+// turnBytes is the size of entries from which a turn leaves what else is committed to the next. Those that raft hands out together,
+// applyBytesMax at most, are not taken apart.
+const turnBytes = 1 << 20
+
+// entryOverhead is about what an entry costs besides its bytes.
+const entryOverhead = 64
 
 // answersKept bounds the memory that is kept for the answers of the next entries.
 const answersKept = 4096
@@ -21,6 +32,8 @@ type applying struct {
 	// committed are the replicas with entries to apply, deferred how many turns have put that off.
 	committed []*replica
 	deferred  int
+	// ran is the size of what this turn has applied.
+	ran int
 	// answers is where the answers of a replica's commands are collected.
 	answers []shard.Answer
 }
@@ -42,6 +55,7 @@ func (r *replica) apply() {
 	out := shard.Applied{Own: h.cfg.Session, Answers: h.answers[:0]}
 	for _, m := range ms {
 		for _, e := range m.Entries {
+			h.ran += len(e.Data) + entryOverhead
 			if err := r.applyEntry(e, &out); err != nil {
 				h.fatal(err)
 				return
@@ -83,6 +97,9 @@ func (r *replica) apply() {
 
 // deferApply says whether the next turn applies what is committed.
 func (h *Host) deferApply() bool {
+	if h.ran >= turnBytes {
+		return true
+	}
 	if len(h.committed) == 0 || h.deferred == deferMax {
 		return false
 	}
@@ -96,14 +113,15 @@ func (h *Host) deferApply() bool {
 	return busy
 }
 
-// apply runs what is committed, and reports whether anything was.
+// apply runs what is committed, or as much of it as a turn does, and reports whether anything was.
 func (h *Host) apply() bool {
-	did := false
-	for i, r := range h.committed {
+	did, n := false, 0
+	for n < len(h.committed) && h.ran < turnBytes {
+		r := h.committed[n]
 		did = did || len(r.applies) > 0
 		r.apply()
-		h.committed[i] = nil
+		n++
 	}
-	h.committed, h.deferred = h.committed[:0], 0
+	h.committed, h.deferred = slices.Delete(h.committed, 0, n), 0
 	return did && h.err == nil
 }

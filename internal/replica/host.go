@@ -450,6 +450,7 @@ func (h *Host) Turn(now time.Time, in []Input) Output {
 		h.tick()
 	}
 	h.fireTimers()
+	h.ran = 0
 	for {
 		h.openRound()
 		for _, r := range h.dirty {
