@@ -13,7 +13,8 @@ import (
 )
 
 // missingMax bounds the slots that recovery makes for entries of a shard that it has not found (yet). The checkpoint of the
-// oldest segment may speak of millions, all cut since; so many are kept as a hole.
+// oldest segment may speak of millions, all cut since; so many are kept as a hole, which copies do not fill. So nothing is
+// copied forward of a shard that has more entries than this.
 const missingMax = 1 << 16
 
 // recovery rebuilds a Log from its directory. The rules are in docs/formats/raftlog.md, "Recovery".

@@ -588,3 +588,37 @@ func TestOpenLog_ManyEntriesCutSince(t *testing.T) {
 		})
 	}
 }
+
+// Copies of a cold shard's entries take the place of those in segments that are gone, also if there are more than recovery makes slots for.
+func TestOpenLog_ManyEntriesCopiedForward(t *testing.T) {
+	// Each segment holds as many small entries of a shard as may be copied forward; the rest of it is cut at once.
+	const each, some = 10_000, 500
+	cfg := LogConfig{SegmentBytes: 4 << 20, ZeroBytes: 64 << 10, ID: 7}
+	fs := FS(vfs.NewMem())
+	l := mustOpen(t, fs, cfg)
+	last, other := uint64(0), uint64(0)
+	fill := func(more ...Write) {
+		t.Helper()
+		other++
+		must(t, l.Append(append(more, Write{
+			Shard: 2, Replica: 1, Entries: entries(other, 1, 1, int(cfg.SegmentBytes)*some/each), Cut: other,
+		})))
+	}
+	for ; last < missingMax+2*each; last += some {
+		fill(Write{Shard: 1, Replica: 1, Entries: entries(last+1, some, 1, 8)})
+	}
+	for range 20 * each / some {
+		fill()
+	}
+	must(t, l.Close())
+	l = mustOpen(t, fs, cfg)
+	defer l.Close()
+	if first, got := l.Bounds(1); first != 1 || got != last {
+		t.Fatalf("of entries 1 to %d there are %d to %d", last, first, got)
+	}
+	for next := uint64(1); next <= last; {
+		es, err := l.Entries(1, next, last+1, 1<<20)
+		must(t, err)
+		next += uint64(len(es))
+	}
+}

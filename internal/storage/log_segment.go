@@ -415,6 +415,10 @@ func (l *Log) remainders() ([]moved, []Entry) {
 			if e.seg > pick {
 				continue
 			}
+			if len(s.slots) > missingMax {
+				// Who opens the log would know of so many entries that they are missing before it comes upon the copies, and keeps no slots for them.
+				return nil, nil
+			}
 			index := s.cut.Index + 1 + uint64(k)
 			es, err := readEntries(id, index, []slot{e}, []*segment{l.segment(e.seg)}, true)
 			if err != nil {
