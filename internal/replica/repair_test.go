@@ -589,3 +589,60 @@ func TestRepair_TheLastIDIsNotFollowedByAnotherNodes(t *testing.T) {
 		t.Error(res.Err)
 	}
 }
+
+// A node without peers is not opened where others would be rebuilt, and what it has stays: with what is missing put back, all is there.
+func TestOpen_TheOnlyCopyIsNotGivenUp(t *testing.T) {
+	for name, spoil := range map[string]func(n *rigNode) (mend func()){
+		"the state store is missing": func(n *rigNode) func() {
+			was := n.store
+			n.store = nil
+			n.dropState()
+			return func() {
+				_ = n.store.Close()
+				n.store = was
+			}
+		},
+		"the end of the log is missing": func(n *rigNode) func() {
+			var all []storage.Entry
+			n.appendToLog(func(lg *storage.Log) storage.Write {
+				first, last := lg.Bounds(1)
+				var err error
+				if all, err = lg.Entries(1, first, last+1, 1<<20); err != nil {
+					t.Fatal(err)
+				}
+				return storage.Write{Shard: 1, Entries: all[:1]}
+			})
+			return func() {
+				n.appendToLog(func(*storage.Log) storage.Write { return storage.Write{Shard: 1, Entries: all} })
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 1, func(c *Config) { c.LogEntriesMax = 5 })
+			n := r.nodes[0]
+			r.until("leader", func() bool { return n.host.Shards()[0].Leads })
+			for i := range 30 {
+				n.do(fmt.Sprintf("k=%d", i))
+				r.run(time.Second)
+			}
+			n.do("k=last")
+			id := n.host.Shards()[0].Replica
+			n.stop()
+			mend := spoil(n)
+			for range 2 {
+				if err := n.open(nil, false); !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), "nothing was changed") {
+					t.Fatalf("got %v", err)
+				}
+				if err := n.log.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mend()
+			n.start(false)
+			r.same("k", "last")
+			if got := n.host.Shards()[0].Replica; got != id {
+				t.Errorf("the replica has id %d, and had %d", got, id)
+			}
+		})
+	}
+}

@@ -3,6 +3,7 @@ package replica
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -107,6 +108,9 @@ func (r *replica) open(suspect bool) error {
 	applied := r.machine.Applied()
 	if stored != 0 && stored&awaitingBit == 0 && !suspect && applied.Index+1 < first {
 		// The log was cut further than the state store remembers: some of it is gone although nothing looked damaged.
+		if len(h.peers) == 0 {
+			return r.cannotRebuild("the state store has entries up to %d only, and the log begins at %d", applied.Index, first)
+		}
 		h.note(true, r.id, "state store is behind the cut of the log; the replica is rebuilt", "applied", applied.Index, "first", first)
 		suspect = true
 	}
@@ -119,11 +123,17 @@ func (r *replica) open(suspect bool) error {
 		// A snapshot is durable in the state store before the log begins behind it. A crash came between the two: the log
 		// has all that the replica ever promised.
 		if reset = installed == applied; !reset {
+			if len(h.peers) == 0 {
+				return r.cannotRebuild("the log ends at %d, before entry %d, which the state store has, or has another in its place", last, applied.Index)
+			}
 			h.note(true, r.id, "log is behind the state store; the replica is rebuilt", "applied", applied.Index, "last", last)
 			suspect = true
 		}
 	}
 	if suspect || stored&awaitingBit != 0 {
+		if len(h.peers) == 0 {
+			return r.cannotRebuild("an earlier start found its data damaged and gave them up")
+		}
 		return r.await(stored, suspect)
 	}
 	defer r.noteRebuilding()
@@ -156,6 +166,12 @@ func (r *replica) open(suspect bool) error {
 		r.view.last = storage.Position{Index: last, Term: t}
 	}
 	return r.start()
+}
+
+// cannotRebuild returns why a replica without peers is not opened: it has the only copy of what is left, and nothing of that is given up.
+func (r *replica) cannotRebuild(why string, args ...any) error {
+	return errs.New(errs.Corrupt, "shard %d: %s; this node has no peers to fetch it from, and nothing was changed. Put back the files that are missing, or "+
+		"restore a copy of the data directory", r.id, fmt.Sprintf(why, args...))
 }
 
 // logHas says whether the log has what is applied last, or begins behind it.

@@ -85,11 +85,42 @@ func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 			return nil, err
 		}
 	}
+	if err := d.checkLog(sc.OnlyCopy); err != nil {
+		return nil, err
+	}
 	lc.OnlyCopy = lc.OnlyCopy || sc.OnlyCopy
 	if d.Log, d.Recovery, err = OpenLog(at, at.PathJoin(path, "log"), lc); err != nil {
 		return nil, err
 	}
 	return d, nil
+}
+
+// checkLog refuses a state store without a raft log. Nothing is stored before there is a log, so somebody has taken it away, or the disk that it is on
+// is not mounted. With a new one the node would have forgotten its votes.
+func (d *Dir) checkLog(onlyCopy bool) error {
+	names, err := d.fs.List(d.fs.PathJoin(d.path, "log"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return errs.Wrap(errs.Unavailable, err, "list the raft log in %s; nothing was changed", d.path)
+	}
+	for _, name := range names {
+		if _, segment := parseSegmentName(name); segment || name == identityName {
+			return nil
+		}
+	}
+	err = nil
+	empty := true
+	for range d.Store.Scan(nil, nil, &err) {
+		empty = false
+		break
+	}
+	if empty {
+		return err
+	}
+	todo := "give this node an empty data directory, and its peers rebuild it"
+	if onlyCopy {
+		todo = "restore a copy of the data directory"
+	}
+	return errs.New(errs.Invalid, "data directory %s has a state store and no raft log; nothing was changed. If the log is on a disk of its own, mount that; if it is lost, %s", d.path, todo)
 }
 
 // refused says whether an error tells of the system that a file is on, and not of what is in it. A disk that fails to write may be able to read.
