@@ -381,7 +381,9 @@ func (r *replica) outTo(n shard.NodeID) []*snapshotOut {
 func (r *replica) installSnapshot(s *raftpb.Snapshot) bool {
 	h := r.host
 	// What was committed before goes first: those who wait for it get their answers.
-	r.apply()
+	if r.apply(); h.err != nil {
+		return false
+	}
 	in := r.arrived
 	r.arrived = nil
 	if in == nil || in.index != s.GetMetadata().GetIndex() {

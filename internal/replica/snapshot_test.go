@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/raft/v3/raftpb"
+
 	"github.com/quorate/quorate/internal/codec"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -309,5 +311,26 @@ func TestSnapshot_ChunkRepeatedBehindTheLastOne(t *testing.T) {
 		if k := fmt.Sprintf("key%d", i); other.get(k) == "" {
 			t.Errorf("%s is lost", k)
 		}
+	}
+}
+
+// An entry that cannot be applied stops the node, also in the turn in which a snapshot is complete: what was begun must not end in a panic.
+func TestSnapshot_BehindAnEntryThatFails(t *testing.T) {
+	r := newRig(t, 1, nil)
+	n := r.nodes[0]
+	r.until("leader", func() bool { return n.host.Shards()[0].Leads })
+	rep := n.host.reps[1]
+	good := shard.AppendCommand(shard.AppendBatchHeader(nil, shard.BatchHeader{Stamp: r.now}), shard.Command{Module: 9, Data: []byte("a=1")})
+	next := rep.machine.Applied().Index + 1
+	rep.applyLater(&raftpb.Message{Entries: []*raftpb.Entry{
+		{Index: new(next), Term: new(rep.term), Data: good}, {Index: new(next + 1), Term: new(rep.term), Data: []byte("of a later version")},
+	}})
+	into, err := rep.machine.Install()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rep.arrived = &snapshotIn{index: next + 10, into: into}
+	if rep.installSnapshot(&raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(next + 10), Term: new(rep.term)}}) || n.host.err == nil {
+		t.Errorf("the snapshot was installed; the host's error is %v", n.host.err)
 	}
 }
