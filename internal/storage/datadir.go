@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -62,6 +63,9 @@ func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 		return nil, err
 	}
 	if !marked {
+		if err := d.checkState(sc.OnlyCopy); err != nil {
+			return nil, err
+		}
 		d.Store, err = OpenStore(at, state, sc)
 	}
 	if err != nil && refused(err) {
@@ -95,32 +99,63 @@ func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 	return d, nil
 }
 
-// checkLog refuses a state store without a raft log. Nothing is stored before there is a log, so somebody has taken it away, or the disk that it is on
-// is not mounted. With a new one the node would have forgotten its votes.
-func (d *Dir) checkLog(onlyCopy bool) error {
-	names, err := d.fs.List(d.fs.PathJoin(d.path, "log"))
+// there says whether any of the names in a folder of the data directory is that of a file of its kind.
+func (d *Dir) there(folder string, is func(name string) bool) (bool, error) {
+	names, err := d.fs.List(d.fs.PathJoin(d.path, folder))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return errs.Wrap(errs.Unavailable, err, "list the raft log in %s; nothing was changed", d.path)
+		return false, errs.Wrap(errs.Unavailable, err, "list %s in %s; nothing was changed", folder, d.path)
 	}
-	for _, name := range names {
-		if _, segment := parseSegmentName(name); segment || name == identityName {
-			return nil
-		}
+	return slices.ContainsFunc(names, is), nil
+}
+
+func (d *Dir) hasLog() (bool, error) {
+	return d.there("log", func(name string) bool {
+		_, segment := parseSegmentName(name)
+		return segment || name == identityName
+	})
+}
+
+// A part of a data directory that is not there at all, though it must have been, is on a disk that is not mounted, or somebody has taken it away. A node
+// that went on without would give up what it has, and so would all of them if the same was done to all.
+
+// checkState refuses a raft log without a state store. The only copy of a log is left to its owner, who may be able to apply all of it again.
+func (d *Dir) checkState(onlyCopy bool) error {
+	log, err := d.hasLog()
+	if err != nil || !log || onlyCopy {
+		return err
 	}
-	err = nil
+	state, err := d.there("state", func(name string) bool {
+		return strings.HasPrefix(name, "MANIFEST-") || strings.HasPrefix(name, "marker.") || strings.HasSuffix(name, ".sst")
+	})
+	if err != nil || state {
+		return err
+	}
+	return d.missing("a raft log and no state store", onlyCopy)
+}
+
+// checkLog refuses a state store without a raft log: with a new one the node would have forgotten its votes.
+func (d *Dir) checkLog(onlyCopy bool) error {
+	log, err := d.hasLog()
+	if err != nil || log {
+		return err
+	}
 	empty := true
 	for range d.Store.Scan(nil, nil, &err) {
 		empty = false
 		break
 	}
-	if empty {
+	if err != nil || empty {
 		return err
 	}
-	todo := "give this node an empty data directory, and its peers rebuild it"
+	return d.missing("a state store and no raft log", onlyCopy)
+}
+
+func (d *Dir) missing(what string, onlyCopy bool) error {
+	todo := "give this node an empty data directory, and its peers rebuild it; one node at a time"
 	if onlyCopy {
 		todo = "restore a copy of the data directory"
 	}
-	return errs.New(errs.Invalid, "data directory %s has a state store and no raft log; nothing was changed. If the log is on a disk of its own, mount that; if it is lost, %s", d.path, todo)
+	return errs.New(errs.Invalid, "data directory %s has %s; nothing was changed. If that is on a disk of its own, mount it; if it is lost, %s", d.path, what, todo)
 }
 
 // refused says whether an error tells of the system that a file is on, and not of what is in it. A disk that fails to write may be able to read.

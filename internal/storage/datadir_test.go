@@ -311,41 +311,50 @@ func TestOpenDir_MarkThatCannotBeLookedFor(t *testing.T) {
 	must(t, d.Close())
 }
 
-// A log that is not there, though it must have been, is on a disk that is not mounted, or was taken away.
-func TestOpenDir_StateWithoutALogIsRefused(t *testing.T) {
-	for _, only := range []bool{false, true} {
+// A log or a state store that is not there, though it must have been, is on a disk that is not mounted, or was taken away.
+func TestOpenDir_HalfADirectoryIsRefused(t *testing.T) {
+	for _, c := range []struct {
+		part, says string
+		only       bool
+	}{
+		{"log", "a state store and no raft log", false},
+		{"log", "a state store and no raft log", true},
+		{"state", "a raft log and no state store", false},
+	} {
 		fs := MemFS()
-		open := func() (*Dir, error) { return OpenDir(fs, "data", shop, LogConfig{}, StoreConfig{OnlyCopy: only}) }
+		part := "data/" + c.part
+		open := func() (*Dir, error) { return OpenDir(fs, "data", shop, LogConfig{}, StoreConfig{OnlyCopy: c.only}) }
 		d, err := open()
 		must(t, err)
 		must(t, d.Close())
-		// Nothing was stored yet.
-		must(t, fs.RemoveAll("data/log"))
+		if c.part == "log" { // nothing was stored yet
+			must(t, fs.RemoveAll(part))
+		}
 		d, err = open()
 		must(t, err)
 		b := d.Store.Batch()
 		b.Set([]byte("k"), []byte("v"))
 		must(t, errors.Join(b.Commit(), d.Store.Flush(), d.Close()))
 
-		must(t, fs.Rename("data/log", "data/elsewhere"))
+		must(t, fs.Rename(part, "data/elsewhere"))
 		for _, there := range []bool{false, true} { // whether the folder to mount it at is
 			if there {
-				must(t, fs.MkdirAll("data/log", 0o755))
+				must(t, fs.MkdirAll(part, 0o755))
 			}
 			_, err := open()
-			if wantKind(t, err, errs.Invalid); !strings.Contains(err.Error(), "no raft log; nothing was changed") {
-				t.Errorf("got %v", err)
+			if wantKind(t, err, errs.Invalid); !strings.Contains(err.Error(), c.says+"; nothing was changed") {
+				t.Errorf("without %s: got %v", c.part, err)
 			}
-			if names, _ := fs.List("data/log"); len(names) > 0 {
-				t.Errorf("a log was made: %v", names)
+			if names, _ := fs.List(part); len(names) > 0 {
+				t.Errorf("without %s it was made: %v", c.part, names)
 			}
 		}
-		must(t, fs.RemoveAll("data/log"))
-		must(t, fs.Rename("data/elsewhere", "data/log"))
+		must(t, fs.RemoveAll(part))
+		must(t, fs.Rename("data/elsewhere", part))
 		d, err = open()
 		must(t, err)
 		if _, ok, err := d.Store.Get([]byte("k")); !ok || err != nil || d.StoreLost {
-			t.Errorf("with its log again: %v, %v, lost %v", ok, err, d.StoreLost)
+			t.Errorf("with its %s again: %v, %v, lost %v", c.part, ok, err, d.StoreLost)
 		}
 		must(t, d.Close())
 	}
