@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
 )
 
 // TestBacklog_NothingIsProposed: a leader whose store is behind refuses its own clients, and other nodes' batches wait until
@@ -52,4 +53,49 @@ func TestBacklog_NothingIsProposed(t *testing.T) {
 		t.Error(res.Err)
 	}
 	r.same("k", "3")
+}
+
+// A node whose store is behind takes no more of a snapshot, however long that is, and its turns do not wait for the disk.
+func TestBacklog_SnapshotsWait(t *testing.T) {
+	for _, begun := range []bool{false, true} {
+		r, lead, other := behind(t, 100)
+		rep := other.host.reps[1]
+		full, over := !begun, false
+		other.host.backlog = func() float64 {
+			if full = full || rep.in != nil && rep.in.next > 10; full && !over {
+				return 0.9
+			}
+			return 0
+		}
+		r.heal()
+		r.until("a snapshot", func() bool { return full && lead.host.Shards()[0].Snapshotting })
+		next := func() uint64 {
+			if rep.in == nil {
+				return 0
+			}
+			return rep.in.next
+		}
+		was := next()
+		chunks := 0
+		r.drop = func(_, _ shard.NodeID, kind byte) bool {
+			if kind == msgChunk {
+				chunks++
+			}
+			return false
+		}
+		r.run(3 * snapshotGiveUp)
+		if limit := int(3*snapshotGiveUp/(snapshotRepeatTicks*lead.host.cfg.Tick)) + chunksAhead; chunks == 0 || chunks > limit {
+			t.Errorf("begun %v: %d chunks were sent meanwhile, want at most %d", begun, chunks, limit)
+		}
+		if got := next(); got != was || begun != (was > 0) {
+			t.Errorf("begun %v: %d chunks were stored, and %d in the end", begun, was, got)
+		}
+		if !lead.host.Shards()[0].Snapshotting || r.noted("snapshot transfer makes no progress") {
+			t.Errorf("begun %v: the transfer was given up", begun)
+		}
+		over = true
+		if took := r.until("value", func() bool { return other.get("last") == "1" }); took > 5*time.Second {
+			t.Errorf("begun %v: it took %v when there was room again", begun, took)
+		}
+	}
 }

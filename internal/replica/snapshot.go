@@ -37,11 +37,13 @@ type snapshotOut struct {
 	first  uint64
 	last   bool
 	sum    *xxhash.Digest
-	// at is when the transfer last moved on. again tells when the first chunk that is not confirmed was last sent, and wait for how long a
+	// at is when the transfer last moved on, or the receiver said that it waits. again tells when the first chunk that is not confirmed was last sent, and wait for how long a
 	// confirmation may take before that is done again.
 	at    time.Time
 	again repeats
 	wait  time.Duration
+	// waits says that the receiver takes nothing at present.
+	waits bool
 }
 
 type sentChunk struct {
@@ -87,6 +89,14 @@ const (
 	// what waits before the next chunk.
 	snapshotGiveUp     = 10 * time.Second
 	snapshotGiveUpSlow = 2 * time.Minute
+)
+
+// What a receiver says of a snapshot, with the chunk that is next.
+const (
+	chunkWanted   = 0
+	chunkUnwanted = 1
+	// chunkWaits says that nothing is taken for now.
+	chunkWaits = 2
 )
 
 // makeSnapshot tells raft where a snapshot taken now would stand.
@@ -199,10 +209,17 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 		switch done := index <= r.machine.Applied().Index; {
 		case done || n >= chunksAhead:
 			// Nothing of it is here, although the sender believes so: it must start over.
-			r.confirmChunk(p, from, index, 0, done)
+			state := byte(chunkWanted)
+			if done {
+				state = chunkUnwanted
+			}
+			r.confirmChunk(p, from, index, 0, state)
 			return
 		case n != 0:
 			// It has overtaken the first chunk, and will be sent again.
+			return
+		case h.behind:
+			r.confirmChunk(p, from, index, 0, chunkWaits)
 			return
 		}
 		r.dropSnapshotIn()
@@ -216,7 +233,13 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 		h.note(false, r.id, "receiving a snapshot", "from", p.id, "index", index)
 	}
 	if n < in.next || n >= in.next+chunksAhead {
-		r.confirmChunk(p, from, index, in.next, false)
+		r.confirmChunk(p, from, index, in.next, chunkWanted)
+		return
+	}
+	if h.behind {
+		// Rows come as fast as the network brings them. To store more would make the turn wait for the disk, and with it all other shards.
+		in.at = h.now
+		r.confirmChunk(p, from, index, in.next, chunkWaits)
 		return
 	}
 	in.ahead[n%chunksAhead] = c
@@ -239,7 +262,7 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 			break
 		}
 	}
-	r.confirmChunk(p, from, index, in.next, false)
+	r.confirmChunk(p, from, index, in.next, chunkWanted)
 	if !c.last {
 		return
 	}
@@ -257,30 +280,25 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 	})
 }
 
-// confirmChunk tells the sender which chunk is wanted next; done says that the snapshot is no longer wanted.
-func (r *replica) confirmChunk(p *peer, to, index, next uint64, done bool) {
+// confirmChunk tells the sender which chunk is wanted next, and whether any is.
+func (r *replica) confirmChunk(p *peer, to, index, next uint64, state byte) {
 	f := r.host.controlFor(p)
 	w := beginMessage(*f, msgChunkOK)
 	b := binary.AppendUvarint(w.b, uint64(r.id))
 	for _, v := range [...]uint64{r.rid, to, index, next} {
 		b = binary.AppendUvarint(b, v)
 	}
-	if done {
-		b = append(b, 1)
-	} else {
-		b = append(b, 0)
-	}
-	w.b = b
+	w.b = append(b, state)
 	*f = w.end()
 }
 
 func (r *replica) receiveChunkOK(p *peer, rd *codec.Reader) {
-	from, to, index, next, done := rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Byte() == 1
+	from, to, index, next, state := rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Byte()
 	o := r.out[from]
 	if rd.Bad() || r.rn == nil || to != r.rid || o == nil || o.meta.GetIndex() != index || replicaNode(from) != p.id {
 		return
 	}
-	if done {
+	if state == chunkUnwanted {
 		r.endSnapshot(o, raft.SnapshotFinish)
 		return
 	}
@@ -291,13 +309,28 @@ func (r *replica) receiveChunkOK(p *peer, rd *codec.Reader) {
 		}
 		return
 	}
-	if next == o.first || next > o.first+uint64(len(o.chunks)) {
+	if next > o.first+uint64(len(o.chunks)) {
 		return
 	}
-	o.took(r.host.now.Sub(o.chunks[next-o.first-1].at), snapshotRepeatTicks*r.host.cfg.Tick)
+	if state == chunkWaits {
+		o.at, o.again, o.waits = r.host.now, repeats{at: r.host.now}, true
+	}
+	if next == o.first {
+		return
+	}
+	if !o.waits {
+		o.took(r.host.now.Sub(o.chunks[next-o.first-1].at), snapshotRepeatTicks*r.host.cfg.Tick)
+	}
 	o.at, o.again = r.host.now, repeats{at: r.host.now}
 	o.chunks = o.chunks[next-o.first:]
 	o.first = next
+	if o.waits && state != chunkWaits {
+		// It took none of those behind it either.
+		o.waits = false
+		for i := range o.chunks {
+			r.sendChunk(p, o, i)
+		}
+	}
 	if o.last && len(o.chunks) == 0 {
 		r.endSnapshot(o, raft.SnapshotFinish)
 		return
