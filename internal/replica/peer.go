@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
 	"time"
@@ -59,18 +60,30 @@ func (h *Host) receive(f Frame) {
 			return
 		}
 		body = rest
-		if err := h.handle(p, f.At, kind, msg); err != nil {
+		if err := h.handle(p, f, kind, msg); err != nil {
 			h.note(true, 0, "malformed message from a peer", "peer", f.From, "error", err)
 			return
 		}
 	}
 }
 
-func (h *Host) handle(p *peer, arrived time.Time, kind byte, body []byte) error {
+// pinnedBytes and pinnedTimes bound how much of a frame entries may keep in memory beside themselves.
+const (
+	pinnedBytes = 4 << 10
+	pinnedTimes = 4
+)
+
+func (h *Host) handle(p *peer, f Frame, kind byte, body []byte) error {
 	if kind == msgRaft {
 		id, m, flags, err := readRaft(body)
 		if err != nil {
 			return err
+		}
+		if len(m.Entries) > 0 && len(f.Data) > pinnedBytes+pinnedTimes*len(body) {
+			// Entries are kept for a while, and the frame they came in with them. The rest of it may be a snapshot's rows, a thousand times as much.
+			if id, m, flags, err = readRaft(bytes.Clone(body)); err != nil {
+				return err
+			}
 		}
 		if err := travels(m); err != nil {
 			return err
@@ -87,7 +100,7 @@ func (h *Host) handle(p *peer, arrived time.Time, kind byte, body []byte) error 
 	}
 	switch kind {
 	case msgForward:
-		r.receiveForward(p, &rd, arrived)
+		r.receiveForward(p, &rd, f.At)
 	case msgQuiesce:
 		r.receiveQuiesce(p, &rd)
 	case msgChunk:
