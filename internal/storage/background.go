@@ -103,13 +103,17 @@ func (b *background) err() error {
 	return nil
 }
 
-// wait is called before a file is made. It ends early if the store is closed.
+// wait is called before a file is made. It ends early if the store is closed, and only then if the store has failed: nobody would learn what comes of more attempts.
 func (b *background) wait(failures *atomic.Int32) {
 	n := failures.Load()
-	if n == 0 {
+	switch {
+	case n == 0:
+		return
+	case n >= attemptsMax:
+		<-b.end
 		return
 	}
-	t := time.NewTimer(b.first << (min(n, attemptsMax) - 1)) //nolint:forbidigo // a goroutine of Pebble waits for a real disk; what is stored does not depend on it
+	t := time.NewTimer(b.first << (n - 1)) //nolint:forbidigo // a goroutine of Pebble waits for a real disk; what is stored does not depend on it
 	defer t.Stop()
 	select {
 	case <-t.C:

@@ -17,17 +17,18 @@ import (
 	"github.com/quorate/quorate/internal/errs"
 )
 
-// badDisk fails to write that many times what tables hold; tables counts those that were begun.
+// badDisk fails to write that many times what tables hold, merges counting those of merges only; tables counts those that were begun.
 type badDisk struct {
 	FS
-	writes, tables atomic.Int64
+	writes, merges, tables atomic.Int64
 	noDirs         atomic.Bool
 	err            error
 }
 
 type badFile struct {
 	File
-	d *badDisk
+	d     *badDisk
+	merge bool
 }
 
 func (d *badDisk) Create(name string, c vfs.DiskWriteCategory) (File, error) {
@@ -36,11 +37,11 @@ func (d *badDisk) Create(name string, c vfs.DiskWriteCategory) (File, error) {
 		return f, err
 	}
 	d.tables.Add(1)
-	return badFile{f, d}, nil
+	return badFile{f, d, c != flushCategory}, nil
 }
 
 func (f badFile) Write(b []byte) (int, error) {
-	if f.d.writes.Add(-1) >= 0 {
+	if f.d.writes.Add(-1) >= 0 || f.merge && f.d.merges.Add(-1) >= 0 {
 		return 0, f.d.err
 	}
 	return f.File.Write(b)
@@ -147,11 +148,12 @@ func TestStore_DiskThatTakesTablesAgain(t *testing.T) {
 // Merges that fail for good end the node as well.
 func TestStore_DiskThatTakesNoMergedTables(t *testing.T) {
 	s, d := openOnBadDisk(t, syscall.ENOSPC)
+	// Pebble may begin as soon as there is something to merge.
+	d.merges.Store(always)
 	for _, v := range []string{"1", "2"} {
 		put(t, s, "a", v)
 		must(t, s.Flush())
 	}
-	d.writes.Store(always)
 	// Pebble merges, and tries again by itself, until the context ends.
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
