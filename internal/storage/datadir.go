@@ -39,10 +39,14 @@ const damageMark = "STATE-DAMAGED"
 // it can be had from the peers; where it is the only copy, OpenDir fails with errs.Corrupt and leaves it, and so it does with
 // a raft log that has lost records. If the system does not let one of them be opened, which says nothing of what is in it,
 // OpenDir fails with errs.Unavailable. If another process has the directory, it fails with errs.Exists; if it was made for
-// another owner, with errs.Invalid.
+// another owner, or has files that are none of Quorate's, with errs.Invalid.
 func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *Dir, err error) {
 	if err := at.MkdirAll(path, 0o755); err != nil {
 		return nil, errs.Wrap(errs.Invalid, err, "make data directory %s", path)
+	}
+	// Before anything is made in it.
+	if err := refuseForeign(at, path); err != nil {
+		return nil, err
 	}
 	d := &Dir{fs: at, path: path}
 	if d.lock, err = at.Lock(at.PathJoin(path, "LOCK")); err != nil {

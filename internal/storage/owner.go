@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"slices"
+	"strings"
 
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -49,6 +51,29 @@ func decodeOwner(b []byte) (Owner, error) {
 		return Owner{}, ErrOwnerDamaged
 	}
 	return o, nil
+}
+
+// snapshotPrefix begins the names of snapshots for etcd's clients, which package etcd has in the data directory while they are sent.
+const snapshotPrefix = "quorate-snapshot-"
+
+// refuseForeign refuses a directory that does not say whose it is and has files of others: most likely it was named by mistake. What file systems
+// make by themselves is nobody's: lost+found, and names with a dot in front, such as .snapshot.
+func refuseForeign(at FS, path string) error {
+	names, err := at.List(path)
+	if err != nil || slices.Contains(names, ownerName) {
+		// What cannot be listed may be usable all the same.
+		return nil
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		switch {
+		case slices.Contains([]string{"LOCK", ownerName + ".tmp", damageMark, "log", "state", "lost+found"}, name):
+		case strings.HasPrefix(name, snapshotPrefix), strings.HasPrefix(name, "."):
+		default:
+			return errs.New(errs.Invalid, "data directory %s is none of Quorate's, and has files of others, such as %s; nothing was changed; give the node a directory of its own, which it makes if there is none", path, name)
+		}
+	}
+	return nil
 }
 
 // claim checks that the directory is the owner's. One that does not say whose it is becomes the owner's.

@@ -77,6 +77,42 @@ func TestOpenDir_WithoutOwnerIsClaimed(t *testing.T) {
 	}
 }
 
+func TestOpenDir_RefusesADirectoryOfOthers(t *testing.T) {
+	f := func(refused string, names ...string) {
+		t.Helper()
+		dir := t.TempDir()
+		for _, n := range names {
+			must(t, os.Mkdir(filepath.Join(dir, n), 0o755))
+		}
+		err := openFor(OSFS(), dir, shop)
+		if refused == "" {
+			if err != nil {
+				t.Errorf("with %q: %v", names, err)
+			}
+			return
+		}
+		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "such as "+refused+";") || !strings.Contains(err.Error(), dir) {
+			t.Errorf("with %q: got %v, want Invalid with the name of %s", names, err, refused)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) != len(names) {
+			t.Errorf("with %q: something was made: %v %v", names, left, err)
+		}
+	}
+	f("member", "member")
+	f("etc", "tmp", "etc", "log")
+	f("notes", "lost+found", "notes")
+	f("")
+	f("", "lost+found", ".snapshot")
+	// A start that a crash cut short, and a snapshot that it left; a directory of which OWNER was removed.
+	f("", "OWNER.tmp", "quorate-snapshot-1")
+	f("", "log", "state")
+	// Whatever is put there later is not looked at.
+	dir := t.TempDir()
+	must(t, openFor(OSFS(), dir, shop))
+	must(t, os.WriteFile(filepath.Join(dir, "notes"), nil, 0o644))
+	must(t, openFor(OSFS(), dir, shop))
+}
+
 // TestOpenDir_OwnerOnPowerFS runs where unsynced bytes are lost: what was not synced is not in the file below.
 func TestOpenDir_OwnerOnPowerFS(t *testing.T) {
 	dir := t.TempDir()
