@@ -118,15 +118,13 @@ func (a authServer) Authenticate(ctx context.Context, r *pb.AuthenticateRequest)
 		return nil, rpctypes.ErrGRPCAuthNotEnabled
 	}
 	b, err := a.s.askAuth(ctx, auth.EncodeLogin(r.Name))
-	if errors.Is(err, auth.ErrUserNotFound) {
-		return nil, rpctypes.ErrGRPCAuthFailed
+	// Whom there is not has no hash, which no password fits.
+	l := auth.Login{State: *st}
+	if err == nil {
+		l, err = auth.DecodeLogin(b)
 	}
-	if err != nil {
-		return nil, toGRPC(ctx, err)
-	}
-	l, err := auth.DecodeLogin(b)
 	switch {
-	case err != nil:
+	case err != nil && !errors.Is(err, auth.ErrUserNotFound):
 		return nil, toGRPC(ctx, err)
 	case !l.Enabled:
 		return nil, rpctypes.ErrGRPCAuthNotEnabled

@@ -3,7 +3,9 @@ package etcd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
+	"strings"
 	"sync/atomic"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -13,7 +15,9 @@ import (
 // passwords makes and compares hashes. That takes much processor time on purpose, so that only a few are computed at once, and half of the
 // processors stay free for all else.
 type passwords struct {
-	cost    int
+	cost int
+	// nobodys is a hash that no password is known to have.
+	nobodys []byte
 	slots   chan struct{}
 	waiting atomic.Int64
 }
@@ -25,7 +29,9 @@ const waitingMax = 256
 const costGivenMax = 16
 
 func newPasswords(cost int) *passwords {
-	return &passwords{cost: cost, slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
+	// Its form is all that matters: version, cost, 22 characters of salt and 31 of the rest.
+	nobodys := fmt.Sprintf("$2a$%02d$%s", cost, strings.Repeat(".", 22+31))
+	return &passwords{cost: cost, nobodys: []byte(nobodys), slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 }
 
 // enter waits for a slot.
@@ -52,13 +58,19 @@ func (p *passwords) hash(ctx context.Context, password string) ([]byte, error) {
 	return bcrypt.GenerateFromPassword([]byte(password), p.cost)
 }
 
-// matches says whether a password has a hash.
+// matches says whether a password has a hash. What is no hash, such as that of a user whom there is not, has none, but to say so takes as long:
+// strangers are not to learn who is a user.
 func (p *passwords) matches(ctx context.Context, hash []byte, password string) (bool, error) {
 	if err := p.enter(ctx); err != nil {
 		return false, err
 	}
 	defer func() { <-p.slots }()
-	return bcrypt.CompareHashAndPassword(hash, []byte(password)) == nil, nil
+	_, err := bcrypt.Cost(hash)
+	known := err == nil
+	if !known {
+		hash = p.nobodys
+	}
+	return bcrypt.CompareHashAndPassword(hash, []byte(password)) == nil && known, nil
 }
 
 // given checks a hash that a client has made.
