@@ -136,7 +136,8 @@ func nodeAddr(addr string) (*http.Client, string, error) {
 	if err := checkAddr("--http", addr); err != nil {
 		return nil, "", err
 	}
-	return http.DefaultClient, "http://" + addr, nil
+	// Nodes are asked directly, whatever HTTP_PROXY says: a proxy may not reach them, and is no one's business.
+	return &http.Client{Transport: &http.Transport{}}, "http://" + addr, nil
 }
 
 // usualPorts are those of flags that give an address, for examples.

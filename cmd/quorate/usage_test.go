@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -205,6 +206,26 @@ func TestStatus_OverAUnixSocket(t *testing.T) {
 	t.Cleanup(func() { _ = s.Close() })
 	if code, out, talk := call(t, "status", "--http", "unix:"+path); code != exitOK || !strings.Contains(out, "cluster") {
 		t.Errorf("exit code %d: %s%s", code, out, talk)
+	}
+}
+
+func TestStatus_AsksNoProxy(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		fmt.Fprint(w, `{"Cluster":"shop"}`) //nolint:errcheck // a test's
+	}))
+	defer proxy.Close()
+	// The environment is read once in a process. A name that there is not: loopback addresses are never a proxy's.
+	cmd := exec.Command(self, "status", "--http", "node1.invalid:7070")
+	cmd.Env = append(os.Environ(), asProgram+"=1", "HTTP_PROXY="+proxy.URL, "http_proxy="+proxy.URL, "NO_PROXY=", "no_proxy=")
+	out, err := cmd.CombinedOutput()
+	if n := asked.Load(); n != 0 || cmd.ProcessState.ExitCode() != exitUnavailable {
+		t.Errorf("a proxy was asked %d times; %v: %s", n, err, out)
 	}
 }
 
