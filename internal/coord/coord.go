@@ -60,8 +60,8 @@ type Claim struct {
 	Lease int64
 	// Revision is the key space's when the claim was made, or last changed.
 	Revision int64
-	// made says that the call which returns the claim has made its key.
-	made bool
+	// made says that the call which returns the claim has made its key, granted that it has made the lease, too.
+	made, granted bool
 }
 
 // Do runs an operation on the key space.
@@ -120,7 +120,8 @@ func (c *Client) Lock(ctx context.Context, name []byte, lease int64) (Claim, err
 }
 
 // Campaign waits until a lease leads the election of a name, with a value that all can read. Lease 0 makes one of 60 s. If
-// ctx ends before, or it cannot be told who leads, the candidate's key is removed.
+// ctx ends before, or it cannot be told who leads, the candidate's key is removed, and a lease that was made for it. If it cannot be told
+// whether the key of a given lease was made, it may be there until the lease ends: a call with the same lease goes on with it.
 func (c *Client) Campaign(ctx context.Context, name []byte, lease int64, value []byte) (Claim, error) {
 	cl, err := c.enter(ctx, name, lease, value)
 	if err != nil {
@@ -135,19 +136,25 @@ func (c *Client) Campaign(ctx context.Context, name []byte, lease int64, value [
 
 // enter makes the key of a contender, unless the lease has one already.
 func (c *Client) enter(ctx context.Context, name []byte, lease int64, value []byte) (Claim, error) {
+	cl := Claim{Name: name, Lease: lease}
 	if lease == 0 {
 		var err error
-		if lease, err = c.Grant(ctx, leaseTTL); err != nil {
+		if cl.Lease, err = c.Grant(ctx, leaseTTL); err != nil {
 			return Claim{}, err
 		}
+		cl.granted = true
 	}
 	from, _ := prefixOf(name)
-	cl := Claim{Name: name, Key: fmt.Appendf(from, "%x", uint64(lease)), Lease: lease}
+	cl.Key = fmt.Appendf(from, "%x", uint64(cl.Lease))
 	a, err := c.Do(ctx, &kv.Txn{
 		If:   []kv.Compare{{Key: cl.Key, Target: kv.CreateRevision}},
-		Then: []kv.Op{&kv.Put{Key: cl.Key, Value: value, Lease: lease}}, Else: []kv.Op{&kv.Range{Key: cl.Key}},
+		Then: []kv.Op{&kv.Put{Key: cl.Key, Value: value, Lease: cl.Lease}}, Else: []kv.Op{&kv.Range{Key: cl.Key}},
 	})
 	if err != nil {
+		if cl.granted {
+			// Whether the key was made may be unknown. Without the lease it is not there, nor can it be made any more.
+			c.leave(ctx, cl)
+		}
 		return Claim{}, err
 	}
 	cl.Token, cl.Revision, cl.made = a.Revision, a.Revision, a.Succeeded
@@ -161,11 +168,14 @@ func (c *Client) enter(ctx context.Context, name []byte, lease int64, value []by
 }
 
 // leave removes the key of a contender whose caller has given up, or is told of an error and does not know that its key waits: it would come
-// first sometime, with nobody to know. A key that was there before may be held by who made it.
+// first sometime, with nobody to know. A key that was there before may be held by who made it. A lease that only the call knows ends.
 func (c *Client) leave(ctx context.Context, cl Claim) {
-	if ctx.Err() != nil || cl.made {
-		out, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUp)
-		defer cancel()
+	out, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUp)
+	defer cancel()
+	switch {
+	case cl.granted:
+		_ = c.Revoke(out, cl.Lease)
+	case ctx.Err() != nil || cl.made:
 		_, _ = c.Resign(out, cl)
 	}
 }

@@ -84,6 +84,44 @@ func TestLock_TwiceWithOneLeaseIsOnce(t *testing.T) {
 	}
 }
 
+// unsure is a cluster that does what it is asked, and does not say so of transactions.
+type unsure struct{ shard.Client }
+
+func (u unsure) Submit(ctx context.Context, r shard.Route, c shard.Command) *shard.Future {
+	f := u.Client.Submit(ctx, r, c)
+	if txn := kv.EncodeOp(&kv.Txn{}); bytes.HasPrefix(c.Data, txn[:3]) {
+		f.Wait(ctx)
+		f = shard.NewFuture()
+		f.Complete(shard.Result{Err: errs.New(errs.OutcomeUnknown, "told to say so")})
+	}
+	return f
+}
+
+// Nobody knows of the key of a call without a lease that does not know how its write ended: it would keep others out until its lease ends.
+func TestLock_UnknownWhetherItEnteredLeavesNothing(t *testing.T) {
+	c := newClient(t)
+	lost := New(unsure{c.shard}, c.route)
+	for name, call := range map[string]func() (Claim, error){
+		"Lock":    func() (Claim, error) { return lost.Lock(within(t), []byte("l"), 0) },
+		"Acquire": func() (Claim, error) { return lost.Acquire(within(t), []byte("l"), 0, 1) },
+	} {
+		if cl, err := call(); !errs.Is(err, errs.OutcomeUnknown) {
+			t.Fatalf("%s: %+v %v, want an unknown outcome", name, cl, err)
+		}
+		if n := count(t, c, "l"); n != 0 {
+			t.Errorf("%s left %d keys", name, n)
+		}
+	}
+	// One with a lease goes on with the key that it may have made, or loses it with the lease.
+	lease := grant(t, c, 60)
+	if _, err := lost.Lock(within(t), []byte("l"), lease); !errs.Is(err, errs.OutcomeUnknown) {
+		t.Fatal(err)
+	}
+	if cl, err := c.Lock(within(t), []byte("l"), lease); err != nil || cl.made {
+		t.Errorf("again: %+v %v", cl, err)
+	}
+}
+
 func TestLock_GoesOnWhenALeaseEnds(t *testing.T) {
 	c := newClient(t)
 	first, err := c.Lock(within(t), []byte("l"), grant(t, c, kv.LeaseTTLMin))

@@ -52,7 +52,7 @@ var calls = []call{
 	{"Maintenance", "Downgrade", refusedByName, whyNoDowngrade, kineNo},
 	{"Lock", "Lock", whole, "The key's creation revision is the fencing token.", kineNo},
 	{"Lock", "Unlock", whole, "", kineNo},
-	{"Election", "Campaign", whole, "A candidate that gives up leaves no key.", kineNo},
+	{"Election", "Campaign", whole, "A candidate that gives up leaves no key, unless it has a lease of its own and is told that its request timed out: then the key may be there until the lease ends.", kineNo},
 	{"Election", "Proclaim", whole, "", kineNo},
 	{"Election", "Leader", whole, "", kineNo},
 	{"Election", "Observe", whole, "", kineNo},
