@@ -209,7 +209,9 @@ func (r *recipe) unlock(ctx context.Context, s *Server, in message) (message, er
 func (r *recipe) campaign(ctx context.Context, s *Server, in message) (message, error) {
 	waits, done := s.untilStopped(ctx)
 	defer done()
-	cl, err := s.coord.Campaign(waits, in.bytes("name"), in.int("lease"), in.bytes("value"))
+	// A candidate that has led with a value before, and has none now, takes it back.
+	value := append([]byte{}, in.bytes("value")...)
+	cl, err := s.coord.Campaign(waits, in.bytes("name"), in.int("lease"), value)
 	if err != nil {
 		return message{}, s.orStopped(ctx, err)
 	}
@@ -233,6 +235,9 @@ func claim(in message) (coord.Claim, error) {
 		return coord.Claim{}, errNoLeaderKey
 	}
 	l := message{d}
+	if len(l.bytes("key")) == 0 {
+		return coord.Claim{}, rpctypes.ErrGRPCEmptyKey
+	}
 	return coord.Claim{Name: l.bytes("name"), Key: l.bytes("key"), Token: l.int("rev"), Lease: l.int("lease")}, nil
 }
 
