@@ -69,7 +69,7 @@ type conn struct {
 	// heard is when something was read last, in nanoseconds of Unix time.
 	heard atomic.Int64
 	// held is what was read of messages that no handler has taken, and of the headers of calls that have not ended.
-	held atomic.Int64
+	held *Holder
 	// running counts the handlers.
 	running atomic.Int64
 	// said is set when an answer was sent, which allows for a ping.
@@ -114,6 +114,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 	if s.cfg.Attach != nil {
 		c.attached = s.cfg.Attach(nc)
 	}
+	c.held = s.cfg.Requests.Holder()
 	c.dec = hpack.NewDecoder(4096, c.field)
 	c.dec.SetMaxStringLength(listMax)
 	c.initSender()
@@ -134,9 +135,13 @@ func (c *conn) run() {
 		c.hangUp(ce.code, ce.why)
 	}
 	c.finish()
+	left := c.streams
 	c.streams = nil
 	c.mu.Unlock()
 	c.cancel()
+	for _, st := range left {
+		st.drop()
+	}
 	wg.Wait()
 	c.linger()
 	_ = c.nc.Close()
@@ -411,8 +416,8 @@ func (c *conn) open() error {
 	if st.refusal = err; err == nil {
 		st.refusal = st.unserved()
 	}
-	if err := c.hold(b.list); err == nil {
-		st.cost = b.list
+	if err := c.hold(b.list + callCost); err == nil {
+		st.cost = b.list + callCost
 	} else {
 		st.refusal, st.path, st.encoding, st.header = err, "", "", nil
 	}

@@ -40,6 +40,37 @@ func TestWire_CallsThatAreGivenUpAreForgotten(t *testing.T) {
 	})
 }
 
+// A client that begins long messages, is allowed to go on, and takes nothing, is not read from for ever: each permission is a frame that waits.
+func TestWire_PermissionsThatNobodyTakesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := wireServer(t, nil)
+		never := make(chan struct{})
+		w := newWire(t, s, never)
+		long := string([]byte{0, 0, 0x20, 0, 0})
+		go func() {
+			// Each of the calls is answered with a frame of 13 bytes.
+			for id := uint32(1); id < 4*outMost/13; id += 2 {
+				w.open(id, "/test.Test/Echo", false)
+				w.data(id, long, false)
+				if w.fr.WriteRSTStream(id, http2.ErrCodeCancel) != nil {
+					return
+				}
+			}
+		}()
+		synctest.Wait()
+		s.each(func(c *conn) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if n := len(c.out); n > outMost+1000 {
+				t.Errorf("%d bytes wait to be written, more than %d", n, outMost)
+			}
+		})
+		_ = w.nc.Close()
+		close(never)
+		s.Close()
+	})
+}
+
 // The initial window may be changed again and again in a frame of the settings, and only the last one counts; with calls open that is not to be done all
 // the time.
 func TestWire_InitialWindowIsNotChangedAllTheTime(t *testing.T) {

@@ -278,30 +278,27 @@ func (st *stream) wait(data bool, p *patience) error {
 			st.waiting = true
 			c.blocked = append(c.blocked, st)
 		}
-		over := false
+		// A change of the stream's own window wakes it, so that what it waits for is the same all the time.
+		own, began := st.send <= 0, time.Now()
+		limit, late := (*time.Timer)(nil), (<-chan time.Time)(nil)
 		if data {
-			// A change of the stream's own window wakes it, so that what it waits for is the same all the time.
-			own, began, late := st.send <= 0, time.Now(), time.NewTimer(p.rest(st))
-			c.mu.Unlock()
-			select {
-			case <-st.ready:
-			case <-late.C:
-			case <-end:
-				over = true
-			}
-			late.Stop()
-			c.mu.Lock()
+			limit = time.NewTimer(p.rest(st))
+			late = limit.C
+		}
+		over := false
+		c.mu.Unlock()
+		select {
+		case <-st.ready:
+		case <-late:
+		case <-end:
+			over = true
+		}
+		c.mu.Lock()
+		if data {
+			limit.Stop()
 			if err := p.waited(st, own, time.Since(began)); err != nil && !over {
 				return err
 			}
-		} else {
-			c.mu.Unlock()
-			select {
-			case <-st.ready:
-			case <-end:
-				over = true
-			}
-			c.mu.Lock()
 		}
 		if over {
 			return errEnded

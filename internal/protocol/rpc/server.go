@@ -6,7 +6,7 @@
 // that are ready are written at once.
 //
 // Memory is bounded: messages by Config.MessageBytesMax, streams by StreamsMax, what is read and not yet taken, with the headers of open calls, by heldMax for
-// each connection, and what waits to be written by outMax and the clients' own windows. Whoever is slow waits, or is refused, alone.
+// each connection and by Config.Requests for all, and what waits to be written by outMax and the clients' own windows. Whoever is slow waits, or is refused, alone.
 package rpc
 
 import (
@@ -20,7 +20,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Config describes a server. All fields but Attach must be set.
+// Config describes a server. All fields but Requests and Attach must be set.
 type Config struct {
 	// MessageBytesMax bounds a message of a client's, in bytes. Longer ones are refused with codes.ResourceExhausted.
 	MessageBytesMax int
@@ -41,6 +41,8 @@ type Config struct {
 	Stopped      error
 	// Workers is how many goroutines wait for calls: a new one for each would grow its stack anew. More calls at a time get more.
 	Workers int
+	// Requests bounds what all connections hold of requests, those of other servers that have the same among them. Nil bounds nothing.
+	Requests *Budget
 	// Attach returns what Attached returns for all calls of a connection.
 	Attach func(net.Conn) any
 }

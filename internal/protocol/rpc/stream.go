@@ -20,8 +20,9 @@ import (
 const (
 	// prefixSize is what is before each message: a byte that says whether it is compressed, and its length.
 	prefixSize = 5
-	// messageCost is what a message counts in conn.held beside its bytes: one may have none.
-	messageCost = 32
+	// messageCost is what a message counts in conn.held beside its bytes: one may have none. callCost is what a call does beside its header: about what it
+	// takes before its handler is started.
+	messageCost, callCost = 32, 1 << 10
 )
 
 // parent is what a call's context is made of, under a name of its own: ServerStream has a method Context.
@@ -50,8 +51,8 @@ type stream struct {
 
 	// in guards what follows.
 	in sync.Mutex
-	// window is how much the client may send, and taken what it may send again.
-	window, taken int
+	// window is how much the client may send, granted what of that it is still to be told, and taken what it may send again.
+	window, granted, taken int
 	prefix        [prefixSize]byte
 	prefixed      int
 	// part is the beginning of a message of need bytes.
@@ -120,10 +121,9 @@ func (st *stream) data(b []byte, size int, end bool) error {
 	st.in.Lock()
 	st.window -= size
 	// Padding is taken at once, and may be sent again: the window may be just what a message lacks.
-	padding := 0
 	if st.window >= 0 && !end {
-		padding = size - len(b)
-		st.window += padding
+		st.granted = size - len(b)
+		st.window += st.granted
 	}
 	if st.window >= 0 && !st.gone && st.failed == nil && st.refusal == nil {
 		st.failed = st.take(b)
@@ -131,7 +131,8 @@ func (st *stream) data(b []byte, size int, end bool) error {
 			st.failed = status.Error(codes.Internal, io.ErrUnexpectedEOF.Error())
 		}
 	}
-	excess, failed := st.window < 0, st.failed
+	excess, failed, granted := st.window < 0, st.failed, st.granted
+	st.granted = 0
 	if end {
 		st.ended.Store(true)
 	}
@@ -148,10 +149,10 @@ func (st *stream) data(b []byte, size int, end bool) error {
 		st.refusal = failed
 		st.c.begin(st)
 	}
-	if padding > 0 {
+	if granted > 0 {
 		st.c.mu.Lock()
 		defer st.c.mu.Unlock()
-		st.c.credit(st.id, padding)
+		st.c.credit(st.id, granted)
 		return st.c.drainLocked()
 	}
 	return nil
@@ -190,15 +191,6 @@ func (st *stream) take(b []byte) error {
 	return nil
 }
 
-// hold counts bytes that wait for a handler. It fails if there are too many.
-func (c *conn) hold(n int) error {
-	if most := c.s.held; c.held.Add(int64(n)) > most {
-		c.held.Add(int64(-n))
-		return status.Errorf(codes.ResourceExhausted, "more than %d bytes of this connection's requests wait; use fewer at a time, or more connections", most)
-	}
-	return nil
-}
-
 // expect begins a message whose prefix is there, and of whose bytes there are some at hand.
 func (st *stream) expect(have int) error {
 	// The length has four bytes.
@@ -221,9 +213,7 @@ func (st *stream) expect(have int) error {
 	if more := st.need - have - st.window; more > 0 {
 		// The handler takes nothing before the message is complete.
 		st.window += more
-		st.c.mu.Lock()
-		st.c.credit(st.id, more)
-		st.c.mu.Unlock()
+		st.granted += more
 	}
 	st.complete()
 	return nil
@@ -247,7 +237,7 @@ func (st *stream) RecvMsg(m any) error {
 			b = st.messages[0]
 			st.messages[0] = nil
 			st.messages = st.messages[1:]
-			st.c.held.Add(-int64(len(b) + messageCost))
+			st.c.held.Give(len(b) + messageCost)
 			st.taken += len(b) + prefixSize
 			if st.taken >= streamWindow/4 && !st.ended.Load() {
 				// What the window was widened by for a long message is not given again.
@@ -286,7 +276,7 @@ func (st *stream) request(m any) error {
 	st.messages = nil
 	st.in.Unlock()
 	for _, b := range messages {
-		st.c.held.Add(-int64(len(b) + messageCost))
+		st.c.held.Give(len(b) + messageCost)
 	}
 	if len(messages) != 1 {
 		return status.Errorf(codes.Internal, "a call of %s has %d requests, must have one", st.path, len(messages))
@@ -340,9 +330,14 @@ func (st *stream) forget() {
 	st.c.depart()
 	st.c.mu.Unlock()
 	st.cancel()
+	st.drop()
+}
+
+// drop lets go of a call that no handler will see. It is for the goroutine that reads.
+func (st *stream) drop() {
 	if !st.begun {
 		st.release()
-		st.c.held.Add(-int64(st.cost))
+		st.c.held.Give(st.cost)
 	}
 }
 
@@ -350,7 +345,7 @@ func (st *stream) forget() {
 func (st *stream) leave() {
 	if !st.left {
 		st.left = true
-		st.c.held.Add(-int64(st.cost))
+		st.c.held.Give(st.cost)
 		st.c.running.Add(-1)
 	}
 }
@@ -366,7 +361,7 @@ func (st *stream) release() {
 	for _, b := range st.messages {
 		held += len(b) + messageCost
 	}
-	st.c.held.Add(-int64(held))
+	st.c.held.Give(held)
 	st.part, st.messages, st.gone = nil, nil, true
 }
 

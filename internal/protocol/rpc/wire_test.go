@@ -530,7 +530,7 @@ func TestWire_EndsPassAFullWindow(t *testing.T) {
 // What waits for handlers is bounded for all streams of a connection together.
 func TestWire_HeldIsBounded(t *testing.T) {
 	s := wireServer(t, nil)
-	s.held = 104_000
+	s.held = 112_000
 	w := newWire(t, s, nil)
 	body := string([]byte{0, 0, 0, 0x40, 0}) + strings.Repeat("x", 1<<14-prefixSize)
 	id := uint32(1)
@@ -541,7 +541,7 @@ func TestWire_HeldIsBounded(t *testing.T) {
 			continue
 		}
 		got := w.next()
-		if want := fmt.Sprintf("HEADERS %d", id) + okHead + " grpc-status=8 grpc-message=more than 104000 bytes of this connection's requests wait"; !strings.HasPrefix(got, want) {
+		if want := fmt.Sprintf("HEADERS %d", id) + okHead + " grpc-status=8 grpc-message=more than 112000 bytes of this connection's requests wait"; !strings.HasPrefix(got, want) {
 			t.Fatalf("got %s, want %s", got, want)
 		}
 		break
@@ -588,9 +588,9 @@ func TestWire_HeldCountsHeadersAndEmptyMessages(t *testing.T) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		for end := time.Now().Add(time.Minute); c.held.Load() != 0; runtime.Gosched() {
+		for end := time.Now().Add(time.Minute); c.held.held.Load() != 0; runtime.Gosched() {
 			if time.Now().After(end) {
-				t.Fatalf("%d bytes are held for nothing", c.held.Load())
+				t.Fatalf("%d bytes are held for nothing", c.held.held.Load())
 			}
 		}
 	}
@@ -731,7 +731,7 @@ func FuzzConn(f *testing.F) {
 // A client that keeps to the bounds is never refused: the end of a call makes room for the next before it is told of it.
 func TestWire_EndsMakeRoomBeforeTheyAreTold(t *testing.T) {
 	s := wireServer(t, func(c *Config) { c.StreamsMax = 1 })
-	s.held = 2_000
+	s.held = 3_000
 	w := newWire(t, s, nil)
 	id := uint32(1)
 	for range 1000 {
