@@ -28,6 +28,7 @@ import (
 	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/protocol/kafka"
 	"github.com/quorate/quorate/internal/protocol/redis"
+	"github.com/quorate/quorate/internal/protocol/rpc"
 	"github.com/quorate/quorate/internal/replica"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
@@ -51,6 +52,8 @@ type Server struct {
 	doors map[string][]door
 	// answers bounds what large answers of etcd's clients take.
 	answers *kv.Budget
+	// requests bounds what unfinished requests of etcd's clients take.
+	requests *rpc.Budget
 	// tls is what ports have that are secured, by name.
 	tls    map[string]*secure
 	serves chan struct{}
@@ -60,6 +63,9 @@ type Server struct {
 
 // answersBytesMax is four of the largest answers. What a read takes beside them, while it is encoded, is about as much again.
 const answersBytesMax = 4 * kv.AnswerBytesMax
+
+// requestsBytesMax is what two of etcd's connections may hold of requests at most, or very many do.
+const requestsBytesMax = 1 << 30
 
 // modules lists the data models that run in every shard. A new one is one line here.
 // answers bounds what reads of etcd's clients collect.
@@ -88,7 +94,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	log = log.With("node", cfg.Node)
 	log.Info("starting", "version", version, "config", cfg.String())
-	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{}, answers: kv.NewBudget(answersBytesMax)}
+	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{}, answers: kv.NewBudget(answersBytesMax), requests: rpc.NewBudget(requestsBytesMax)}
 	if s.tls, err = secured(&cfg, log); err != nil {
 		return nil, err
 	}
@@ -261,7 +267,7 @@ func (s *Server) startEtcd(first bool, jwt *etcd.JWT, log *slog.Logger, reg *pro
 			ProgressInterval: s.cfg.EtcdProgressInterval,
 			AuthTokenTTL:     time.Duration(s.cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: s.cfg.EtcdAuth.BcryptCost, JWT: jwt,
 			RequestBytesMax: s.cfg.EtcdRequestBytesMax, TxnOpsMax: s.cfg.EtcdTxnOpsMax, SlowRequest: s.cfg.EtcdSlowRequest,
-			Members: s.cfg.members(), Answers: s.answers,
+			Members: s.cfg.members(), Answers: s.answers, Requests: s.requests,
 			Compaction: etcd.Compaction{Period: s.cfg.EtcdCompaction.Period, Revisions: s.cfg.EtcdCompaction.Revisions},
 		}, s.engine, log.With("space", space), prometheus.WrapRegistererWith(labels, reg))
 		s.etcd[space] = srv

@@ -22,12 +22,13 @@ import (
 
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/protocol/rpc"
 )
 
 // mux serves what etcd serves by plain HTTP on its client port, and below /spaces/NAME/ what it does of other spaces.
 func (s *Server) mux() *http.ServeMux {
 	m := http.NewServeMux()
-	s.gate = http.MaxBytesHandler(s.gateway(), 2*int64(s.cfg.RequestBytesMax))
+	s.gate = http.MaxBytesHandler(s.counted(s.gateway()), 2*int64(s.cfg.RequestBytesMax))
 	s.serveAll(m, "")
 	if s.cfg.Path {
 		s.serveAll(m, "/"+spacesPrefix+s.cfg.Space)
@@ -189,6 +190,33 @@ func (s *Server) gateway() http.Handler {
 		panic(err)
 	}
 	return m
+}
+
+// counted counts the bodies of requests, which are in memory whole, among what waits of all requests.
+func (s *Server) counted(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b := &countedBody{ReadCloser: r.Body, holder: s.cfg.Requests.Holder()}
+		defer func() { b.holder.Give(b.n) }()
+		r.Body = b
+		next.ServeHTTP(w, r)
+	})
+}
+
+// countedBody fails when there is no room for what it has read.
+type countedBody struct {
+	io.ReadCloser
+	holder *rpc.Holder
+	n      int
+}
+
+// Read implements io.Reader.
+func (b *countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if full := b.holder.Hold(n); full != nil {
+		return 0, full
+	}
+	b.n += n
+	return n, err
 }
 
 // holdJSON counts a large answer until its client has fetched it, or is gone. The call behind it has counted it so far, and has ended.

@@ -88,6 +88,9 @@ type Config struct {
 	Members map[shard.NodeID]Member
 	// Answers bounds what waits to be sent of large answers, together with what kv.Module reads for others. Nil bounds nothing.
 	Answers *kv.Budget
+	// Requests bounds what requests that have not all come, or wait, take of memory, those of other servers that have the same among them. Nil bounds
+	// nothing.
+	Requests *rpc.Budget
 	// Metrics are the node's own, served on /metrics with etcd's names beside them. Nil means that there is no /metrics.
 	Metrics prometheus.Gatherer
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.
@@ -226,7 +229,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s.grpc = rpc.New(rpc.Config{
 		MessageBytesMax: cfg.RequestBytesMax + requestOverhead, StreamsMax: streamsMax, HelloTimeout: cfg.HelloTimeout,
 		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, SendTimeout: cfg.SendTimeout, CloseTimeout: cfg.CloseTimeout,
-		Stopped: rpctypes.ErrGRPCStopped, Workers: rpcWorkers, Attach: attach,
+		Stopped: rpctypes.ErrGRPCStopped, Workers: rpcWorkers, Requests: cfg.Requests, Attach: attach,
 	})
 	to := registrar{s}
 	pb.RegisterKVServer(to, kvServer{s: s})

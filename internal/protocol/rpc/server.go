@@ -118,7 +118,10 @@ func (s *Server) serve(nc net.Conn, inside bool) {
 		return
 	}
 	c := newConn(s, nc)
-	c.inside = inside
+	if inside {
+		// What its client sends was counted where that came from.
+		c.inside, c.held = true, (*Budget)(nil).Holder()
+	}
 	s.conns[c] = struct{}{}
 	s.connected.Add(1)
 	s.mu.Unlock()
