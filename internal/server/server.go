@@ -25,10 +25,10 @@ import (
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/eventlog"
 	"github.com/quorate/quorate/internal/kv"
+	"github.com/quorate/quorate/internal/protocol/conns"
 	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/protocol/kafka"
 	"github.com/quorate/quorate/internal/protocol/redis"
-	"github.com/quorate/quorate/internal/protocol/rpc"
 	"github.com/quorate/quorate/internal/replica"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
@@ -52,8 +52,8 @@ type Server struct {
 	doors map[string][]door
 	// answers bounds what large answers of etcd's clients take.
 	answers *kv.Budget
-	// requests bounds what unfinished requests of etcd's clients take.
-	requests *rpc.Budget
+	// requests bounds what unfinished requests of Redis' and etcd's clients take.
+	requests *conns.Budget
 	// tls is what ports have that are secured, by name.
 	tls    map[string]*secure
 	serves chan struct{}
@@ -64,7 +64,7 @@ type Server struct {
 // answersBytesMax is four of the largest answers. What a read takes beside them, while it is encoded, is about as much again.
 const answersBytesMax = 4 * kv.AnswerBytesMax
 
-// requestsBytesMax is what two of etcd's connections may hold of requests at most, or very many do.
+// requestsBytesMax is what two of etcd's connections may hold of requests at most, or 64 of Redis'.
 const requestsBytesMax = 1 << 30
 
 // modules lists the data models that run in every shard. A new one is one line here.
@@ -94,7 +94,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	log = log.With("node", cfg.Node)
 	log.Info("starting", "version", version, "config", cfg.String())
-	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{}, answers: kv.NewBudget(answersBytesMax), requests: rpc.NewBudget(requestsBytesMax)}
+	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{}, answers: kv.NewBudget(answersBytesMax), requests: conns.NewBudget(requestsBytesMax)}
 	if s.tls, err = secured(&cfg, log); err != nil {
 		return nil, err
 	}
@@ -243,7 +243,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 		return nil, err
 	}
 	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
-	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version, CloseTimeout: lastAnswers}, s.engine, s.kafka.Topics(), log, reg)
+	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version, CloseTimeout: lastAnswers, Requests: s.requests}, s.engine, s.kafka.Topics(), log, reg)
 	s.startEtcd(cfg.servesEtcd(), jwt, log, reg)
 	s.http = httpServer(s.mux(reg))
 	if httpLn != nil {

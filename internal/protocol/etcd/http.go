@@ -22,7 +22,7 @@ import (
 
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
-	"github.com/quorate/quorate/internal/protocol/rpc"
+	"github.com/quorate/quorate/internal/protocol/conns"
 )
 
 // mux serves what etcd serves by plain HTTP on its client port, and below /spaces/NAME/ what it does of other spaces.
@@ -195,7 +195,7 @@ func (s *Server) gateway() http.Handler {
 // counted counts the bodies of requests, which are in memory whole, among what waits of all requests.
 func (s *Server) counted(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b := &countedBody{ReadCloser: r.Body, holder: s.cfg.Requests.Holder()}
+		b := &countedBody{ReadCloser: r.Body, holder: s.cfg.Requests.Holder(), max: s.cfg.Requests.Max()}
 		defer func() { b.holder.Give(b.n) }()
 		r.Body = b
 		next.ServeHTTP(w, r)
@@ -205,15 +205,16 @@ func (s *Server) counted(next http.Handler) http.Handler {
 // countedBody fails when there is no room for what it has read.
 type countedBody struct {
 	io.ReadCloser
-	holder *rpc.Holder
+	holder *conns.Holder
+	max    int64
 	n      int
 }
 
 // Read implements io.Reader.
 func (b *countedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if full := b.holder.Hold(n); full != nil {
-		return 0, full
+	if !b.holder.Hold(n) {
+		return 0, fmt.Errorf("more than %d bytes of requests wait on this node; try again later, use smaller requests, or another node", b.max)
 	}
 	b.n += n
 	return n, err

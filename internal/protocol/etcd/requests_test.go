@@ -12,12 +12,12 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/quorate/quorate/internal/protocol/rpc"
+	"github.com/quorate/quorate/internal/protocol/conns"
 )
 
 // Clients that begin requests and do not end them have a bounded part of a node's memory together, and others go on with small requests.
 func TestRequests_UnfinishedAreBoundedTogether(t *testing.T) {
-	requests := rpc.NewBudget(400_000)
+	requests := conns.NewBudget(400_000)
 	r := newRig(t, Config{Requests: requests})
 	var open []net.Conn
 	for i := range 4 {

@@ -90,7 +90,7 @@ type Config struct {
 	Answers *kv.Budget
 	// Requests bounds what requests that have not all come, or wait, take of memory, those of other servers that have the same among them. Nil bounds
 	// nothing.
-	Requests *rpc.Budget
+	Requests *conns.Budget
 	// Metrics are the node's own, served on /metrics with etcd's names beside them. Nil means that there is no /metrics.
 	Metrics prometheus.Gatherer
 	// Info returns what this node knows of itself and a shard. Nil means that nobody does.

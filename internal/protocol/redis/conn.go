@@ -15,6 +15,7 @@ import (
 
 	"github.com/quorate/quorate/internal/datatypes"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/protocol/conns"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -35,7 +36,9 @@ type conn struct {
 	addr string
 	born time.Time
 
-	p     parser
+	p parser
+	// held is what of the parser's buffer, the transaction and the watched keys counts for all connections together.
+	held  *conns.Holder
 	out   []byte
 	proto int
 	// failed says that the answer being made is an error, mute that it is not sent. start is where it begins in out, unless part of it was
@@ -158,6 +161,8 @@ func (r *request) Deadline() (time.Time, bool) { return r.deadline, true }
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{s: s, nc: nc, sock: socket(nc), id: s.nextID.Add(1), addr: nc.RemoteAddr().String(), born: s.client.Now(), proto: 2, shownProto: 2}
 	c.wait, c.cancelWait = context.WithCancel(s.ctx)
+	c.held = s.cfg.Requests.Holder()
+	c.p.holder = c.held
 	c.seed = uint64(c.id)<<32 ^ uint64(c.born.UnixNano())
 	c.lastRead.Store(s.tick.Load())
 	return c
@@ -197,6 +202,7 @@ func (c *conn) serve() {
 	defer func() {
 		_ = c.nc.Close()
 		c.giveUp()
+		c.held.Give(int(c.held.Held()))
 	}()
 	for c.fill() && c.turn() {
 		if !c.gathered() {
@@ -335,6 +341,10 @@ func (c *conn) parse() (n int64) {
 		if tooLong {
 			c.answer(nil, c.muted(), func() {
 				c.abortMulti()
+				if c.p.crowded {
+					c.error(c.s.crowded())
+					return
+				}
 				c.fail(fmt.Sprintf("ERR the request is longer than the limit of %d bytes; send it in smaller parts", datatypes.CommandBytesMax))
 			})
 			continue
@@ -488,6 +498,11 @@ func (c *conn) unknown(args [][]byte) {
 		fmt.Fprintf(&b, "'%s' ", a[:min(len(a), 128-b.Len())])
 	}
 	c.fail(fmt.Sprintf("ERR unknown command '%s', with args beginning with: %s", name[:min(len(name), 128)], b.String()))
+}
+
+// crowded is the error for what the node has no room for.
+func (s *Server) crowded() error {
+	return errs.New(errs.Overloaded, "more than %d bytes of requests wait on this node; nothing was done; send smaller requests, or ask another node", s.cfg.Requests.Max())
 }
 
 // refresh takes the newest topology.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/quorate/quorate/internal/datatypes"
+	"github.com/quorate/quorate/internal/protocol/conns"
 )
 
 // Limits of the protocol, as in Redis but for requestBytesMax.
@@ -40,6 +41,12 @@ type parser struct {
 	// over says that the request is too long: it is read over. skip counts bytes to drop before the next header.
 	over bool
 	skip int
+	// crowded says that it is not the request's own fault, but that the node has no room for it.
+	crowded bool
+
+	// holder counts what the buffer has grown by for requests, which is held bytes; nil counts nothing.
+	holder *conns.Holder
+	held   int
 }
 
 type span struct{ off, n uint32 }
@@ -51,13 +58,19 @@ func (p *parser) room() []byte {
 		if len(p.buf) > 16*bufferBytesMin && !p.open {
 			// The last arguments are parts of it.
 			p.buf, p.args = nil, nil
+			p.letGo()
 		}
 	}
 	if p.buf == nil {
 		p.buf = make([]byte, bufferBytesMin)
 	}
 	if p.w == len(p.buf) {
-		if p.r >= len(p.buf)/2 {
+		// What each connection has does not count, nor does a line that is not complete, which has a bound of its own.
+		if p.r < len(p.buf)/2 && p.open && len(p.buf) >= 16*bufferBytesMin && !p.hold(len(p.buf)) {
+			p.crowded = true
+			p.readOver()
+		}
+		if p.r >= len(p.buf)/2 || p.crowded && p.r > 0 {
 			p.w = copy(p.buf, p.buf[p.r:p.w])
 		} else {
 			// Doubling what has arrived, never what a header announces.
@@ -70,6 +83,25 @@ func (p *parser) room() []byte {
 	return p.buf[p.w:]
 }
 
+// hold counts n bytes more of buffer, if there is room for them.
+func (p *parser) hold(n int) bool {
+	if p.holder != nil {
+		if !p.holder.Hold(n) {
+			return false
+		}
+		p.held += n
+	}
+	return true
+}
+
+// letGo says that the buffer is gone.
+func (p *parser) letGo() {
+	if p.held > 0 {
+		p.holder.Give(p.held)
+		p.held = 0
+	}
+}
+
 // filled says that n bytes were read into room.
 func (p *parser) filled(n int) { p.w += n }
 
@@ -80,7 +112,7 @@ func (p *parser) partial() bool { return p.open || p.r < p.w }
 func (p *parser) unread(r int) { p.r = r }
 
 // next returns the next complete request; no arguments and no error if more input is needed. tooLong says that the
-// request was complete but over the limit, and was dropped.
+// request was complete but over the limit, or there was no room for it if crowded says so, and was dropped.
 func (p *parser) next() (args [][]byte, tooLong bool, err error) {
 	for p.r < p.w {
 		if !p.open && p.buf[p.r] != '*' {
@@ -154,7 +186,7 @@ func (p *parser) multibulk() (bool, error) {
 		if !ok || n > multibulkMax {
 			return false, protocolError("invalid multibulk length")
 		}
-		p.open, p.at, p.left, p.bulk, p.spans = true, next, max(n, 0), -1, p.spans[:0]
+		p.open, p.at, p.left, p.bulk, p.spans, p.crowded = true, next, max(n, 0), -1, p.spans[:0], false
 		if n <= 0 {
 			p.r += next
 			p.at = 0
@@ -220,6 +252,17 @@ func (p *parser) dropSoFar() {
 	p.r += p.at
 	p.skip = p.bulk + 2
 	p.at, p.bulk = 0, -1
+}
+
+// readOver begins to read over a request wherever it is.
+func (p *parser) readOver() {
+	if p.bulk >= 0 {
+		p.dropSoFar()
+		return
+	}
+	p.over, p.spans = true, p.spans[:0]
+	p.r += p.at
+	p.at = 0
 }
 
 // inline reads a request that is a line of words. complete says that there was a whole line; it has no arguments if it

@@ -78,6 +78,10 @@ type Config struct {
 	// CloseTimeout is how long Close waits for answers under way; default 5 s.
 	CloseTimeout time.Duration
 
+	// Requests bounds what all connections hold of requests that have begun, transactions being queued, and watched keys, those of other servers that
+	// have the same among them. Nil bounds nothing.
+	Requests *conns.Budget
+
 	// loneMin is after how many lone reads in a row a connection is served by a gatherer; default 64.
 	loneMin int
 	// gatherMin is from how many open connections on any are gathered; default 64. With few there is nothing to gather.

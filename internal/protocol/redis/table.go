@@ -153,6 +153,8 @@ storage of a majority before it is acknowledged, and every read is linearizable 
 
 - There is one database, 0. Tenants are spaces, each with its own port or name.
 - A key is at most 64 KiB long, a request and a string 8 MiB, an answer 64 MiB.
+- Requests that have begun, transactions that are being queued and watched keys have 1 GiB together on a node, beside 64 KiB of each connection. What is more
+  gets ` + "`-BUSY`" + `.
 - A key expires by the clock of its shard, which the leader stamps into the log.
 - ` + "`-UNKNOWN outcome unknown`" + ` says that a write may or may not have been, or may still be, applied. No client
   library tries it again by itself. ` + "`-CLUSTERDOWN`" + ` and ` + "`-BUSY`" + ` say that nothing was done.

@@ -29,6 +29,8 @@ type multi struct {
 	placed bool
 	dirty  bool
 	bytes  int
+	// held is what of that counts in conn.held.
+	held int
 	// fences guard the transaction; writes says that the connection's does too.
 	fences []datatypes.Fence
 	writes bool
@@ -72,6 +74,9 @@ func (c *conn) endMulti() {
 	if m := c.multi; m != nil && cap(m.body) <= outFlushBytes && cap(m.cmds) <= 64 {
 		c.spareMulti = m
 	}
+	if c.multi != nil {
+		c.held.Give(c.multi.held)
+	}
 	c.multi = nil
 	c.queued.Store(0)
 	c.unwatch()
@@ -104,10 +109,15 @@ func (c *conn) enqueue(cmd *command, args [][]byte) error {
 		// In the middle of EXEC's answer, CLIENT REPLY would leave out part of it.
 		return &errs.Error{Kind: errs.Invalid, Code: "ERR", Msg: "Command not allowed inside a transaction"}
 	}
-	m.bytes += 16 + datatypes.ArgsSize(args)
+	size := 16 + datatypes.ArgsSize(args)
+	m.bytes += size
 	if m.bytes > datatypes.CommandBytesMax {
 		return errs.New(errs.TooLarge, "the transaction is longer than the limit of %d bytes", datatypes.CommandBytesMax)
 	}
+	if !c.held.Hold(size) {
+		return c.s.crowded()
+	}
+	m.held += size
 	if cmd.local != nil {
 		own := make([][]byte, len(args))
 		for i, a := range args {
@@ -248,10 +258,16 @@ func cmdWatch(c *conn, args [][]byte) {
 	if err == nil && len(c.watched) > 0 && at != c.watchShard {
 		err = errCrossSlot("all watched keys must be on one shard; give them a common {tag}")
 	}
+	more, before := bytes-c.watchedBytes, c.watchedBytes
+	if err == nil && !c.held.Hold(more) {
+		err = c.s.crowded()
+	}
 	if err != nil {
 		c.error(err)
 		return
 	}
+	// Keys that are named twice count once.
+	defer func() { c.held.Give(more - (c.watchedBytes - before)) }()
 	// A stale version would make EXEC fail, or worse, pass: versions are always linearizable.
 	readonly := c.readonly
 	c.readonly = false
@@ -282,7 +298,10 @@ func cmdUnwatch(c *conn, _ [][]byte) {
 	c.ok()
 }
 
-func (c *conn) unwatch() { c.watched, c.watchedBytes = nil, 0 }
+func (c *conn) unwatch() {
+	c.held.Give(c.watchedBytes)
+	c.watched, c.watchedBytes = nil, 0
+}
 
 // watches says whether a key is watched.
 func (c *conn) watches(key []byte) bool {

@@ -1,21 +1,17 @@
 package rpc
 
 import (
-	"math"
-	"math/rand/v2"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"github.com/quorate/quorate/internal/protocol/conns"
 )
 
 // What all connections hold of requests is bounded, those of all servers together, and small requests go on at the bound.
 func TestBudget_IsForAllConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := NewBudget(300_000)
+		b := conns.NewBudget(300_000)
 		server := func() *Server {
 			s := wireServer(t, func(c *Config) { c.Requests = b })
 			t.Cleanup(s.Close)
@@ -37,7 +33,7 @@ func TestBudget_IsForAllConnections(t *testing.T) {
 			synctest.Wait()
 		}
 		// Each has sent 112,000 bytes.
-		if used, want := b.Used(), int64(4*(112_000-heldFree)); used < want || used > want+20_000 {
+		if used, want := b.Used(), int64(4*(112_000-(64<<10))); used < want || used > want+20_000 {
 			t.Errorf("%d bytes are used, want about %d", used, want)
 		}
 		w := newWire(t, s1, nil)
@@ -62,41 +58,4 @@ func TestBudget_IsForAllConnections(t *testing.T) {
 			t.Errorf("%d bytes are used for nothing", used)
 		}
 	})
-}
-
-// However holders change at a time, what they hold in the end is what is counted.
-func TestBudget_CountsRight(t *testing.T) {
-	b := NewBudget(10 * heldFree)
-	var wg sync.WaitGroup
-	for seed := range uint64(4) {
-		h := b.Holder()
-		for part := range uint64(2) {
-			wg.Go(func() {
-				rnd := rand.New(rand.NewPCG(seed, part))
-				mine := 0
-				for range 10_000 {
-					if n := rnd.IntN(4 * heldFree); rnd.IntN(2) == 0 {
-						if err := h.Hold(n); err == nil {
-							mine += n
-						} else if status.Code(err) != codes.ResourceExhausted {
-							t.Error(err)
-						}
-					} else {
-						n = min(n, mine)
-						h.Give(n)
-						mine -= n
-					}
-				}
-				h.Give(mine)
-			})
-		}
-	}
-	wg.Wait()
-	if used := b.Used(); used != 0 {
-		t.Errorf("%d bytes are used in the end", used)
-	}
-	var none *Budget
-	if err := none.Holder().Hold(math.MaxInt32); err != nil {
-		t.Error(err)
-	}
 }

@@ -17,6 +17,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/quorate/quorate/internal/protocol/conns"
 )
 
 const (
@@ -69,7 +71,7 @@ type conn struct {
 	// heard is when something was read last, in nanoseconds of Unix time.
 	heard atomic.Int64
 	// held is what was read of messages that no handler has taken, and of the headers of calls that have not ended.
-	held *Holder
+	held *conns.Holder
 	// running counts the handlers.
 	running atomic.Int64
 	// said is set when an answer was sent, which allows for a ping.

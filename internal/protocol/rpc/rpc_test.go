@@ -519,7 +519,7 @@ func TestStream_SlowHandlerHoldsTheClient(t *testing.T) {
 	}
 	r.s.mu.Lock()
 	for c := range r.s.conns {
-		if held, most := c.held.held.Load(), int64(streamWindow+size+2*callCost); held > most {
+		if held, most := c.held.Held(), int64(streamWindow+size+2*callCost); held > most {
 			t.Errorf("%d bytes are held, more than %d", held, most)
 		}
 	}
@@ -537,7 +537,7 @@ func TestStream_SlowHandlerHoldsTheClient(t *testing.T) {
 		t.Error(err)
 	}
 	for c := range r.s.conns {
-		if held := c.held.held.Load(); held != 0 {
+		if held := c.held.Held(); held != 0 {
 			t.Errorf("%d bytes are held in the end", held)
 		}
 	}

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+
+	"github.com/quorate/quorate/internal/protocol/conns"
 )
 
 // Config describes a server. All fields but Requests and Attach must be set.
@@ -41,8 +43,9 @@ type Config struct {
 	Stopped      error
 	// Workers is how many goroutines wait for calls: a new one for each would grow its stack anew. More calls at a time get more.
 	Workers int
-	// Requests bounds what all connections hold of requests, those of other servers that have the same among them. Nil bounds nothing.
-	Requests *Budget
+	// Requests bounds what all connections hold of requests and of calls that are open, those of other servers that have the same among them. Nil
+	// bounds nothing.
+	Requests *conns.Budget
 	// Attach returns what Attached returns for all calls of a connection.
 	Attach func(net.Conn) any
 }
@@ -120,7 +123,7 @@ func (s *Server) serve(nc net.Conn, inside bool) {
 	c := newConn(s, nc)
 	if inside {
 		// What its client sends was counted where that came from.
-		c.inside, c.held = true, (*Budget)(nil).Holder()
+		c.inside, c.held = true, (*conns.Budget)(nil).Holder()
 	}
 	s.conns[c] = struct{}{}
 	s.connected.Add(1)

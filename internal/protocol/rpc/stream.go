@@ -53,8 +53,8 @@ type stream struct {
 	in sync.Mutex
 	// window is how much the client may send, granted what of that it is still to be told, and taken what it may send again.
 	window, granted, taken int
-	prefix        [prefixSize]byte
-	prefixed      int
+	prefix                 [prefixSize]byte
+	prefixed               int
 	// part is the beginning of a message of need bytes.
 	part []byte
 	need int
@@ -187,6 +187,18 @@ func (st *stream) take(b []byte) error {
 		st.part = append(st.part, b[:n]...)
 		b = b[n:]
 		st.complete()
+	}
+	return nil
+}
+
+// hold counts what of a connection's requests waits for a handler. It fails if that is too much, of the connection or of all.
+func (c *conn) hold(n int) error {
+	if !c.held.Hold(n) {
+		return status.Errorf(codes.ResourceExhausted, "more than %d bytes of requests wait on this node; try again later, use smaller requests, or another node", c.s.cfg.Requests.Max())
+	}
+	if most := c.s.held; c.held.Held() > most {
+		c.held.Give(n)
+		return status.Errorf(codes.ResourceExhausted, "more than %d bytes of this connection's requests wait; use fewer at a time, or more connections", most)
 	}
 	return nil
 }

@@ -588,9 +588,9 @@ func TestWire_HeldCountsHeadersAndEmptyMessages(t *testing.T) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		for end := time.Now().Add(time.Minute); c.held.held.Load() != 0; runtime.Gosched() {
+		for end := time.Now().Add(time.Minute); c.held.Held() != 0; runtime.Gosched() {
 			if time.Now().After(end) {
-				t.Fatalf("%d bytes are held for nothing", c.held.held.Load())
+				t.Fatalf("%d bytes are held for nothing", c.held.Held())
 			}
 		}
 	}
