@@ -61,8 +61,7 @@ const snapshotPrefix = "quorate-snapshot-"
 func refuseForeign(at FS, path string) error {
 	names, err := at.List(path)
 	if err != nil || slices.Contains(names, ownerName) {
-		// What cannot be listed may be usable all the same.
-		return nil
+		return nil //nolint:nilerr // what cannot be listed may be usable all the same
 	}
 	slices.Sort(names)
 	for _, name := range names {
