@@ -16,6 +16,7 @@ import (
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/server"
+	"github.com/quorate/quorate/internal/shard"
 )
 
 func newServer() *cobra.Command {
@@ -100,6 +101,13 @@ func newDev() *cobra.Command {
 		Example: "  quorate dev\n  quorate dev --data ./quorate-data",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			start := time.Now()
+			// What is given and empty is a variable that is not set, most likely. Nobody is to lose data for that.
+			switch {
+			case cfg.Data == "" && cmd.Flags().Changed("data"):
+				return errs.New(errs.Invalid, "--data is empty; name a directory, or leave it out for data in memory, lost on exit")
+			case cfg.Shards == 0:
+				return errs.New(errs.Invalid, "--shards is 0; it must be between 1 and %d", shard.SlotCount)
+			}
 			log, err := logs.logger(os.Stderr)
 			if err != nil {
 				return err

@@ -62,6 +62,8 @@ func TestUsage_WrongCallsSayWhatToDo(t *testing.T) {
 		"dev --etcd 0.0.0.0:1":           `--etcd is "0.0.0.0:1"; quorate dev is for this machine alone`,
 		"dev --kafka 10.0.0.1:1":         `--kafka is "10.0.0.1:1"; quorate dev is for this machine alone`,
 		"dev --shards -1":                "--shards is -1",
+		"dev --shards 0":                 "--shards is 0",
+		"dev --data=":                    "--data is empty",
 		"status --http http://127.0.0.1": `--http is "http://127.0.0.1"; write host:port`,
 		"status --http=":                 `--http is ""`,
 		"bench --redis foo":              `--redis is "foo"; write host:port`,
