@@ -64,7 +64,7 @@ type Server struct {
 // answersBytesMax is four of the largest answers. What a read takes beside them, while it is encoded, is about as much again.
 const answersBytesMax = 4 * kv.AnswerBytesMax
 
-// requestsBytesMax is what two of etcd's connections may hold of requests at most, or 64 of Redis'.
+// requestsBytesMax is what two of etcd's connections may hold of requests at most, or some dozens of Redis'.
 const requestsBytesMax = 1 << 30
 
 // modules lists the data models that run in every shard. A new one is one line here.
