@@ -279,8 +279,9 @@ type Host struct {
 	awaits    uint64
 	// unsaved says that states were replaced in this turn, by none or by a snapshot, and are not durable.
 	unsaved bool
-	// sending counts the snapshots under way to others, and those about to be.
-	sending int
+	// sending counts the snapshots under way to others, and those about to be; transfers those that were begun.
+	sending   int
+	transfers uint64
 	// asking counts the read-index requests under way, late the shards that have one which is late. asks are those that were made, oldest first,
 	// without those found to be late; readTook is how long they take.
 	asking, late int

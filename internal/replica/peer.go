@@ -40,7 +40,6 @@ func (h *Host) receive(f Frame) {
 			// that sleep under this node's must tell it who leads and what is committed, which it may have lost.
 			h.wakeShardsOf(p.id)
 			h.wakeShardsOf(h.cfg.Node)
-			h.snapshotsLost(p.id)
 			h.linkAnew(p.id)
 		}
 	}

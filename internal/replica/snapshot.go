@@ -28,7 +28,10 @@ type snapshots struct {
 }
 
 type snapshotOut struct {
-	to     uint64
+	to uint64
+	// transfer tells this one from others of the same state in the same term: it is higher than that of those before.
+	transfer uint64
+
 	reader *shard.SnapshotReader
 	meta   *raftpb.SnapshotMetadata
 	term   uint64
@@ -53,7 +56,9 @@ type sentChunk struct {
 }
 
 type snapshotIn struct {
-	from  uint64
+	from     uint64
+	transfer uint64
+
 	index uint64
 	term  uint64
 	conf  []byte
@@ -89,6 +94,12 @@ const (
 	// what waits before the next chunk.
 	snapshotGiveUp     = 10 * time.Second
 	snapshotGiveUpSlow = 2 * time.Minute
+)
+
+// What a sender says of a chunk: that it is the last, and that it knows that the first has arrived.
+const (
+	chunkLast  = 1
+	chunkBegun = 2
 )
 
 // What a receiver says of a snapshot, with the chunk that is next.
@@ -132,8 +143,9 @@ func (r *replica) startSnapshot(p *peer, m *raftpb.Message) {
 		r.rn.ReportSnapshot(m.GetTo(), raft.SnapshotFailure)
 		return
 	}
+	r.host.transfers++
 	o := &snapshotOut{
-		to: m.GetTo(), reader: r.made, meta: meta, term: m.GetTerm(), sum: xxhash.New(), at: r.host.now,
+		to: m.GetTo(), transfer: r.host.transfers, reader: r.made, meta: meta, term: m.GetTerm(), sum: xxhash.New(), at: r.host.now,
 		again: repeats{at: r.host.now}, wait: snapshotRepeatTicks * r.host.cfg.Tick,
 	}
 	r.made = nil
@@ -165,15 +177,18 @@ func (r *replica) sendChunk(p *peer, o *snapshotOut, i int) {
 	f := r.host.frameFor(p)
 	w := beginMessage(*f, msgChunk)
 	b := binary.AppendUvarint(w.b, uint64(r.id))
-	for _, v := range [...]uint64{r.rid, o.to, o.term, o.meta.GetIndex(), o.meta.GetTerm(), o.first + uint64(i)} {
+	for _, v := range [...]uint64{r.rid, o.to, o.term, o.transfer, o.meta.GetIndex(), o.meta.GetTerm(), o.first + uint64(i)} {
 		b = binary.AppendUvarint(b, v)
 	}
-	last := o.last && i == len(o.chunks)-1
-	if last {
-		b = append(b, 1)
+	flags := byte(0)
+	if o.first > 0 {
+		flags |= chunkBegun
+	}
+	if o.last && i == len(o.chunks)-1 {
+		b = append(b, flags|chunkLast)
 		b = binary.LittleEndian.AppendUint64(b, o.sum.Sum64())
 	} else {
-		b = append(b, 0)
+		b = append(b, flags)
 	}
 	if o.first+uint64(i) == 0 {
 		b = codec.AppendBytes(b, encodeConf(o.meta.GetConfState()))
@@ -185,9 +200,9 @@ func (r *replica) sendChunk(p *peer, o *snapshotOut, i int) {
 // receiveChunk stores a chunk, and gives raft the snapshot when it was the last.
 func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 	h := r.host
-	from, to, msgTerm, index, term, n := rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint()
-	c := chunk{n: n, held: true}
-	if c.last = rd.Byte() == 1; c.last {
+	from, to, msgTerm, transfer, index, term, n := rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint()
+	c, flags := chunk{n: n, held: true}, rd.Byte()
+	if c.last = flags&chunkLast != 0; c.last {
 		c.sum = rd.Uint64()
 	}
 	var conf []byte
@@ -204,22 +219,26 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 		// one's first chunk that comes again: their rows would have the same place. The sender sends again.
 		return
 	}
+	confirm := func(next uint64, state byte) { r.confirmChunk(p, from, transfer, next, state) }
 	in := r.in
-	if in == nil || in.from != from || in.index != index || in.msg != msgTerm {
-		switch done := index <= r.machine.Applied().Index; {
-		case done || n >= chunksAhead:
+	if in != nil && in.from == from && in.msg == msgTerm && transfer < in.transfer {
+		// It comes late: the sender has started over.
+		return
+	}
+	if in == nil || in.from != from || in.transfer != transfer || in.msg != msgTerm {
+		switch {
+		case index <= r.machine.Applied().Index:
+			confirm(0, chunkUnwanted)
+			return
+		case flags&chunkBegun != 0 || n >= chunksAhead:
 			// Nothing of it is here, although the sender believes so: it must start over.
-			state := byte(chunkWanted)
-			if done {
-				state = chunkUnwanted
-			}
-			r.confirmChunk(p, from, index, 0, state)
+			confirm(0, chunkWanted)
 			return
 		case n != 0:
 			// It has overtaken the first chunk, and will be sent again.
 			return
 		case h.behind:
-			r.confirmChunk(p, from, index, 0, chunkWaits)
+			confirm(0, chunkWaits)
 			return
 		}
 		r.dropSnapshotIn()
@@ -228,18 +247,18 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 			h.fatal(err)
 			return
 		}
-		in = &snapshotIn{from: from, index: index, term: term, conf: conf, msg: msgTerm, sum: xxhash.New(), into: into, at: h.now}
+		in = &snapshotIn{from: from, transfer: transfer, index: index, term: term, conf: conf, msg: msgTerm, sum: xxhash.New(), into: into, at: h.now}
 		r.in = in
 		h.note(false, r.id, "receiving a snapshot", "from", p.id, "index", index)
 	}
 	if n < in.next || n >= in.next+chunksAhead {
-		r.confirmChunk(p, from, index, in.next, chunkWanted)
+		confirm(in.next, chunkWanted)
 		return
 	}
 	if h.behind {
 		// Rows come as fast as the network brings them. To store more would make the turn wait for the disk, and with it all other shards.
 		in.at = h.now
-		r.confirmChunk(p, from, index, in.next, chunkWaits)
+		confirm(in.next, chunkWaits)
 		return
 	}
 	in.ahead[n%chunksAhead] = c
@@ -262,7 +281,7 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 			break
 		}
 	}
-	r.confirmChunk(p, from, index, in.next, chunkWanted)
+	confirm(in.next, chunkWanted)
 	if !c.last {
 		return
 	}
@@ -281,11 +300,11 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 }
 
 // confirmChunk tells the sender which chunk is wanted next, and whether any is.
-func (r *replica) confirmChunk(p *peer, to, index, next uint64, state byte) {
+func (r *replica) confirmChunk(p *peer, to, transfer, next uint64, state byte) {
 	f := r.host.controlFor(p)
 	w := beginMessage(*f, msgChunkOK)
 	b := binary.AppendUvarint(w.b, uint64(r.id))
-	for _, v := range [...]uint64{r.rid, to, index, next} {
+	for _, v := range [...]uint64{r.rid, to, transfer, next} {
 		b = binary.AppendUvarint(b, v)
 	}
 	w.b = append(b, state)
@@ -293,9 +312,9 @@ func (r *replica) confirmChunk(p *peer, to, index, next uint64, state byte) {
 }
 
 func (r *replica) receiveChunkOK(p *peer, rd *codec.Reader) {
-	from, to, index, next, state := rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Byte()
+	from, to, transfer, next, state := rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Uvarint(), rd.Byte()
 	o := r.out[from]
-	if rd.Bad() || r.rn == nil || to != r.rid || o == nil || o.meta.GetIndex() != index || replicaNode(from) != p.id {
+	if rd.Bad() || r.rn == nil || to != r.rid || o == nil || o.transfer != transfer || replicaNode(from) != p.id {
 		return
 	}
 	if state == chunkUnwanted {
@@ -385,18 +404,6 @@ func (r *replica) isMember(id uint64) bool {
 func (h *Host) standsStill(n shard.NodeID, at time.Time) bool {
 	idle := h.now.Sub(at)
 	return idle > snapshotGiveUpSlow || idle > snapshotGiveUp && !h.Alive(n)
-}
-
-// snapshotsLost ends transfers to a node that was restarted, of which it has no part any more. It says so itself when it gets a chunk that cannot
-// have overtaken the first; what is left of a snapshot of a few has none.
-func (h *Host) snapshotsLost(n shard.NodeID) {
-	for _, r := range h.order {
-		for _, o := range r.outTo(n) {
-			if o.first > 0 && o.first < chunksAhead {
-				r.endSnapshot(o, raft.SnapshotFailure)
-			}
-		}
-	}
 }
 
 func (r *replica) outTo(n shard.NodeID) []*snapshotOut {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/quorate/quorate/internal/codec"
@@ -265,10 +266,10 @@ func spoil(frame []byte) bool {
 		}
 		if kind == msgChunk {
 			rd := codec.Read(msg)
-			for range 7 {
+			for range 8 {
 				rd.Uvarint()
 			}
-			if rd.Byte() == 1 {
+			if rd.Byte()&chunkLast != 0 {
 				rd.Rest()[0] ^= 1
 				return true
 			}
@@ -332,5 +333,48 @@ func TestSnapshot_BehindAnEntryThatFails(t *testing.T) {
 	rep.arrived = &snapshotIn{index: next + 10, into: into}
 	if rep.installSnapshot(&raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(next + 10), Term: new(rep.term)}}) || n.host.err == nil {
 		t.Errorf("the snapshot was installed; the host's error is %v", n.host.err)
+	}
+}
+
+// A transfer that starts over, of the same state, finds at the receiver what is left of the one before.
+func TestSnapshot_StartsOverWhereMuchHasArrived(t *testing.T) {
+	r, lead, other := behind(t, 100)
+	rep := other.host.reps[1]
+	r.heal()
+	r.drop = func(_, _ shard.NodeID, kind byte) bool { return kind == msgChunk && rep.in != nil && rep.in.next > 2*chunksAhead }
+	r.until("chunks", func() bool { return rep.in != nil && rep.in.next > 2*chunksAhead })
+	from := lead.host.reps[1]
+	for _, o := range from.out {
+		from.endSnapshot(o, raft.SnapshotFailure)
+	}
+	r.heal()
+	if took := r.until("value", func() bool { return other.get("last") == "1" }); took > 2*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// A receiver that has nothing left of a short one says so.
+func TestSnapshot_ShortOneStartsOverWhenItIsDropped(t *testing.T) {
+	r, lead, other := behind(t, 10)
+	lead.host.cfg.ChunkBytes = 800
+	rep := other.host.reps[1]
+	r.heal()
+	chunks := 0
+	r.drop = func(_, _ shard.NodeID, kind byte) bool {
+		if kind == msgChunk {
+			chunks++
+		}
+		return kind == msgChunk && chunks > 1
+	}
+	r.until("the first chunk", func() bool {
+		for _, o := range lead.host.reps[1].out {
+			return o.first > 0 && o.first < chunksAhead
+		}
+		return false
+	})
+	rep.dropSnapshotIn()
+	r.heal()
+	if took := r.until("value", func() bool { return other.get("last") == "1" }); took > 2*time.Second {
+		t.Errorf("it took %v", took)
 	}
 }

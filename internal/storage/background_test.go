@@ -21,8 +21,8 @@ import (
 type badDisk struct {
 	FS
 	writes, merges, tables atomic.Int64
-	noDirs         atomic.Bool
-	err            error
+	noDirs                 atomic.Bool
+	err                    error
 }
 
 type badFile struct {
