@@ -112,6 +112,9 @@ func cmdHMGet(c *call) error {
 			out = append(out, replyNull...)
 			continue
 		}
+		if err := c.grow(len(out) + len(v)); err != nil {
+			return err
+		}
 		if out = AppendBulk(out, v); len(out) > AnswerBytesMax {
 			return errAnswerTooLarge()
 		}
@@ -151,10 +154,11 @@ func (c *call) all(kind byte, fields, vals bool) error {
 		if vals {
 			out = AppendBulk(out, val)
 		}
-		return len(out) <= AnswerBytesMax
+		err = c.grow(len(out))
+		return err == nil && len(out) <= AnswerBytesMax
 	})
 	c.out = out
-	return nil
+	return err
 }
 
 // Behaviour: a map in RESP3, a flat array in RESP2. The order of fields is fixed, but not that of insertion.
@@ -294,7 +298,11 @@ func cmdHRandField(c *call) error {
 		if !had {
 			return c.null()
 		}
-		return c.bulk(c.randomFields(&h, 1)[0].field)
+		fs, err := c.randomFields(&h, 1)
+		if err != nil {
+			return err
+		}
+		return c.bulk(fs[0].field)
 	}
 	n, ok := ParseInt(c.args[1])
 	if !ok {
@@ -319,7 +327,11 @@ func cmdHRandField(c *call) error {
 		return nil
 	}
 	if n > 0 {
-		c.out, err = appendFields(nil, c.randomFields(&h, n), with)
+		fs, err := c.randomFields(&h, n)
+		if err != nil {
+			return err
+		}
+		c.out, err = c.appendFields(fs, with)
 		return err
 	}
 	return c.randomRepeated(&h, -n, with)
@@ -333,15 +345,15 @@ const (
 )
 
 // randomFields returns n different fields, or all.
-func (c *call) randomFields(h *head, n int64) []fieldValue {
+func (c *call) randomFields(h *head, n int64) (fs []fieldValue, err error) {
 	n = min(n, int64(h.count))
-	var fs []fieldValue
 	size := 0
 	collect := func(stop int64) func(uint32, []byte, []byte) bool {
 		return func(_ uint32, field, val []byte) bool {
 			fs = append(fs, fieldValue{slices.Clone(field), slices.Clone(val)})
 			size += len(field) + len(val)
-			return int64(len(fs)) < stop && size <= AnswerBytesMax
+			err = c.grow(size)
+			return err == nil && int64(len(fs)) < stop && size <= AnswerBytesMax
 		}
 	}
 	if h.count <= randomExact {
@@ -350,20 +362,20 @@ func (c *call) randomFields(h *head, n int64) []fieldValue {
 			j := int(c.random() % uint64(i+1))
 			fs[i], fs[j] = fs[j], fs[i]
 		}
-		return fs[:min(n, int64(len(fs)))]
+		return fs[:min(n, int64(len(fs)))], err
 	}
 	start, _ := fieldRange(h.instance)
 	r := uint32(c.random())
 	start = append(start, byte(r>>24), byte(r>>16), byte(r>>8), byte(r))
 	c.eachField(h, start, collect(n))
-	if int64(len(fs)) < n {
+	if err == nil && int64(len(fs)) < n {
 		c.eachField(h, nil, collect(n))
 	}
-	return fs
+	return fs, err
 }
 
-func appendFields(out []byte, fs []fieldValue, with bool) ([]byte, error) {
-	out = AppendArray(out, len(fs))
+func (c *call) appendFields(fs []fieldValue, with bool) ([]byte, error) {
+	out := AppendArray(nil, len(fs))
 	for _, f := range fs {
 		if with {
 			out = AppendArray(out, 2)
@@ -375,6 +387,9 @@ func appendFields(out []byte, fs []fieldValue, with bool) ([]byte, error) {
 		if len(out) > AnswerBytesMax {
 			return nil, errAnswerTooLarge()
 		}
+		if err := c.grow(len(out)); err != nil {
+			return nil, err
+		}
 	}
 	return out, nil
 }
@@ -384,12 +399,14 @@ func (c *call) randomRepeated(h *head, n int64, with bool) error {
 	if n > randomRepeats {
 		return errAnswerTooLarge()
 	}
-	pool := c.randomFields(h, randomExact)
+	pool, err := c.randomFields(h, randomExact)
+	if err != nil {
+		return err
+	}
 	fs := make([]fieldValue, n)
 	for i := range fs {
 		fs[i] = pool[c.random()%uint64(len(pool))]
 	}
-	var err error
-	c.out, err = appendFields(nil, fs, with)
+	c.out, err = c.appendFields(fs, with)
 	return err
 }

@@ -53,6 +53,8 @@ const (
 	AnswerBytesMax = 64 << 20
 	// BatchAnswerBytes ends a batch of reads early; the rest is asked for again.
 	BatchAnswerBytes = 4 << 20
+	// LargeBytes is from where on what a query answers counts in Config.Answers.
+	LargeBytes = 64 << 10
 	// FlushKeysMax is how many keys one step of FLUSHALL removes.
 	FlushKeysMax = 4096
 )
@@ -72,6 +74,16 @@ type Config struct {
 	// EncodeFence returns the command of module kv that fails with errs.Fenced unless a fence holds. If it is nil, fenced
 	// commands are refused.
 	EncodeFence func(lock []byte, token int64, home bool) []byte
+	// Answers bounds what queries collect at a time, beside LargeBytes of each. What a command answers does not count, since replicas must not
+	// differ in what they apply. Nil bounds nothing.
+	Answers Budget
+}
+
+// Budget is a number of bytes that those who share it may have together. Its methods may be called from any goroutine.
+type Budget interface {
+	// Take takes bytes, which must be given back. If there are not so many it takes none, and fails with an error of kind errs.Overloaded.
+	Take(n int64) error
+	Give(n int64)
 }
 
 // Module is the data model; see shard.Module.
@@ -119,7 +131,9 @@ type call struct {
 	event Event
 	// out is the answer.
 	out []byte
-	key []byte
+	// before is what a batch has answered before, and taken what a query has taken from Config.Answers.
+	before, taken int
+	key           []byte
 	// damaged says that a row had no known format. Storage checksums should have caught that; it must not pass for a
 	// missing key, so that the whole command fails.
 	damaged bool
@@ -134,6 +148,10 @@ func (m *Module) begin() *call {
 
 func (m *Module) end(c *call) {
 	clear(c.args[:cap(c.args)])
+	if c.taken > 0 {
+		m.cfg.Answers.Give(int64(c.taken))
+		c.taken = 0
+	}
 	c.tx, c.v, c.out, c.locks, c.event = nil, nil, nil, nil, Event{}
 	if cap(c.args) <= 1024 && cap(c.key) <= 1024 {
 		m.calls.Put(c)
@@ -260,7 +278,21 @@ func (c *call) run(op Op) ([]byte, error) {
 	if len(c.out) > AnswerBytesMax {
 		return nil, errAnswerTooLarge()
 	}
+	if err := c.grow(len(c.out)); err != nil {
+		return nil, err
+	}
 	return c.out, nil
+}
+
+// grow fails if there is no room for n bytes of the answer beside those of other queries. Who collects much calls it while that grows.
+func (c *call) grow(n int) error {
+	if more := c.before + n - c.taken; more > LargeBytes && c.tx == nil && c.m.cfg.Answers != nil {
+		if err := c.m.cfg.Answers.Take(int64(more)); err != nil {
+			return err
+		}
+		c.taken += more
+	}
+	return nil
 }
 
 func errDamaged() error {
@@ -276,8 +308,12 @@ func (m *Module) batch(c *call, d decoder) ([]byte, error) {
 		if d.Bad() {
 			break
 		}
-		c.out = nil
+		c.out, c.before = nil, len(all)
 		out, err := c.run(op)
+		if errs.Is(err, errs.Overloaded) && len(all) > 0 {
+			// There may be room for it alone, or for what comes behind it.
+			return all, nil
+		}
 		if err != nil {
 			out = AppendError(nil, err)
 		}

@@ -34,10 +34,17 @@ func bulk(v []byte) []byte {
 	return AppendBulk(make([]byte, 0, len(v)+5+uvarintLen(uint64(len(v)))*3), v)
 }
 
-func (c *call) ok() error           { c.out = replyOK; return nil }
-func (c *call) null() error         { c.out = replyNull; return nil }
-func (c *call) int(n int64) error   { c.out = intReply(n); return nil }
-func (c *call) bulk(v []byte) error { c.out = bulk(v); return nil }
+func (c *call) ok() error         { c.out = replyOK; return nil }
+func (c *call) null() error       { c.out = replyNull; return nil }
+func (c *call) int(n int64) error { c.out = intReply(n); return nil }
+
+func (c *call) bulk(v []byte) error {
+	if err := c.grow(len(v)); err != nil {
+		return err
+	}
+	c.out = bulk(v)
+	return nil
+}
 
 func (c *call) bool(v bool) error {
 	if v {

@@ -100,11 +100,12 @@ func cmdScan(c *call) error {
 				found = append(found, slices.Clone(key))
 				size += len(key)
 			}
-			return size <= AnswerBytesMax
+			err = c.grow(size)
+			return err == nil && size <= AnswerBytesMax
 		})
 	}
 	c.scanReply(next, found)
-	return nil
+	return err
 }
 
 func (c *call) scanReply(next uint64, found [][]byte) {
@@ -149,16 +150,18 @@ func cmdHScan(c *call) error {
 				found = append(found, slices.Clone(field), slices.Clone(val))
 				size += len(field) + len(val)
 			}
-			return size <= AnswerBytesMax
+			err = c.grow(size)
+			return err == nil && size <= AnswerBytesMax
 		})
 	}
 	c.scanReply(next, found)
-	return nil
+	return err
 }
 
 // Behaviour: KEYS looks at every key of the shard. It holds up nobody else, but the answer is bounded.
 func cmdKeys(c *call) error {
-	if err := checkPattern(c.args[0]); err != nil {
+	err := checkPattern(c.args[0])
+	if err != nil {
 		return err
 	}
 	var body []byte
@@ -168,8 +171,12 @@ func cmdKeys(c *call) error {
 			body = AppendBulk(body, key)
 			n++
 		}
-		return len(body) <= AnswerBytesMax
+		err = c.grow(len(body))
+		return err == nil && len(body) <= AnswerBytesMax
 	})
+	if err != nil {
+		return err
+	}
 	if len(body) > AnswerBytesMax {
 		return errAnswerTooLarge()
 	}
@@ -218,7 +225,7 @@ func (c *call) keyCount(d decoder) ([]byte, error) {
 }
 
 // slotQuery answers CLUSTER COUNTKEYSINSLOT and GETKEYSINSLOT.
-func (c *call) slotQuery(op Op, d decoder) ([]byte, error) {
+func (c *call) slotQuery(op Op, d decoder) (_ []byte, err error) {
 	slot := uint64(d.Uint16())
 	limit := uint32(1<<32 - 1)
 	if op == opSlotKeys {
@@ -237,10 +244,14 @@ func (c *call) slotQuery(op Op, d decoder) ([]byte, error) {
 		if op == opSlotKeys {
 			body = AppendBulk(body, key)
 		}
-		return len(body) <= AnswerBytesMax
+		err = c.grow(len(body))
+		return err == nil && len(body) <= AnswerBytesMax
 	})
 	if c.damaged {
 		return nil, errDamaged()
+	}
+	if err != nil {
+		return nil, err
 	}
 	if op == opSlotCount {
 		return intReply(int64(n)), nil

@@ -305,6 +305,9 @@ func cmdMGet(c *call) error {
 			out = append(out, replyNull...)
 			continue
 		}
+		if err := c.grow(len(out) + len(h.val)); err != nil {
+			return err
+		}
 		if out = AppendBulk(out, h.val); len(out) > AnswerBytesMax {
 			return errAnswerTooLarge()
 		}

@@ -42,6 +42,9 @@ func (b *Budget) Give(n int64) {
 	}
 }
 
+// Scarce says whether less than a quarter is left.
+func (b *Budget) Scarce() bool { return b != nil && b.used.Load() > b.max/4*3 }
+
 // Used returns how many bytes are taken.
 func (b *Budget) Used() int64 {
 	if b == nil {
