@@ -53,7 +53,7 @@ func ReplayKV(data string, id shard.ID, w io.Writer) (err error) {
 			failed = err
 		}
 	}}
-	all := modules(nil)
+	all := modules(nil, nil)
 	for i, m := range all {
 		if m.ID() == record.ID() {
 			all[i] = record

@@ -52,6 +52,8 @@ type Server struct {
 	doors map[string][]door
 	// answers bounds what large answers of etcd's clients take.
 	answers *kv.Budget
+	// redisAnswers and redisWrites bound what large answers of Redis' clients take: to reads and to writes.
+	redisAnswers, redisWrites *kv.Budget
 	// requests bounds what unfinished requests of Redis' and etcd's clients take.
 	requests *conns.Budget
 	// tls is what ports have that are secured, by name.
@@ -64,16 +66,20 @@ type Server struct {
 // answersBytesMax is four of the largest answers. What a read takes beside them, while it is encoded, is about as much again.
 const answersBytesMax = 4 * kv.AnswerBytesMax
 
+// redisAnswersBytesMax is sixteen of the largest answers, and redisWritesBytesMax eight. Clients of Redis have theirs apart, so that slow ones of etcd take
+// nothing from them.
+const redisAnswersBytesMax, redisWritesBytesMax = 16 * datatypes.AnswerBytesMax, 8 * datatypes.AnswerBytesMax
+
 // requestsBytesMax is what two of etcd's connections may hold of requests at most, or some dozens of Redis'.
 const requestsBytesMax = 1 << 30
 
 // modules lists the data models that run in every shard. A new one is one line here.
-// answers bounds what reads of etcd's clients collect.
-func modules(answers *kv.Budget) []shard.Module {
+// etcdAnswers and redisAnswers bound what reads of their clients collect.
+func modules(etcdAnswers, redisAnswers *kv.Budget) []shard.Module {
 	return []shard.Module{
-		datatypes.New(datatypes.Config{AppendEvent: appendEvent, EncodeFence: kv.EncodeFence}),
+		datatypes.New(datatypes.Config{AppendEvent: appendEvent, EncodeFence: kv.EncodeFence, Answers: redisAnswers}),
 		eventlog.Module{EncodeFence: kv.EncodeFence},
-		kv.Module{Answers: answers},
+		kv.Module{Answers: etcdAnswers},
 		auth.New(auth.Config{Uses: etcd.Uses}),
 	}
 }
@@ -94,7 +100,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	log = log.With("node", cfg.Node)
 	log.Info("starting", "version", version, "config", cfg.String())
-	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{}, answers: kv.NewBudget(answersBytesMax), requests: conns.NewBudget(requestsBytesMax)}
+	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{}, answers: kv.NewBudget(answersBytesMax), redisAnswers: kv.NewBudget(redisAnswersBytesMax), redisWrites: kv.NewBudget(redisWritesBytesMax), requests: conns.NewBudget(requestsBytesMax)}
 	if s.tls, err = secured(&cfg, log); err != nil {
 		return nil, err
 	}
@@ -238,12 +244,12 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	s.engine, err = engine.Start(engine.Config{
 		Cluster: cfg.Cluster, Identity: cfg.identity(), Node: shard.NodeID(cfg.Node), Peers: cfg.peers(), Spaces: cfg.spaces(), Addr: adv,
 		Replica: replica.Config{LeaseReads: cfg.LeaseReads}, DropUnsynced: cfg.Sandbox.NoFsync, StaleReads: cfg.Sandbox.StaleReads,
-	}, s.dir, modules(s.answers), peerLn, &links, log, reg)
+	}, s.dir, modules(s.answers, s.redisAnswers), peerLn, &links, log, reg)
 	if err != nil {
 		return nil, err
 	}
 	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
-	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version, CloseTimeout: lastAnswers, Requests: s.requests}, s.engine, s.kafka.Topics(), log, reg)
+	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version, CloseTimeout: lastAnswers, Requests: s.requests, Answers: s.redisAnswers, WriteAnswers: s.redisWrites}, s.engine, s.kafka.Topics(), log, reg)
 	s.startEtcd(cfg.servesEtcd(), jwt, log, reg)
 	s.http = httpServer(s.mux(reg))
 	if httpLn != nil {

@@ -84,6 +84,7 @@ func (c *conn) slotKeys(args [][]byte) {
 		c.error(err)
 		return
 	}
+	c.keepOut(len(out))
 	c.out = append(c.out, out...)
 }
 

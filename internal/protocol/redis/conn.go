@@ -38,9 +38,11 @@ type conn struct {
 
 	p parser
 	// held is what of the parser's buffer, the transaction and the watched keys counts for all connections together.
-	held  *conns.Holder
-	out   []byte
-	proto int
+	held *conns.Holder
+	out  []byte
+	// large is what the connection holds of large answers, and largeOut what of that lasts until out is empty. Both belong to who owns out.
+	large, largeOut int
+	proto           int
 	// failed says that the answer being made is an error, mute that it is not sent. start is where it begins in out, unless part of it was
 	// written already.
 	failed, mute bool
@@ -102,6 +104,7 @@ type conn struct {
 	writingSince atomic.Int64
 	partialSince atomic.Int64
 	lastRead     atomic.Int64
+	largeSince   atomic.Int64
 	last         atomic.Pointer[command]
 	queued       atomic.Int32
 	// mu guards wait and the names.
@@ -129,6 +132,14 @@ type pending struct {
 	mute   bool
 	// value says that the answer may hold a value.
 	value bool
+	// early is the result, if it was counted before its turn.
+	early *result
+}
+
+// result is one of which held bytes are counted.
+type result struct {
+	shard.Result
+	held int
 }
 
 type readBatch struct {
@@ -203,6 +214,8 @@ func (c *conn) serve() {
 		_ = c.nc.Close()
 		c.giveUp()
 		c.held.Give(int(c.held.Held()))
+		c.out = c.out[:0]
+		c.emptied()
 	}()
 	for c.fill() && c.turn() {
 		if !c.gathered() {
@@ -365,11 +378,15 @@ func (c *conn) parse() (n int64) {
 // flush writes the answers out.
 func (c *conn) flush() bool {
 	if len(c.out) == 0 {
+		c.emptied()
 		return true
 	}
 	var err error
 	// Each piece has its own time: a client that reads slowly is not one that does not read.
 	for rest := c.out; len(rest) > 0 && err == nil; rest = rest[min(len(rest), outFlushBytes):] {
+		if c.pendingValues > 0 {
+			c.countEarly()
+		}
 		c.writingSince.Store(c.s.tick.Load())
 		_, err = c.nc.Write(rest[:min(len(rest), outFlushBytes)])
 	}
@@ -382,8 +399,8 @@ func (c *conn) flush() bool {
 func (c *conn) written(n int) {
 	c.s.metric.writtenBytes.Add(float64(n))
 	c.out = c.out[:copy(c.out, c.out[n:])]
-	if len(c.out) == 0 && cap(c.out) > 4*outFlushBytes {
-		c.out = nil
+	if len(c.out) == 0 {
+		c.emptied()
 	}
 }
 

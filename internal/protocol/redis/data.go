@@ -83,14 +83,16 @@ func (c *conn) settleWrites() {
 	ctx := c.req.Context
 	for i := range c.pending {
 		p := &c.pending[i]
-		c.addResult(p, c.await(ctx, p.future))
-		// It holds the answer, which the client may take its time to read.
-		p.future = nil
+		r := c.result(ctx, p)
+		c.addResult(p, r.Result)
+		// They hold the answer, which the client may take its time to read.
+		p.future, p.early, r.Result = nil, nil, shard.Result{}
 		if len(c.out) > outFlushBytes && !c.flush() {
 			// The client is gone. The remaining answers interest nobody, but order within the connection does not matter
 			// any more either: it ends.
 			c.closing = true
 		}
+		c.give(c.s.cfg.WriteAnswers, r.held)
 	}
 	clear(c.pending)
 	if cap(c.pending) > 64 && len(c.pending) < 16 {
@@ -99,6 +101,32 @@ func (c *conn) settleWrites() {
 	c.pending, c.pendingBytes, c.pendingValues = c.pending[:0], 0, 0
 	// The next wait gets its own time.
 	c.req = nil
+}
+
+// result waits for the answer to a command handed in, and counts it.
+func (c *conn) result(ctx context.Context, p *pending) result {
+	if p.early != nil {
+		return *p.early
+	}
+	r := result{Result: c.await(ctx, p.future)}
+	r.held = c.admit(&r.Result)
+	return r
+}
+
+// countEarly counts what has been answered behind the one that is being written, so that it does not wait uncounted for the client to take that.
+func (c *conn) countEarly() {
+	for i := range c.pending {
+		p := &c.pending[i]
+		if !p.value || p.future == nil {
+			continue
+		}
+		select {
+		case <-p.future.Done():
+			r := c.result(c.s.ctx, p)
+			p.early, p.future = &r, nil
+		default:
+		}
+	}
 }
 
 // await waits for one answer; the janitor ends the wait when it takes too long.
@@ -185,7 +213,9 @@ func (c *conn) ask(at shard.ID, q []byte) ([]byte, error) {
 // query runs one read of the table and waits for it.
 func (c *conn) query(at shard.ID, op datatypes.Op, args [][]byte) ([]byte, error) {
 	c.seed++
-	return c.ask(at, datatypes.AppendQuery(nil, op, c.s.client.Now().UnixMilli(), c.seed, args))
+	out, err := c.ask(at, datatypes.AppendQuery(nil, op, c.s.client.Now().UnixMilli(), c.seed, args))
+	c.keepOut(len(out))
+	return out, err
 }
 
 // settleReads runs the collected reads.
@@ -194,17 +224,28 @@ func (c *conn) settleReads() {
 	if len(r.cmds) == 0 {
 		return
 	}
+	batch := 0
 	r.query = readAll(r.query, len(r.cmds), r.body, func(buf []byte, n int, body []byte) ([]byte, []byte, error) {
 		c.seed++
 		q := appendBatch(c.s, buf, c.seed, n, body)
 		answers, err := c.ask(r.shard, q)
+		if n > 1 && len(answers) > datatypes.LargeBytes {
+			// They wait here while the client takes the first of them.
+			batch = len(answers)
+			c.keep(batch)
+		}
 		return q, answers, err
-	}, func(i int, reply []byte, err error) {
+	}, func(i int, reply []byte, rest int, err error) {
+		if rest == 0 {
+			c.give(c.s.cfg.Answers, batch)
+			batch = 0
+		}
 		c.addRead(r.cmds[i], reply, err)
 		if len(c.out) > outFlushBytes && !c.flush() {
 			c.closing = true
 		}
 	})
+	c.give(c.s.cfg.Answers, batch)
 	r.reset()
 }
 
@@ -225,9 +266,9 @@ func appendBatch(s *Server, buf []byte, seed uint64, n int, body []byte) []byte 
 }
 
 // readAll runs n reads, made with datatypes.AppendSub, as one query unless their answers are long, and gives each its answer in their order.
-// ask makes the query in buf, runs it and returns both. What readAll returns is for the next call's buf.
+// ask makes the query in buf, runs it and returns both. rest is how much more of an answer's query is held. What readAll returns is for the next call's buf.
 func readAll(
-	buf []byte, n int, body []byte, ask func(buf []byte, n int, body []byte) (query, answers []byte, err error), each func(i int, reply []byte, err error),
+	buf []byte, n int, body []byte, ask func(buf []byte, n int, body []byte) (query, answers []byte, err error), each func(i int, reply []byte, rest int, err error),
 ) []byte {
 	for done := 0; done < n; {
 		first := done
@@ -243,12 +284,16 @@ func readAll(
 			if body, err = datatypes.SkipSub(body); err != nil {
 				break
 			}
-			each(done, one, nil)
-			done++
+			if done++; len(answers) == 0 {
+				// What is left of them would hold the last once more, for as long as its client takes to read it.
+				each(done-1, one, 0, nil)
+				break
+			}
+			each(done-1, one, len(answers), nil)
 		}
 		if err != nil {
 			for ; done < n; done++ {
-				each(done, nil, err)
+				each(done, nil, 0, err)
 			}
 			// A query that was given up may still be on its way, with this buffer.
 			return nil
@@ -270,5 +315,6 @@ func (c *conn) addRead(rc readCommand, reply []byte, err error) {
 		c.error(err)
 		return
 	}
+	c.keepOut(len(reply))
 	c.out = appendReply(c.out, reply, c.proto, rc.cmd.flat)
 }

@@ -412,7 +412,7 @@ func (g *gatherer) answer(b *gathered, now batch) {
 		q := appendBatch(s, buf, b.seed, n, body)
 		answers, err := s.client.Query(ctx, shard.Route{Shard: b.at}, shard.Linearizable, shard.Command{Module: shard.ModuleDatatypes, Data: q})
 		return q, answers, err
-	}, func(i int, reply []byte, err error) {
+	}, func(i int, reply []byte, _ int, err error) {
 		r := now.reads[i]
 		r.c.addRead(readCommand{cmd: r.cmd}, reply, err)
 		if r.c.writeNow(r.c.gathering.fd) {

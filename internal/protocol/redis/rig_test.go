@@ -82,7 +82,7 @@ func newRig(t testing.TB, o shardtest.Options, cfg Config) *rig {
 			b = fmt.Appendf(b, " under %s", l)
 		}
 		return append(append(b, ' '), e.Value...)
-	}, EncodeFence: kv.EncodeFence})
+	}, EncodeFence: kv.EncodeFence, Answers: cfg.Answers})
 	client := shardtest.New(t, o, mod, fakeLog{}, kv.Module{})
 	return serveOn(t, client, client, cfg)
 }

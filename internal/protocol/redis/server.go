@@ -34,6 +34,7 @@ import (
 
 	"github.com/quorate/quorate/internal/coord"
 	"github.com/quorate/quorate/internal/datatypes"
+	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/protocol/conns"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -73,7 +74,8 @@ type Config struct {
 	// PartialTimeout is how long a request that has begun may go on without a byte; default 30 s. In all it may take ten
 	// times that. The time that the server itself is busy with what came before does not count.
 	PartialTimeout time.Duration
-	// WriteTimeout is how long the next 64 KiB of answers may find no room in the client's socket; default 60 s.
+	// WriteTimeout is how long the next 64 KiB of answers may find no room in the client's socket; default 60 s. While there is little room for large
+	// answers, it is also how long one may be on its way to its client.
 	WriteTimeout time.Duration
 	// CloseTimeout is how long Close waits for answers under way; default 5 s.
 	CloseTimeout time.Duration
@@ -81,6 +83,10 @@ type Config struct {
 	// Requests bounds what all connections hold of requests that have begun, transactions being queued, and watched keys, those of other servers that
 	// have the same among them. Nil bounds nothing.
 	Requests *conns.Budget
+
+	// Answers bounds what large answers to reads take until their clients have them, together with what datatypes.Module collects for them:
+	// it has the same. WriteAnswers does so for large answers to writes. Nil bounds nothing.
+	Answers, WriteAnswers *kv.Budget
 
 	// loneMin is after how many lone reads in a row a connection is served by a gatherer; default 64.
 	loneMin int
@@ -277,7 +283,7 @@ func (s *Server) janitor() {
 		case <-t.C:
 		}
 		now := s.tick.Add(1)
-		open := s.conns.Open()
+		open, scarce := s.conns.Open(), s.scarce()
 		for _, c := range open {
 			if len(open) < s.cfg.gatherMin {
 				c.gathering.end()
@@ -290,6 +296,10 @@ func (s *Server) janitor() {
 			}
 			if since := c.writingSince.Load(); since != 0 && now-since > write {
 				s.log.Warn("closed a Redis connection that does not read its answers", "addr", c.addr, "client_id", c.id)
+				c.kill()
+			}
+			if scarce && c.slow(now) {
+				s.log.Warn("closed a Redis connection that takes long to read a large answer while others find no room for theirs", "addr", c.addr, "client_id", c.id)
 				c.kill()
 			}
 			if c.overdue(now) {

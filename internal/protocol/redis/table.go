@@ -155,9 +155,12 @@ storage of a majority before it is acknowledged, and every read is linearizable 
 - A key is at most 64 KiB long, a request and a string 8 MiB, an answer 64 MiB.
 - Requests that have begun, transactions that are being queued and watched keys have 1 GiB together on a node, beside 64 KiB of each connection. What is more
   gets ` + "`-BUSY`" + `.
+- Answers to reads of more than 64 KiB that are being made, or that clients have not taken yet, have 1 GiB together on a node; one for which there is no room is ` + "`-BUSY`" + `.
+  Those to writes (EXEC, GETDEL, GETEX, GETSET, SET with GET) have 512 MiB: one for which there is no room is ` + "`-UNKNOWN the request was done`" + `. A client has a minute to
+  take each 64 KiB of its answers, and while three quarters of that room are taken, a minute for a large one; then its connection is closed.
 - A key expires by the clock of its shard, which the leader stamps into the log.
-- ` + "`-UNKNOWN outcome unknown`" + ` says that a write may or may not have been, or may still be, applied. No client
-  library tries it again by itself. ` + "`-CLUSTERDOWN`" + ` and ` + "`-BUSY`" + ` say that nothing was done.
+- ` + "`-UNKNOWN outcome unknown`" + ` says that a write may or may not have been, or may still be, applied, and
+  ` + "`-UNKNOWN the request was done`" + ` that it has been. No client library tries it again by itself. ` + "`-CLUSTERDOWN`" + ` and ` + "`-BUSY`" + ` say that nothing was done.
 - Keys of one request, and of one transaction, must be on one shard; a space has one unless it was made with more.
 - HEADER is the last option of EVENT.ADD: all words behind it are names and values of headers, also KEY, PARTITION and HEADER.
 - Every node serves every key. A client that asks for the slot map (CLUSTER SLOTS, SHARDS, NODES) gets MOVED redirections on

@@ -199,12 +199,18 @@ func cmdExec(c *conn, _ [][]byte) {
 	f := c.s.client.Submit(c.request(), shard.Route{Shard: m.at}, shard.Command{Module: shard.ModuleDatatypes, Data: data})
 	res := c.await(c.req.Context, f)
 	c.req = nil
+	if res.Err == nil {
+		c.saw(m.at, res.Revision)
+	}
+	held := c.admit(&res)
+	defer c.give(c.s.cfg.WriteAnswers, held)
 	if res.Err != nil {
 		c.error(res.Err)
 		return
 	}
-	c.saw(m.at, res.Revision)
 	c.execResult(m, res.Data)
+	// The last of it counts, too, until it is written.
+	c.spill()
 }
 
 // execResult answers EXEC: the shard's answers, and between them those of the commands that the server runs itself.
