@@ -247,3 +247,24 @@ func TestAnswers_SlowClientsHoldThemForABoundedTime(t *testing.T) {
 	}
 	eventually(t, "others have room", func() bool { return answers.Used() == 0 })
 }
+
+// An answer that is not sent takes no room once it is made.
+func TestAnswers_NotSentLeaveNothing(t *testing.T) {
+	answers := kv.NewBudget(64 << 20)
+	r := newRig(t, shardtest.Options{}, Config{Answers: answers})
+	for i := range 6 {
+		r.dial().want("set "+strings.Repeat("k", 60_000)+fmt.Sprint(i)+" v", "+OK")
+	}
+	nc, peer := net.Pipe()
+	defer func() { _ = nc.Close(); _ = peer.Close() }()
+	c := newConn(r.s, nc)
+	c.refresh()
+	c.handle([][]byte{[]byte("client"), []byte("reply"), []byte("off")})
+	c.handle([][]byte{[]byte("keys"), []byte("*")})
+	if held := answers.Used(); held < 360_000 || !c.flush() {
+		t.Errorf("%d bytes count", held)
+	}
+	if held := answers.Used(); held != 0 || cap(c.out) > 4*outFlushBytes {
+		t.Errorf("%d bytes count, with room for %d", held, cap(c.out))
+	}
+}
