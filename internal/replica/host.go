@@ -788,6 +788,10 @@ func (h *Host) flushIfDue() {
 	if !due {
 		return
 	}
+	if !h.flushHelps() {
+		h.flushFrom = h.now.Add(h.cfg.Tick)
+		return
+	}
 	h.flushing, h.out.Flush = true, true
 	for _, r := range h.order {
 		r.flushMark = r.machine.Applied().Index
@@ -797,21 +801,36 @@ func (h *Host) flushIfDue() {
 	}
 }
 
+// flushHelps says whether the log could be cut if all that is applied were durable. While a follower lags it may not be: each flush would be another
+// small table, for nothing.
+func (h *Host) flushHelps() bool {
+	for _, r := range h.order {
+		if r.rn != nil && h.cutTo(r, r.machine.Applied().Index) > r.view.before.Index {
+			return true
+		}
+	}
+	return false
+}
+
+// cutTo returns how far the log of a replica may be cut that has made durable what is up to an index.
+func (h *Host) cutTo(r *replica, durable uint64) uint64 {
+	// A follower that lags a little is better served from the log than by a snapshot, as long as the log is not much
+	// over its bound.
+	if h.log.Bytes() < 2*h.cfg.LogBytesMax {
+		return min(durable, r.slowestMatch())
+	}
+	return durable
+}
+
 // flushed cuts the log behind what the store has made durable.
 func (h *Host) flushed() {
-	// If the log cannot be cut yet, because a follower lags, another flush at once would not help.
+	// A follower that catches up lets the log be cut by a little again and again.
 	h.flushing, h.flushFrom = false, h.now.Add(h.cfg.Tick)
 	for _, r := range h.order {
 		if r.rn == nil {
 			continue
 		}
-		to := r.flushMark
-		// A follower that lags a little is better served from the log than by a snapshot, as long as the log is not much
-		// over its bound.
-		if h.log.Bytes() < 2*h.cfg.LogBytesMax {
-			to = min(to, r.slowestMatch())
-		}
-		if r.view.cut(to) {
+		if to := h.cutTo(r, r.flushMark); r.view.cut(to) {
 			h.out.Writes = append(h.out.Writes, storage.Write{Shard: r.id, Cut: to})
 		}
 	}

@@ -314,6 +314,32 @@ func TestHost_LogIsCutBehindTheFlush(t *testing.T) {
 	}
 }
 
+// While a follower that is alive lags, the log is kept for it, and a flush would gain nothing.
+func TestHost_NoFlushWhileAFollowerKeepsTheLog(t *testing.T) {
+	r := newRig(t, 3, func(c *Config) { c.LogEntriesMax = 10 })
+	lead, other := r.elect()
+	r.run(time.Second)
+	r.holdSync[other.id] = true
+	for i := range 60 {
+		lead.do(fmt.Sprintf("k=%d", i))
+	}
+	s := lead.host.Shards()[0]
+	if s.Applied < s.First+10 {
+		t.Fatalf("the log begins at %d with %d applied: nothing keeps it", s.First, s.Applied)
+	}
+	before := lead.flushes
+	r.run(5 * time.Second)
+	if n := lead.flushes - before; n > 0 || r.leader() != lead {
+		t.Errorf("%d flushes in 5 s that gained nothing; leader %v", n, r.leader().id)
+	}
+	r.holdSync[other.id] = false
+	other.sync()
+	r.run(time.Second)
+	if s := lead.host.Shards()[0]; s.First+10 < s.Applied {
+		t.Errorf("the log begins at %d with %d applied, and nobody lags", s.First, s.Applied)
+	}
+}
+
 func TestHost_TimersFireOnTheLeadersClock(t *testing.T) {
 	r := newRig(t, 3, nil)
 	_, other := r.elect()

@@ -610,7 +610,9 @@ func (r *replica) slowestMatch() uint64 {
 	}
 	st := r.rn.Status()
 	for id, pr := range st.Progress {
-		if id != r.rid && pr.RecentActive {
+		// When raft looks whether there is a quorum it calls all inactive until they are heard of again.
+		p := r.host.peers[replicaNode(id)]
+		if id != r.rid && (pr.RecentActive || p != nil && p.alive) {
 			low = min(low, pr.Match)
 		}
 	}

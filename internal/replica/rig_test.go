@@ -57,6 +57,8 @@ type rigNode struct {
 	counts  Counts
 	results map[*shard.Future]shard.Result
 	reads   map[*shard.Future]*shard.Machine
+	// flushes counts the flushes that were asked for.
+	flushes int
 }
 
 // pairs is a module that stores "key=value", fails on "!", and sets a timer on "@key=delay".
@@ -234,6 +236,7 @@ func (n *rigNode) turn(in ...Input) Output {
 		}
 	}
 	if out.Flush {
+		n.flushes++
 		if err := n.store.Flush(); err != nil {
 			r.Fatal(err)
 		}
