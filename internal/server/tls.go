@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"math/big"
 	"net"
@@ -60,8 +62,8 @@ type Ports struct {
 
 // on says whether a port has TLS.
 func (t *TLS) on() bool {
-	return t.Auto || t.Cert != "" || t.Key != "" || t.ClientCA != "" || len(t.ClientNames) > 0 || t.ClientCRL != "" || t.MinVersion != "" ||
-		t.MaxVersion != "" || len(t.Ciphers) > 0
+	return t.Auto || t.Cert != "" || t.Key != "" || t.ClientCA != "" || t.DialCert != "" || t.DialKey != "" || len(t.ClientNames) > 0 || t.ClientCRL != "" ||
+		t.MinVersion != "" || t.MaxVersion != "" || len(t.Ciphers) > 0
 }
 
 // checksClients says whether whoever connects must have a certificate.
@@ -74,7 +76,7 @@ func (t *TLS) check(port string, alone bool) error {
 	switch {
 	case !t.on():
 		return nil
-	case t.Auto && (t.Cert != "" || t.Key != "" || t.ClientCA != "" || len(t.ClientNames) > 0 || t.ClientCRL != ""):
+	case t.Auto && (t.Cert != "" || t.Key != "" || t.ClientCA != "" || t.DialCert != "" || t.DialKey != "" || len(t.ClientNames) > 0 || t.ClientCRL != ""):
 		return bad("auto makes a certificate that nobody can check; leave it out, or the rest")
 	case t.Auto:
 		_, err := t.base()
@@ -177,11 +179,12 @@ const lookEvery = time.Second
 func newSecure(cfg TLS, alpn, hosts []string, log *slog.Logger) (*secure, error) {
 	s := &secure{cfg: cfg, alpn: alpn, log: log}
 	var err error
-	if s.probe, err = selfSigned("quorate-probe", nil); err != nil {
+	if s.probe, err = selfSigned("quorate-probe", nil, time.Unix(0, 0), probeEnds); err != nil {
 		return nil, err
 	}
 	if cfg.Auto {
-		c, err := selfSigned("quorate", hosts)
+		now := time.Now()
+		c, err := selfSigned("quorate", hosts, now.Add(-time.Hour), now.AddDate(1, 0, 0))
 		if err != nil {
 			return nil, err
 		}
@@ -193,10 +196,11 @@ func newSecure(cfg TLS, alpn, hosts []string, log *slog.Logger) (*secure, error)
 		s.now = loaded{in: in, out: in.Certificates}
 		return s, nil
 	}
+	// What changes while it is read is read again.
+	s.seen = s.files()
 	if s.now, err = s.load(); err != nil {
 		return nil, err
 	}
-	s.seen = s.files()
 	return s, nil
 }
 
@@ -263,13 +267,34 @@ func (s *secure) load() (loaded, error) {
 
 // current refuses certificates that are revoked.
 func (l *loaded) current(cs tls.ConnectionState) error {
-	for _, c := range cs.PeerCertificates {
+	if c := l.revokedOf(cs.PeerCertificates); c != nil {
+		return errs.New(errs.Denied, "client certificate authentication failed: the certificate of %q is revoked", c.Subject.CommonName)
+	}
+	// A certificate between a client's and the root may stand in client_ca, where the client need not show it.
+	var c *x509.Certificate
+	for _, chain := range cs.VerifiedChains {
+		if c = l.revokedOf(chain); c == nil {
+			return nil
+		}
+	}
+	if c != nil {
+		return errs.New(errs.Denied, "client certificate authentication failed: the certificate of %q, which signs, is revoked", c.Subject.CommonName)
+	}
+	return nil
+}
+
+// revokedOf returns the first certificate that is revoked.
+func (l *loaded) revokedOf(all []*x509.Certificate) *x509.Certificate {
+	for _, c := range all {
 		if l.revoked[revocation{string(c.RawIssuer), c.SerialNumber.String()}] {
-			return errs.New(errs.Denied, "client certificate authentication failed: the certificate of %q is revoked", c.Subject.CommonName)
+			return c
 		}
 	}
 	return nil
 }
+
+// pemBegins begins a block in PEM form. What cannot be read of a file is passed over by package pem.
+var pemBegins = []byte("-----BEGIN ")
 
 // revocation names a certificate that is revoked: serial numbers are those of its issuer.
 type revocation struct{ issuer, serial string }
@@ -284,15 +309,21 @@ func (s *secure) revocations() (map[revocation]bool, error) {
 		return nil, errs.Wrap(errs.Invalid, err, "read client_crl")
 	}
 	lists := [][]byte{b}
-	if p, rest := pem.Decode(b); p != nil {
+	if n := bytes.Count(b, pemBegins); n > 0 {
 		lists = nil
-		for ; p != nil; p, rest = pem.Decode(rest) {
+		for p, rest := pem.Decode(b); p != nil; p, rest = pem.Decode(rest) {
 			lists = append(lists, p.Bytes)
+		}
+		if len(lists) != n {
+			return nil, errs.New(errs.Invalid, "client_crl %s has %d blocks in PEM form, of which %d can be read: it is damaged, or not all there", s.cfg.ClientCRL, n, len(lists))
 		}
 	}
 	out := map[revocation]bool{}
 	for _, der := range lists {
 		l, err := x509.ParseRevocationList(der)
+		if err == nil && len(l.Raw) != len(der) {
+			err = errors.New("there is more behind it; of several lists each is in PEM form")
+		}
 		if err != nil {
 			return nil, errs.Wrap(errs.Invalid, err, "client_crl %s has something that is no revocation list, in PEM or DER form", s.cfg.ClientCRL)
 		}
@@ -347,7 +378,7 @@ func (s *secure) current(now time.Time) loaded {
 
 func same(a, b files) bool {
 	for i := range a {
-		if (a[i] == nil) != (b[i] == nil) || a[i] != nil && (!a[i].ModTime().Equal(b[i].ModTime()) || a[i].Size() != b[i].Size()) {
+		if (a[i] == nil) != (b[i] == nil) || a[i] != nil && (!a[i].ModTime().Equal(b[i].ModTime()) || a[i].Size() != b[i].Size() || !os.SameFile(a[i], b[i])) {
 			return false
 		}
 	}
@@ -428,8 +459,12 @@ func secured(c *Config, log *slog.Logger) (map[string]*secure, error) {
 	return out, nil
 }
 
-// selfSigned makes a certificate that signs itself, good for a year.
-func selfSigned(name string, hosts []string) (tls.Certificate, error) {
+// probeEnds is RFC 5280's time of certificates without a well-defined end (section 4.1.2.5). The probe is this process' own and must be good for as long as that runs, however its
+// clock is set meanwhile.
+var probeEnds = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+
+// selfSigned makes a certificate that signs itself.
+func selfSigned(name string, hosts []string, from, to time.Time) (tls.Certificate, error) {
 	fail := func(err error) (tls.Certificate, error) {
 		return tls.Certificate{}, errs.Wrap(errs.Internal, err, "make a certificate")
 	}
@@ -441,10 +476,9 @@ func selfSigned(name string, hosts []string) (tls.Certificate, error) {
 	if _, err := rand.Read(id[:]); err != nil {
 		return fail(err)
 	}
-	now := time.Now()
 	t := &x509.Certificate{
 		SerialNumber: new(big.Int).SetBytes(id[:]), Subject: pkix.Name{CommonName: name + "-" + hex.EncodeToString(id[:4])},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0), BasicConstraintsValid: true, IsCA: true,
+		NotBefore: from, NotAfter: to, BasicConstraintsValid: true, IsCA: true,
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}

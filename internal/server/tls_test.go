@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -225,6 +226,67 @@ func TestTLS_CertificatesAreReadAgain(t *testing.T) {
 	until("the new certificate", func() bool { return next.ping(s.Addr().Redis, "", "") == nil })
 }
 
+// A file in place of another counts, though its time and its size are those of the one before, as where times are made alike.
+func TestTLS_AnotherFileOfTheSameTimeIsRead(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	cert, key := ca.sign("server", "server")
+	nextCert, nextKey := ca.sign("next", "next")
+	at := time.Unix(1, 0)
+	alike := func(a, b string) {
+		t.Helper()
+		x, y := read(t, a), read(t, b)
+		for len(x) < len(y) {
+			x = append(x, '\n')
+		}
+		for len(y) < len(x) {
+			y = append(y, '\n')
+		}
+		for f, text := range map[string][]byte{a: x, b: y} {
+			if err := errors.Join(os.WriteFile(f, text, 0o600), os.Chtimes(f, at, at)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	alike(cert, nextCert)
+	alike(key, nextKey)
+	s, err := newSecure(TLS{Cert: cert, Key: key}, nil, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Rename(nextCert, cert), os.Rename(nextKey, key)); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.current(time.Now()).in.Certificates[0].Leaf.Subject.CommonName; got != "next" {
+		t.Errorf("the certificate is that of %q", got)
+	}
+}
+
+// A node that runs for long, or whose clock is set, can still look at its own ports.
+func TestTLS_ProbeOutlivesAYear(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	cert, key := ca.sign("server", "server")
+	s, err := newSecure(TLS{Cert: cert, Key: key, ClientCA: ca.file}, nil, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []time.Time{time.Now().AddDate(50, 0, 0), time.Now().AddDate(-20, 0, 0)} {
+		in := s.now.in.Clone()
+		in.Time = func() time.Time { return at }
+		a, b := net.Pipe()
+		shown := make(chan struct{})
+		go func() {
+			// It reads on, so that who refuses it can say so.
+			_, _ = io.Copy(io.Discard, tls.Client(a, s.look()))
+			close(shown)
+		}()
+		if err := tls.Server(b, in).HandshakeContext(t.Context()); err != nil {
+			t.Errorf("in the year %d: %v", at.Year(), err)
+		}
+		_ = errors.Join(a.Close(), b.Close())
+		<-shown
+	}
+}
+
 func TestTLS_NodesCheckEachOther(t *testing.T) {
 	ca, other := newAuthority(t, "ca"), newAuthority(t, "other")
 	peers := map[uint32]string{}
@@ -300,6 +362,12 @@ func TestTLS_AutoAndBadFiles(t *testing.T) {
 	}
 	ca := newAuthority(t, "ca")
 	cert, key := ca.sign("server", "server")
+	// What is set and would not be used is refused; here the port would have no TLS.
+	for _, bad := range []TLS{{DialCert: cert, DialKey: key}, {Auto: true, DialCert: cert, DialKey: key}} {
+		if err := bad.check("peer", false); !errs.Is(err, errs.Invalid) {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
 	for _, bad := range []TLS{{Cert: "no", Key: key}, {Cert: cert, Key: ca.file}, {Cert: cert, Key: key, ClientCA: "no"}, {Cert: cert, Key: key, ClientCA: key}} {
 		_, err := Start(Config{Listen: Listen{Redis: "127.0.0.1:0"}, TLS: Ports{Redis: bad}}, "test", env.Real(), slog.New(slog.DiscardHandler))
 		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "tls.redis") {
@@ -341,11 +409,55 @@ func TestTLS_RevokedCertificatesAreRefused(t *testing.T) {
 	if err := ca.ping(addr, goodCert, goodKey); err != nil {
 		t.Errorf("one whose number another authority revoked: %v", err)
 	}
-	for _, bad := range []string{"no", key} {
+	// A list of which a part is missing, or that has something behind it, must not pass for all there is.
+	both := append(read(t, filepath.Join(ca.dir, "list.pem")), read(t, filepath.Join(ca.dir, "more.pem"))...)
+	cut := filepath.Join(ca.dir, "cut.pem")
+	if err := os.WriteFile(cut, both[:len(both)-40], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(read(t, filepath.Join(ca.dir, "more.pem")))
+	twice := filepath.Join(ca.dir, "twice.der")
+	if err := os.WriteFile(twice, append(block.Bytes, block.Bytes...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"no", key, cut, twice} {
 		port.ClientCRL = bad
 		_, err := Start(Config{Listen: Listen{Redis: "127.0.0.1:0"}, TLS: Ports{Redis: port}}, "test", env.Real(), slog.New(slog.DiscardHandler))
 		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "client_crl") {
 			t.Errorf("list %s: %v", bad, err)
+		}
+	}
+}
+
+// An authority below another may be among those of client_ca, so that clients do not show it.
+func TestTLS_RevokedAuthorityIsRefused(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	cert, key := ca.sign("server", "server")
+	below := newAuthority(t, "below")
+	ca.n++
+	tmpl := *below.cert
+	tmpl.SerialNumber, tmpl.AuthorityKeyId = big.NewInt(1+ca.n), nil
+	der, err := x509.CreateCertificate(rand.Reader, &tmpl, ca.cert, &below.key.PublicKey, ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if below.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	cas := filepath.Join(ca.dir, "cas.pem")
+	if err := os.WriteFile(cas, append(read(t, ca.file), read(t, below.write("ca.pem", "CERTIFICATE", der))...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	appCert, appKey := below.sign("app", "app")
+	for _, c := range []struct {
+		list string
+		ok   bool
+	}{{ca.revoke("other", 99), true}, {ca.revoke("below", 1+ca.n), false}} {
+		s := startTLS(t, Config{
+			Listen: Listen{Redis: "127.0.0.1:0"}, TLS: Ports{Redis: TLS{Cert: cert, Key: key, ClientCA: cas, ClientCRL: c.list}},
+		}, slog.New(slog.DiscardHandler))
+		if err := ca.ping(s.Addr().Redis, appCert, appKey); (err == nil) != c.ok {
+			t.Errorf("%s: %v", c.list, err)
 		}
 	}
 }
