@@ -35,7 +35,8 @@ func ReplayKV(data string, id shard.ID, w io.Writer) (err error) {
 		return errs.Wrap(errs.Exists, err, "%s cannot be locked; stop the node first", data)
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	log, _, err := storage.OpenLog(disk, filepath.Join(data, "log"), storage.LogConfig{})
+	// A damaged log is left as it is: its node, which may be repaired from its peers, has to see the damage.
+	log, _, err := storage.OpenLog(disk, filepath.Join(data, "log"), storage.LogConfig{OnlyCopy: true})
 	if err != nil {
 		return err
 	}
