@@ -42,6 +42,9 @@ func (p *Part) Encode() []byte {
 	return append(auth.AppendLoad(nil, &p.Rights, shard.ModuleKV), kv.EncodeLoad(&p.Keys)...)
 }
 
+// lastBytesMax bounds the last part, which has all changes of the last revision: a node takes 8 MiB.
+const lastBytesMax = 7 << 20
+
 // loadBytes is about how much one part of a load holds.
 const loadBytes = 512 << 10
 
@@ -153,6 +156,9 @@ func (r *snapshotReader) read(tx *bbolt.Tx) error {
 			rev = max(rev, int64(binary.BigEndian.Uint64(c)))
 		}
 	}
+	if err := checkLast(keys, rev); err != nil {
+		return err
+	}
 	last, err := r.rights(tx)
 	if err != nil {
 		return err
@@ -188,6 +194,24 @@ func (r *snapshotReader) read(tx *bbolt.Tx) error {
 	}
 	r.next.Rights, r.next.Keys.Revision, r.next.Keys.Events = last, rev, events
 	return r.send()
+}
+
+// checkLast refuses a last revision with more changes than one part can have, before anything is handed out.
+func checkLast(keys *bbolt.Bucket, rev int64) error {
+	size, n := 0, 0
+	c := keys.Cursor()
+	for k, v := c.Seek(binary.BigEndian.AppendUint64(nil, uint64(rev))); k != nil; k, v = c.Next() {
+		var m mvccpb.KeyValue
+		if err := proto.Unmarshal(v, &m); err != nil {
+			return err
+		}
+		size += len(m.Key) + 8
+		n++
+	}
+	if size > lastBytesMax {
+		return errs.New(errs.Unsupported, "the last revision of the snapshot changed %d keys at once, more than can be loaded in one step; write any key to the old cluster and take another snapshot", n)
+	}
+	return nil
 }
 
 // isRevision says whether a key of etcd's store has the form of a revision: main(8) '_' sub(8), and a 't' behind it if the key

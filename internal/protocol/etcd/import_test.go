@@ -12,7 +12,10 @@ import (
 	"strings"
 	"testing"
 
+	"go.etcd.io/bbolt"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
@@ -105,6 +108,38 @@ func TestImport_OwnSnapshot(t *testing.T) {
 	})
 	if !errors.Is(err, kv.ErrNotEmpty) {
 		t.Errorf("%+v again: %v", again, err)
+	}
+}
+
+// All changes of the last revision are in one part, which a node must be able to take.
+func TestImport_LastRevisionOfManyKeys(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "db")
+	db, err := bbolt.Open(name, 0o600, &bbolt.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		b, err := tx.CreateBucket(bucketKey)
+		if err != nil {
+			return err
+		}
+		for i := range 9000 {
+			v, err := proto.Marshal(&mvccpb.KeyValue{Key: fmt.Appendf(nil, "%01000d", i)})
+			if err == nil {
+				err = b.Put(append(revision(9, int64(i)), 't'), v)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = ReadSnapshot(name, func(p *Part) error { t.Errorf("a part of %d bytes came", len(p.Encode())); return nil })
+	if !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), "take another snapshot") {
+		t.Errorf("got %v", err)
 	}
 }
 
