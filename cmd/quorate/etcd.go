@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/url"
 	"os"
@@ -110,7 +111,7 @@ func (t *etcdTLS) tls(flag string, secure bool) (server.TLS, error) {
 	switch {
 	case !secure:
 		// etcd warns and goes on without; a wish for security must not pass unnoticed.
-		if out.Cert != "" || out.ClientCA != "" || out.Auto || len(out.ClientNames) > 0 || t.auth || t.crl != "" {
+		if out.Cert != "" || out.Key != "" || out.ClientCA != "" || out.Auto || len(out.ClientNames) > 0 || t.auth || t.crl != "" {
 			return out, errs.New(errs.Invalid, "--%s has no https or unixs although there are certificates; write https", flag)
 		}
 		return server.TLS{}, nil
@@ -403,7 +404,8 @@ func (f *etcdFlags) compaction() (server.EtcdCompaction, error) {
 		}
 		out.Revisions = n
 	case "periodic":
-		out.Period = time.Duration(n) * time.Hour
+		// More hours than there can be do not pass for few.
+		out.Period = time.Duration(min(n, int64(math.MaxInt64/time.Hour))) * time.Hour
 		if numErr != nil {
 			var err error
 			if out.Period, err = time.ParseDuration(f.compactKeep); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -90,6 +91,7 @@ func TestEtcdFlags(t *testing.T) {
 		`ttl is "0.5s"`:                   func(f *etcdFlags) { f.authToken = "jwt,sign-method=RS256,ttl=0.5s" },
 		"must be at least 1":              func(f *etcdFlags) { f.txnOpsMax = 0 },
 		"must not be 0":                   func(f *etcdFlags) { f.bcryptCost = 0 },
+		"has no https or unixs":           func(f *etcdFlags) { f.client.key = "/k" },
 		"--listen-peer-urls has no URL":   func(f *etcdFlags) { f.peerURLs = nil },
 	} {
 		f := plain
@@ -185,6 +187,8 @@ func TestEtcdFlags_Compaction(t *testing.T) {
 		want       server.EtcdCompaction
 	}{
 		{"periodic", "0", server.EtcdCompaction{}}, {"periodic", "2", server.EtcdCompaction{Period: 2 * time.Hour}},
+		// So many hours are more than can be counted, and refused where the node is started, as all beyond a year.
+		{"periodic", "5124096", server.EtcdCompaction{Period: math.MaxInt64 / time.Hour * time.Hour}},
 		{"periodic", "30m", server.EtcdCompaction{Period: 30 * time.Minute}}, {"revision", "1000", server.EtcdCompaction{Revisions: 1000}},
 	} {
 		f := etcdFlags{compactMode: c.mode, compactKeep: c.keep}

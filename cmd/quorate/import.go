@@ -42,6 +42,12 @@ If it is interrupted, run it again with the same file.`,
 				return err
 			}
 			l := loader{ctx: cmd.Context(), client: client, url: at + "/etcd/load?space=" + url.QueryEscape(space), show: isTerminal(os.Stderr)}
+			l.tell = func(text string) {
+				if !asJSON {
+					l.clear()
+					fmt.Fprintln(cmd.ErrOrStderr(), text) //nolint:errcheck // standard error
+				}
+			}
 			began := time.Now()
 			found, err := etcd.ReadSnapshot(args[0], l.part)
 			l.clear()
@@ -80,6 +86,8 @@ type loader struct {
 	show   bool
 	keys   int
 	shown  time.Time
+	// tell says what the user should know at once.
+	tell func(text string)
 }
 
 // loadPatience is how long a part is tried for: a leader may be elected meanwhile.
@@ -87,7 +95,7 @@ const loadPatience = time.Minute
 
 func (l *loader) part(p *etcd.Part) error {
 	b := p.Encode()
-	wait := 50 * time.Millisecond
+	wait, told := 50*time.Millisecond, false
 	for end := time.Now().Add(loadPatience); ; {
 		err := l.send(b)
 		again := errs.Is(err, errs.OutcomeUnknown) || errs.Is(err, errs.Unavailable) || errs.Is(err, errs.Overloaded)
@@ -96,6 +104,12 @@ func (l *loader) part(p *etcd.Part) error {
 		}
 		if !again || time.Now().After(end) {
 			return err
+		}
+		if !told {
+			// The address may be wrong.
+			text, _, _ := strings.Cut(err.Error(), "\n")
+			l.tell(fmt.Sprintf("%s; it is tried for %v more, Ctrl-C ends it", text, time.Until(end).Round(time.Second)))
+			told = true
 		}
 		select {
 		case <-time.After(wait):
