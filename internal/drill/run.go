@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -207,12 +208,18 @@ func (r *run) readLogs(cl *Cluster) {
 	for _, p := range cl.Nodes {
 		bad, err := errorLines(logPath(p))
 		if err != nil {
-			r.warn("the log of node %d cannot be read: %v", p.ID, err)
+			r.unknown("checker", "the log of node %d cannot be read to its end: %v", p.ID, err)
 		}
 		lines += int64(len(bad))
+		full := false
 		for i, l := range bad {
 			switch {
 			case r.Control != "":
+			case diskFull(l):
+				if !full {
+					r.unknown("cluster", "the disk of node %d is full; make room, or choose another directory by TMPDIR", p.ID)
+				}
+				full = true
 			case r.drill.disk:
 				if strings.Contains(l, "panic") {
 					r.find(fmt.Sprintf("node %d panicked: %s", p.ID, l))
@@ -224,6 +231,9 @@ func (r *run) readLogs(cl *Cluster) {
 	}
 	r.count("error lines in the nodes' logs", lines)
 }
+
+// diskFull says whether a line of a node's log tells that its disk is full: that is no fault of the drill, and a node that ends then breaks no promise.
+func diskFull(line string) bool { return strings.Contains(line, syscall.ENOSPC.Error()) }
 
 // errorLines returns the lines of a node's log that tell of an error or a panic, cut to a readable length.
 func errorLines(path string) ([]string, error) {
