@@ -91,6 +91,8 @@ func (t *TLS) check(port string, alone bool) error {
 		return bad("client_ca is missing; nodes check each other's certificates")
 	case len(t.ClientNames) > 0 && t.ClientCA == "":
 		return bad("client_names needs client_ca, the certificates that those of clients are signed by")
+	case slices.Contains(t.ClientNames, ""):
+		return bad("client_names has an empty name, which is that of every certificate without a common name; leave it out")
 	case t.ClientCRL != "" && t.ClientCA == "":
 		return bad("client_crl needs client_ca, the certificates that those of clients are signed by")
 	}

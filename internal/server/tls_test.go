@@ -362,8 +362,11 @@ func TestTLS_AutoAndBadFiles(t *testing.T) {
 	}
 	ca := newAuthority(t, "ca")
 	cert, key := ca.sign("server", "server")
-	// What is set and would not be used is refused; here the port would have no TLS.
-	for _, bad := range []TLS{{DialCert: cert, DialKey: key}, {Auto: true, DialCert: cert, DialKey: key}} {
+	// What is set and would not be used, or lets in whom nobody meant, is refused.
+	for _, bad := range []TLS{
+		{DialCert: cert, DialKey: key}, {Auto: true, DialCert: cert, DialKey: key},
+		{Cert: cert, Key: key, ClientCA: ca.file, ClientNames: []string{"app", ""}},
+	} {
 		if err := bad.check("peer", false); !errs.Is(err, errs.Invalid) {
 			t.Errorf("%+v: %v", bad, err)
 		}
