@@ -341,7 +341,9 @@ func TestSnapshot_StartsOverWhereMuchHasArrived(t *testing.T) {
 	r, lead, other := behind(t, 100)
 	rep := other.host.reps[1]
 	r.heal()
-	r.drop = func(_, _ shard.NodeID, kind byte) bool { return kind == msgChunk && rep.in != nil && rep.in.next > 2*chunksAhead }
+	r.drop = func(_, _ shard.NodeID, kind byte) bool {
+		return kind == msgChunk && rep.in != nil && rep.in.next > 2*chunksAhead
+	}
 	r.until("chunks", func() bool { return rep.in != nil && rep.in.next > 2*chunksAhead })
 	from := lead.host.reps[1]
 	for _, o := range from.out {
