@@ -104,7 +104,9 @@ func TestHelp_OfAllCommands(t *testing.T) {
 	}
 }
 
-func TestJSON_AlsoOfFailures(t *testing.T) {
+// freeAddr returns an address at which nobody listens.
+func freeAddr(t *testing.T) string {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -113,6 +115,11 @@ func TestJSON_AlsoOfFailures(t *testing.T) {
 	if err := ln.Close(); err != nil {
 		t.Fatal(err)
 	}
+	return addr
+}
+
+func TestJSON_AlsoOfFailures(t *testing.T) {
+	addr := freeAddr(t)
 	for args, want := range map[string]int{
 		"version --json":                              exitOK,
 		"drill ls --json":                             exitOK,

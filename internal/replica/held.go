@@ -175,10 +175,7 @@ func (r *replica) follower(id uint64) *follower {
 	i := slices.IndexFunc(r.followers, func(f follower) bool { return f.id == id })
 	if i < 0 {
 		// Ids of replicas that are gone would pile up.
-		conf := r.confNow().state
-		r.followers = slices.DeleteFunc(r.followers, func(f follower) bool {
-			return !slices.Contains(conf.Voters, f.id) && !slices.Contains(conf.Learners, f.id)
-		})
+		r.followers = slices.DeleteFunc(r.followers, func(f follower) bool { return !r.isMember(f.id) })
 		r.followers = append(r.followers, follower{id: id})
 		i = len(r.followers) - 1
 	}

@@ -80,8 +80,8 @@ func (h *Host) handle(p *peer, f Frame, kind byte, body []byte) error {
 		}
 		if len(m.Entries) > 0 && len(f.Data) > pinnedBytes+pinnedTimes*len(body) {
 			// Entries are kept for a while, and the frame they came in with them. The rest of it may be a snapshot's rows, a thousand times as much.
-			if id, m, flags, err = readRaft(bytes.Clone(body)); err != nil {
-				return err
+			for _, e := range m.Entries {
+				e.Data = bytes.Clone(e.Data)
 			}
 		}
 		if err := travels(m); err != nil {

@@ -52,7 +52,7 @@ func (r *replica) tooSoon(m *raftpb.Message) bool {
 		return false
 	}
 	s := &r.follower(m.GetTo()).sent
-	if s.after != m.GetIndex() || s.term != m.GetTerm() || s.at.IsZero() {
+	if s.after != m.GetIndex() || s.term != m.GetTerm() {
 		*s = sentAppend{repeats: repeats{at: r.host.now}, term: m.GetTerm(), after: m.GetIndex()}
 		return false
 	}

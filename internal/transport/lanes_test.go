@@ -29,15 +29,28 @@ func welcome(t *testing.T, ln net.Listener, as *Transport) (net.Conn, *bufio.Rea
 	return c, r
 }
 
+// startCaller starts node 1, which calls a node 2 that the test is.
+func startCaller(t *testing.T) (a *side, ln net.Listener, peer *Transport) {
+	t.Helper()
+	ln = listen(t)
+	peer = &Transport{cfg: Config{Cluster: "c", Shards: 1, Self: 2, Peers: map[NodeID]string{1: ""}}}
+	return startSide(t, "c", 1, map[NodeID]string{2: ln.Addr().String()}, nil, 0), ln, peer
+}
+
+// bothUp waits for both of its links.
+func (s *side) bothUp(t *testing.T) *link {
+	t.Helper()
+	l := s.t.links[2]
+	eventually(t, "links", func() bool { return l.isUp() && l.side.isUp() })
+	return l
+}
+
 // Control frames go with the others while nothing waits, and past them when something does: when the peer takes no more, and when the system does not.
 func TestTransport_ControlPassesWhatWaits(t *testing.T) {
-	ln := listen(t)
-	peer := &Transport{cfg: Config{Cluster: "c", Shards: 1, Self: 2, Peers: map[NodeID]string{1: ""}}}
-	a := startSide(t, "c", 1, map[NodeID]string{2: ln.Addr().String()}, nil, 0)
+	a, ln, peer := startCaller(t)
 	_, first := welcome(t, ln, peer)
 	_, second := welcome(t, ln, peer)
-	l := a.t.links[2]
-	eventually(t, "links", func() bool { return l.isUp() && l.side.isUp() })
+	l := a.bothUp(t)
 	arrives := func(r *bufio.Reader, want []byte) {
 		t.Helper()
 		if f, err := readFrame(r, 64<<20); err != nil || !bytes.Equal(f, want) {
@@ -75,13 +88,10 @@ func TestTransport_ControlPassesWhatWaits(t *testing.T) {
 
 // Without a second link control frames wait like others, and it comes back when it was lost.
 func TestTransport_SecondLinkComesBack(t *testing.T) {
-	ln := listen(t)
-	peer := &Transport{cfg: Config{Cluster: "c", Shards: 1, Self: 2, Peers: map[NodeID]string{1: ""}}}
-	a := startSide(t, "c", 1, map[NodeID]string{2: ln.Addr().String()}, nil, 0)
+	a, ln, peer := startCaller(t)
 	_, first := welcome(t, ln, peer)
 	second, _ := welcome(t, ln, peer)
-	l := a.t.links[2]
-	eventually(t, "links", func() bool { return l.isUp() && l.side.isUp() })
+	l := a.bothUp(t)
 	if err := second.Close(); err != nil {
 		t.Fatal(err)
 	}
