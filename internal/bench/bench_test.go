@@ -112,7 +112,7 @@ func TestRun_EndsAndCountsWhatIsNotAnswered(t *testing.T) {
 	}
 	// Nobody accepts: what is sent is neither read nor answered.
 	defer ln.Close() //nolint:errcheck // a test's
-	cfg := load(ln.Addr().String(), 100*time.Millisecond)
+	cfg := load(ln.Addr().String(), 2*time.Second)
 	cfg.Pipeline, cfg.ValueBytes, cfg.patience = 64, 1<<20, 100*time.Millisecond
 	done := make(chan struct{})
 	go func() {

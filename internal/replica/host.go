@@ -271,6 +271,8 @@ type Host struct {
 	// asked are the peers in the order in which they are asked to confirm a leader; first is scratch space.
 	asked, first []shard.NodeID
 	rounds
+	// later are replicas with commands to forward that wait for the moment.
+	later    []*replica
 	flushing bool
 	// flushFrom is when the next flush may be asked for.
 	flushFrom time.Time
@@ -451,6 +453,7 @@ func (h *Host) Turn(now time.Time, in []Input) Output {
 		h.tick()
 	}
 	h.fireTimers()
+	h.forwardLater()
 	h.ran = 0
 	for {
 		h.openRound()
@@ -538,6 +541,9 @@ func (h *Host) finish() {
 	}
 	for _, c := range h.held {
 		h.wakeBy(c.by)
+	}
+	for _, r := range h.later {
+		h.wakeBy(r.forwardAt())
 	}
 	h.sayHold()
 	h.fatal(h.store.Err())

@@ -31,6 +31,8 @@ type proposals struct {
 	taking, under bool
 	// cutAt is when the last batch was made.
 	cutAt time.Time
+	// later says that the replica is in Host.later.
+	later bool
 }
 
 // waiting is a command that is in no batch yet.
@@ -70,8 +72,11 @@ const (
 )
 
 // forwardsMax is how many batches a node that does not lead keeps under way to the leader. Few, so that they grow under
-// load.
-const forwardsMax = 4
+// load. To a leader that is far away one more goes each time that forwardEvery has passed: what waits would otherwise wait for a whole way there and back more.
+const (
+	forwardsMax  = 4
+	forwardEvery = 5 * time.Millisecond
+)
 
 // Near a backlog of 1 the store would make the whole turn wait, and with it heartbeats and all other shards. From behindFrom
 // on nothing is proposed until it is below behindTo. What is left covers what is committed, or waits, already.
@@ -112,8 +117,30 @@ func (r *replica) mayCut() bool {
 	if r.leads() {
 		return r.host.open && !r.batchOpen()
 	}
-	return len(r.order) < forwardsMax
+	if len(r.order) < forwardsMax || !r.host.now.Before(r.forwardAt()) {
+		return true
+	}
+	if !r.later {
+		r.later = true
+		r.host.later = append(r.host.later, r)
+	}
+	return false
 }
+
+// forwardLater gives those their turn that have waited for forwardEvery with commands to forward.
+func (h *Host) forwardLater() {
+	h.later = slices.DeleteFunc(h.later, func(r *replica) bool {
+		if h.now.Before(r.forwardAt()) {
+			return false
+		}
+		r.later = false
+		h.markDirty(r)
+		return true
+	})
+}
+
+// forwardAt is when a node that does not lead may forward another batch, however many are under way.
+func (r *replica) forwardAt() time.Time { return r.cutAt.Add(forwardEvery) }
 
 // cut makes batches of what waits.
 func (r *replica) cut() {
@@ -174,6 +201,7 @@ func (r *replica) cut() {
 			r.joinWith()
 			return
 		}
+		r.cutAt = h.now
 	}
 }
 

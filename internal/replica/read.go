@@ -20,6 +20,7 @@ type readQueue struct {
 	asked   []Read
 	ctx     uint64
 	askedAt time.Time
+	again   repeats
 	// late says that no request was confirmed for longer than they take, and that one is under way.
 	late bool
 	// confirmed wait until index is applied.
@@ -46,7 +47,8 @@ func (rd Read) TooLate() error {
 	return errs.New(errs.Unavailable, "no majority of shard %d confirmed the read within the time limit; try again, or read through another node", rd.Shard)
 }
 
-// readRetryTicks is after how many ticks an unanswered read-index request is made again.
+// readRetryTicks is after how many ticks an unanswered read-index request is repeated. The wait doubles each time. The repetition has the same context, so that
+// an answer which was only late, because the leader is far away, is an answer all the same.
 const readRetryTicks = 3
 
 func (r *replica) enqueueRead(rd Read) {
@@ -96,10 +98,15 @@ func (q *readQueue) ask(r *replica) {
 		return
 	}
 	r.host.readCtx++
-	q.ctx, q.askedAt = r.host.readCtx, r.host.now
+	q.ctx, q.askedAt, q.again = r.host.readCtx, r.host.now, repeats{at: r.host.now}
 	r.host.asking++
 	r.host.asks = append(r.host.asks, askedRead{r, q.ctx})
 	q.asked, q.waiting = q.waiting, nil
+	q.request(r)
+}
+
+// request sends the request under way to the leader.
+func (q *readQueue) request(r *replica) {
 	b := binary.LittleEndian.AppendUint64(nil, r.host.cfg.Session)
 	r.rn.ReadIndex(binary.LittleEndian.AppendUint64(b, q.ctx))
 	r.host.markDirty(r)
@@ -115,7 +122,7 @@ func (r *replica) knowsCommit() bool {
 	return r.sure || env.Mutant(env.MutantReadBeforeTerm)
 }
 
-// retry gives up the request under way: its answer is lost, or comes from a leader that is gone.
+// retry gives up the request under way, which nobody waits for, or which a leader got that is gone.
 func (q *readQueue) retry(r *replica) {
 	if q.ctx != 0 {
 		q.waiting = append(q.asked, q.waiting...)
@@ -219,7 +226,7 @@ func (r *replica) serveReads() {
 	}
 }
 
-// tick drops reads past their deadline and repeats a request that got no answer.
+// tick drops reads past their deadline, and repeats a request that got no answer.
 func (q *readQueue) tick(r *replica) {
 	h := r.host
 	if q.count == 0 && q.ctx == 0 {
@@ -246,9 +253,12 @@ func (q *readQueue) tick(r *replica) {
 	}
 	q.confirmed = slices.DeleteFunc(q.confirmed, func(c confirmedRead) bool { return len(c.reads) == 0 })
 	// A request that nobody waits for any more must not count as under way: its answer may be lost.
-	if q.ctx != 0 && (len(q.asked) == 0 || h.now.Sub(q.askedAt) >= readRetryTicks*h.cfg.Tick) {
+	switch {
+	case q.ctx == 0:
+		q.ask(r)
+	case len(q.asked) == 0:
 		q.retry(r)
-		return
+	case r.lead != raft.None && q.again.due(h.now, readRetryTicks*h.cfg.Tick, 0):
+		q.request(r)
 	}
-	q.ask(r)
 }
