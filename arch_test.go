@@ -82,6 +82,7 @@ var libraries = []struct {
 	by   []string
 	why  string
 }{
+	{"github.com/KimMachineGun/automemlimit", []string{"internal/server"}, "the limit of memory of a control group"},
 	{"github.com/cespare/xxhash/v2", []string{"internal/shard", "internal/replica", "internal/datatypes", "internal/sim"}, "digests and checksums that are not on disk"},
 	{"github.com/cockroachdb/pebble/v2", []string{"internal/storage"}, "the state store"},
 	{"github.com/cockroachdb/pebble/v2/vfs", []string{"internal/storage", "internal/sim", "internal/engine", "internal/shard", "internal/replica"}, "the simulation makes disks, and tests of the engine and of shards ones that hang, of replicas ones that count"},

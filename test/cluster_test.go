@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,6 +25,8 @@ type cluster struct {
 	dir    string
 	shards int
 	nodes  []*node
+	// under, if there is one, is a command that runs what follows it, in place of which nodes are started.
+	under []string
 }
 
 // node is one quorate process, and where it listens.
@@ -110,7 +113,8 @@ func (n *node) start() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(binary, "server", "--config", n.config, "--ready-file", n.ready)
+	args := append(slices.Clone(n.c.under), binary, "server", "--config", n.config, "--ready-file", n.ready)
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stderr, cmd.Stdout = log, log
 	if err := cmd.Start(); err != nil {
 		return err

@@ -59,11 +59,13 @@ type Server struct {
 	// tls is what ports have that are secured, by name.
 	tls    map[string]*secure
 	serves chan struct{}
+	memory memory
 	// closing says that listeners end since the node stops.
 	closing atomic.Bool
 }
 
-// answersBytesMax is four of the largest answers. What a read takes beside them, while it is encoded, is about as much again.
+// answersBytesMax is four of the largest answers. What a read takes beside them, while it is encoded, is about as much again. This and what follows are less where there
+// is little memory.
 const answersBytesMax = 4 * kv.AnswerBytesMax
 
 // redisAnswersBytesMax is sixteen of the largest answers, and redisWritesBytesMax eight. Clients of Redis have theirs apart, so that slow ones of etcd take
@@ -100,7 +102,11 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	log = log.With("node", cfg.Node)
 	log.Info("starting", "version", version, "config", cfg.String())
-	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{}, answers: kv.NewBudget(answersBytesMax), redisAnswers: kv.NewBudget(redisAnswersBytesMax), redisWrites: kv.NewBudget(redisWritesBytesMax), requests: conns.NewBudget(requestsBytesMax)}
+	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{},
+		memory: ownMemory()}
+	s.answers = kv.NewBudget(s.memory.share(4, 32<<20, answersBytesMax))
+	s.redisAnswers, s.redisWrites = kv.NewBudget(s.memory.share(8, 32<<20, redisAnswersBytesMax)), kv.NewBudget(s.memory.share(16, 32<<20, redisWritesBytesMax))
+	s.requests = conns.NewBudget(s.memory.share(12, 24<<20, requestsBytesMax))
 	if s.tls, err = secured(&cfg, log); err != nil {
 		return nil, err
 	}
@@ -208,7 +214,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 		peerLn = join(peerLns)
 		opened = append(opened, peerLn)
 	}
-	if s.dir, err = openDir(cfg); err != nil {
+	if s.dir, err = openDir(cfg, s.memory); err != nil {
 		return nil, inUse(cfg.Data, err)
 	}
 	if d := s.dir.Recovery; d.TornBytes > 0 {
@@ -243,12 +249,18 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}
 	s.engine, err = engine.Start(engine.Config{
 		Cluster: cfg.Cluster, Identity: cfg.identity(), Node: shard.NodeID(cfg.Node), Peers: cfg.peers(), Spaces: cfg.spaces(), Addr: adv,
-		Replica: replica.Config{LeaseReads: cfg.LeaseReads}, DropUnsynced: cfg.Sandbox.NoFsync, StaleReads: cfg.Sandbox.StaleReads,
+		Replica: replica.Config{
+			LeaseReads: cfg.LeaseReads, QueueBytesMax: int(s.memory.share(32, 16<<20, 32<<20)), InflightBytesMax: int(s.memory.share(64, 4<<20, 16<<20)),
+		},
+		DropUnsynced: cfg.Sandbox.NoFsync, StaleReads: cfg.Sandbox.StaleReads,
 	}, s.dir, modules(s.answers, s.redisAnswers), peerLn, &links, log, reg)
 	if err != nil {
 		return nil, err
 	}
-	s.kafka = kafka.New(kafka.Config{}, s.engine, log, reg)
+	s.kafka = kafka.New(kafka.Config{
+		FrameBytesMax: int(s.memory.share(8, 16<<20, 100<<20)), RequestBytesMax: int(s.memory.share(8, 32<<20, 256<<20)),
+		FetchBytesAllMax: int(s.memory.share(8, 32<<20, 256<<20)),
+	}, s.engine, log, reg)
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version, CloseTimeout: lastAnswers, Requests: s.requests, Answers: s.redisAnswers, WriteAnswers: s.redisWrites}, s.engine, s.kafka.Topics(), log, reg)
 	s.startEtcd(cfg.servesEtcd(), jwt, log, reg)
 	s.http = httpServer(s.mux(reg))
@@ -312,7 +324,7 @@ func (s *Server) info(id shard.ID) etcd.Info {
 }
 
 // openDir opens the data directory, or one in memory.
-func openDir(cfg Config) (*storage.Dir, error) {
+func openDir(cfg Config, own memory) (*storage.Dir, error) {
 	at, path := storage.OSFS(), cfg.Data
 	switch {
 	case cfg.Data == "":
@@ -321,7 +333,9 @@ func openDir(cfg Config) (*storage.Dir, error) {
 		at = storage.PowerFS(at)
 	}
 	owner := storage.Owner{Cluster: cfg.identity(), Node: cfg.Node, Shards: uint32(cfg.Shards)}
-	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{OnlyCopy: cfg.alone()})
+	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{
+		OnlyCopy: cfg.alone(), CacheBytes: own.share(32, 8<<20, 32<<20), MemTableBytes: int(own.share(32, 8<<20, 32<<20)),
+	})
 }
 
 // serve runs the listeners; serves is closed when all have ended.
@@ -434,6 +448,7 @@ const restartsMax = 3
 // finds its data damaged it is started again, and rebuilds itself from its peers.
 func Run(ctx context.Context, cfg Config, version string, e *env.Env, log *slog.Logger, ready func(*Server)) error {
 	defer paceGC()()
+	defer ownMemory().limitGC()()
 	if err := calmMonitor(); err != nil {
 		log.Debug("the runtime's monitor wakes as often as it likes; CAP_SYS_NICE would change that", "error", err)
 	}

@@ -1,0 +1,49 @@
+package server
+
+import (
+	"math"
+	"os"
+	"runtime/debug"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+)
+
+// A node that takes more memory than its container is allowed, or than the machine has, is killed. So the garbage collector is told of the limit, and what clients
+// can make a node hold is bounded by parts of it. With 8 GiB and more these bounds are what they would be without a limit.
+
+// memory is how many bytes the process may take, 0 if that is unknown.
+type memory int64
+
+// ownMemory returns the least of the limit of the process's control groups, the machine's memory, and GOMEMLIMIT.
+func ownMemory() memory {
+	var least memory
+	take := func(n uint64, err error) {
+		if err == nil && n > 0 && n < math.MaxInt64 && (least == 0 || memory(n) < least) {
+			least = memory(n)
+		}
+	}
+	take(memlimit.FromCgroup())
+	take(memlimit.FromSystem())
+	if os.Getenv("GOMEMLIMIT") != "" {
+		take(uint64(debug.SetMemoryLimit(-1)), nil)
+	}
+	return least
+}
+
+// share returns one of so many parts of the memory, but no more than most, and no less than least.
+func (m memory) share(parts, least, most int64) int64 {
+	if m == 0 {
+		return most
+	}
+	return max(min(int64(m)/parts, most), least)
+}
+
+// limitGC makes the garbage collector work harder when nine tenths of the memory are used, until stop is called: the rest is for what the Go runtime does not
+// know of. Whoever sets GOMEMLIMIT, Go's own variable for it, decides instead. It is for processes that do nothing but run a node.
+func (m memory) limitGC() (stop func()) {
+	if m == 0 || os.Getenv("GOMEMLIMIT") != "" {
+		return func() {}
+	}
+	before := debug.SetMemoryLimit(int64(m) / 10 * 9)
+	return func() { debug.SetMemoryLimit(before) }
+}
