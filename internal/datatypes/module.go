@@ -77,6 +77,8 @@ type Config struct {
 	// Answers bounds what queries collect at a time, beside LargeBytes of each. What a command answers does not count, since replicas must not
 	// differ in what they apply. Nil bounds nothing.
 	Answers Budget
+	// QueriesMax is how many queries read data at a time, the others wait: one that Answers will refuse has its value in memory, too. Zero is any number.
+	QueriesMax int
 }
 
 // Budget is a number of bytes that those who share it may have together. Its methods may be called from any goroutine.
@@ -92,6 +94,8 @@ type Module struct {
 	byOp [256]*Spec
 	// calls recycles the scratch space of running commands.
 	calls sync.Pool
+	// queries has a place for each that may run; nil is any number.
+	queries chan struct{}
 }
 
 var _ shard.Module = (*Module)(nil)
@@ -99,6 +103,9 @@ var _ shard.Module = (*Module)(nil)
 // New returns the module.
 func New(cfg Config) *Module {
 	m := &Module{cfg: cfg}
+	if cfg.QueriesMax > 0 {
+		m.queries = make(chan struct{}, cfg.QueriesMax)
+	}
 	for i := range table {
 		s := &table[i]
 		if m.byOp[s.Op] != nil || s.Op < opFirst && s.Op != opEventAdd {
@@ -235,14 +242,19 @@ func (m *Module) Query(v shard.View, q []byte) ([]byte, error) {
 	c.node = node
 	c.seed = mix(seed)
 	switch op {
-	case opBatch:
-		return m.batch(c, d)
 	case opVersions:
 		return c.versions(d)
 	case opKeyCount:
 		return c.keyCount(d)
 	case opSlotCount, opSlotKeys:
 		return c.slotQuery(op, d)
+	}
+	if m.queries != nil {
+		m.queries <- struct{}{}
+		defer func() { <-m.queries }()
+	}
+	if op == opBatch {
+		return m.batch(c, d)
 	}
 	c.args = d.args(c.args)
 	if !d.Done() {

@@ -38,6 +38,14 @@ func (m memory) share(parts, least, most int64) int64 {
 	return max(min(int64(m)/parts, most), least)
 }
 
+// queries returns how many queries may have a large value in memory at a time, 0 if any number may.
+func (m memory) queries() int {
+	if m == 0 || m > 4<<30 {
+		return 0
+	}
+	return int(m.share(128<<20, 4, 64))
+}
+
 // limitGC makes the garbage collector work harder when nine tenths of the memory are used, until stop is called: the rest is for what the Go runtime does not
 // know of. Whoever sets GOMEMLIMIT, Go's own variable for it, decides instead. It is for processes that do nothing but run a node.
 func (m memory) limitGC() (stop func()) {

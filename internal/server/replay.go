@@ -54,7 +54,7 @@ func ReplayKV(data string, id shard.ID, w io.Writer) (err error) {
 			failed = err
 		}
 	}}
-	all := modules(nil, nil)
+	all := modules(nil, nil, 0)
 	for i, m := range all {
 		if m.ID() == record.ID() {
 			all[i] = record

@@ -76,10 +76,10 @@ const redisAnswersBytesMax, redisWritesBytesMax = 16 * datatypes.AnswerBytesMax,
 const requestsBytesMax = 1 << 30
 
 // modules lists the data models that run in every shard. A new one is one line here.
-// etcdAnswers and redisAnswers bound what reads of their clients collect.
-func modules(etcdAnswers, redisAnswers *kv.Budget) []shard.Module {
+// etcdAnswers and redisAnswers bound what reads of their clients collect, queries how many of Redis clients read at a time, 0 not at all.
+func modules(etcdAnswers, redisAnswers *kv.Budget, queries int) []shard.Module {
 	return []shard.Module{
-		datatypes.New(datatypes.Config{AppendEvent: appendEvent, EncodeFence: kv.EncodeFence, Answers: redisAnswers}),
+		datatypes.New(datatypes.Config{AppendEvent: appendEvent, EncodeFence: kv.EncodeFence, Answers: redisAnswers, QueriesMax: queries}),
 		eventlog.Module{EncodeFence: kv.EncodeFence},
 		kv.Module{Answers: etcdAnswers},
 		auth.New(auth.Config{Uses: etcd.Uses}),
@@ -104,8 +104,8 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	log.Info("starting", "version", version, "config", cfg.String())
 	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{},
 		memory: ownMemory()}
-	s.answers = kv.NewBudget(s.memory.share(4, 32<<20, answersBytesMax))
-	s.redisAnswers, s.redisWrites = kv.NewBudget(s.memory.share(8, 32<<20, redisAnswersBytesMax)), kv.NewBudget(s.memory.share(16, 32<<20, redisWritesBytesMax))
+	s.answers = kv.NewBudget(s.memory.share(8, 32<<20, answersBytesMax))
+	s.redisAnswers, s.redisWrites = kv.NewBudget(s.memory.share(16, 16<<20, redisAnswersBytesMax)), kv.NewBudget(s.memory.share(32, 16<<20, redisWritesBytesMax))
 	s.requests = conns.NewBudget(s.memory.share(12, 24<<20, requestsBytesMax))
 	if s.tls, err = secured(&cfg, log); err != nil {
 		return nil, err
@@ -253,7 +253,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 			LeaseReads: cfg.LeaseReads, QueueBytesMax: int(s.memory.share(32, 16<<20, 32<<20)), InflightBytesMax: int(s.memory.share(64, 4<<20, 16<<20)),
 		},
 		DropUnsynced: cfg.Sandbox.NoFsync, StaleReads: cfg.Sandbox.StaleReads,
-	}, s.dir, modules(s.answers, s.redisAnswers), peerLn, &links, log, reg)
+	}, s.dir, modules(s.answers, s.redisAnswers, s.memory.queries()), peerLn, &links, log, reg)
 	if err != nil {
 		return nil, err
 	}
