@@ -78,20 +78,25 @@ func (d *decoder) load() (*Load, error) {
 	if err := d.end(); err != nil {
 		return nil, err
 	}
+	return l, l.Check()
+}
+
+// Check returns an error that names what cannot be loaded.
+func (l *Load) Check() error {
 	for i := range l.KVs {
 		if k := &l.KVs[i]; len(k.Key) == 0 || k.Create < 1 || k.Mod < k.Create || k.Version < 1 {
-			return nil, errs.New(errs.Invalid, "key %q has revisions %d and %d and version %d, which no key can have", k.Key, k.Create, k.Mod, k.Version)
+			return errs.New(errs.Invalid, "key %.64q has revisions %d and %d and version %d, which no key can have", k.Key, k.Create, k.Mod, k.Version)
 		}
 	}
 	for _, x := range l.Leases {
 		if x.ID == 0 || x.TTL < 1 || x.TTL > LeaseTTLMax {
-			return nil, errs.New(errs.Invalid, "lease %d has a TTL of %d s; it is between 1 and %d", x.ID, x.TTL, LeaseTTLMax)
+			return errs.New(errs.Invalid, "lease %d has a TTL of %d s; it is between 1 and %d", x.ID, x.TTL, LeaseTTLMax)
 		}
 	}
 	if l.Revision < 0 || l.Revision > math.MaxInt64/2 || l.Revision == 0 && len(l.Events) > 0 {
-		return nil, errs.New(errs.Invalid, "a load cannot end at revision %d with %d events", l.Revision, len(l.Events))
+		return errs.New(errs.Invalid, "a load cannot end at revision %d with %d events", l.Revision, len(l.Events))
 	}
-	return l, nil
+	return nil
 }
 
 // load does one part of a Load.

@@ -123,9 +123,6 @@ func httpServer(h http.Handler) *http.Server {
 // LoadType is the content type of a part of a load (etcd.Part). A web page cannot send it to another site unasked.
 const LoadType = "application/vnd.quorate.load"
 
-// loadBytesMax bounds a part of a load.
-const loadBytesMax = 8 << 20
-
 // load takes a part of a key space, with its users and roles, that comes from elsewhere. Errors are answered with the name of their kind, so that who
 // sends knows whether to try again.
 func (s *Server) load(w http.ResponseWriter, r *http.Request) {
@@ -143,7 +140,7 @@ func (s *Server) load(w http.ResponseWriter, r *http.Request) {
 		fail(http.StatusUnsupportedMediaType, errs.New(errs.Invalid, "the content type is not %s", LoadType))
 		return
 	}
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, loadBytesMax))
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, etcd.LoadBytesMax))
 	if err != nil {
 		fail(http.StatusBadRequest, errs.Wrap(errs.Invalid, err, "read the request"))
 		return

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"runtime/debug"
@@ -42,35 +43,53 @@ func (p *Part) Encode() []byte {
 	return append(auth.AppendLoad(nil, &p.Rights, shard.ModuleKV), kv.EncodeLoad(&p.Keys)...)
 }
 
-// lastBytesMax bounds the last part, which has all changes of the last revision: a node takes 8 MiB.
-const lastBytesMax = 7 << 20
+// LoadBytesMax bounds a part of a load, as Part.Encode returns it.
+const LoadBytesMax = 8 << 20
+
+// lastBytesMax bounds the changes of the last revision, which are all in the last part.
+const lastBytesMax = LoadBytesMax - 1<<20
 
 // loadBytes is about how much one part of a load holds.
 const loadBytes = 512 << 10
 
 // ReadSnapshot reads users and roles, the newest versions of all keys, the leases and the changes of the last revision from a snapshot, and hands
 // them out in parts of bounded size, the last one with the revisions. It stops at the first error of part. A file that is not a snapshot, or
-// was damaged, is refused: one that `etcdctl snapshot save` has made ends with its checksum. Users and roles that cannot be loaded are refused
-// by name, before the first part.
+// was damaged, is refused: one that `etcdctl snapshot save` has made ends with its checksum. What cannot be loaded is refused by name, before the
+// first part.
 func ReadSnapshot(name string, part func(*Part) error) (Snapshot, error) {
 	id, err := checkSnapshot(name)
 	if err != nil {
 		return Snapshot{}, err
 	}
-	// A read-only bbolt still takes a lock on the file, which a running etcd has.
-	db, err := bbolt.Open(name, 0o400, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
-	if err != nil {
-		return Snapshot{}, errs.Wrap(errs.Invalid, err, "open %s as a snapshot of etcd; take one with `etcdctl snapshot save`", name)
+	// All is read once to see whether it can be loaded.
+	r := snapshotReader{id: id, part: checkPart}
+	if err := r.view(name); err != nil {
+		return r.found, err
 	}
-	defer db.Close() //nolint:errcheck // nothing was written
-	r := snapshotReader{id: id, part: part}
-	err = r.view(db)
+	r = snapshotReader{id: id, part: part}
+	err = r.view(name)
 	return r.found, err
 }
 
-// view reads the file. One without a checksum, as of a stopped member, may be damaged where bbolt does not look: it goes where the damage says,
-// which is a panic or a fault.
-func (r *snapshotReader) view(db *bbolt.DB) (err error) {
+// checkPart returns an error that names what a node would refuse.
+func checkPart(p *Part) error {
+	if err := p.Keys.Check(); err != nil {
+		return errs.Wrap(errs.Invalid, err, "the snapshot cannot be loaded")
+	}
+	if n := len(p.Encode()); n > LoadBytesMax {
+		// Parts have more than loadBytes for one key alone.
+		what := "a part"
+		if len(p.Keys.KVs) > 0 {
+			what = fmt.Sprintf("key %.64q", p.Keys.KVs[0].Key)
+		}
+		return errs.New(errs.Unsupported, "%s of the snapshot has %d bytes with its value, and %d can be loaded; delete it from the old cluster and take another snapshot", what, n, LoadBytesMax)
+	}
+	return nil
+}
+
+// view reads the file. It may change meanwhile, as that of a member that was not stopped: bbolt goes where the damage says, which is a panic or a
+// fault.
+func (r *snapshotReader) view(name string) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r.handing {
@@ -80,6 +99,12 @@ func (r *snapshotReader) view(db *bbolt.DB) (err error) {
 			err = errs.New(errs.Corrupt, "the snapshot is damaged (%v); take another one", why)
 		}
 	}()
+	// A read-only bbolt still takes a lock on the file, which a running etcd has.
+	db, err := bbolt.Open(name, 0o400, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		return errs.Wrap(errs.Invalid, err, "open %s as a snapshot of etcd; take one with `etcdctl snapshot save`", name)
+	}
+	defer db.Close() //nolint:errcheck // nothing was written
 	return db.View(r.read)
 }
 
@@ -116,7 +141,7 @@ func checkSnapshot(name string) (id [16]byte, err error) {
 		return id, errs.New(errs.Invalid, "%s is no snapshot of etcd, or only a part of one: it has %d bytes; take one with `etcdctl snapshot save`", name, size)
 	}
 	copy(id[:], got)
-	return id, nil
+	return id, checkPages(f, size-sum)
 }
 
 // snapshotReader reads etcd's store.
@@ -144,8 +169,14 @@ func (r *snapshotReader) read(tx *bbolt.Tx) error {
 		if err := proto.Unmarshal(v, &m); err != nil || !isRevision(k) {
 			return errs.New(errs.Corrupt, "the snapshot has an entry %x that is no key", k)
 		}
-		newest[string(m.Key)] = k
 		rev = int64(binary.BigEndian.Uint64(k))
+		switch {
+		case isMark(v):
+			return nil
+		case !isDeletion(k) && m.ModRevision != rev:
+			return errs.New(errs.Corrupt, "the snapshot has key %.64q of revision %d at revision %d", m.Key, m.ModRevision, rev)
+		}
+		newest[string(m.Key)] = k
 		return nil
 	})
 	if err != nil {
@@ -166,21 +197,27 @@ func (r *snapshotReader) read(tx *bbolt.Tx) error {
 	var events []kv.LoadEvent
 	err = keys.ForEach(func(k, v []byte) error {
 		var m mvccpb.KeyValue
-		if err := proto.Unmarshal(v, &m); err != nil {
+		if err := proto.Unmarshal(v, &m); err != nil || isMark(v) {
 			return err
 		}
-		deleted := len(k) > 17
+		deleted, last := isDeletion(k), bytes.Equal(newest[string(m.Key)], k)
 		if int64(binary.BigEndian.Uint64(k)) == rev {
+			if !last {
+				return errs.New(errs.Corrupt, "the snapshot has key %.64q twice at its last revision, %d", m.Key, rev)
+			}
 			events = append(events, kv.LoadEvent{Deleted: deleted, Key: m.Key})
 		}
-		if deleted || !bytes.Equal(newest[string(m.Key)], k) {
+		if deleted || !last {
 			return nil
+		}
+		if err := r.room(len(m.Key) + len(m.Value)); err != nil {
+			return err
 		}
 		r.found.Keys++
 		r.next.Keys.KVs = append(r.next.Keys.KVs, kv.KeyValue{
 			Key: m.Key, Value: m.Value, Create: m.CreateRevision, Mod: m.ModRevision, Version: m.Version, Lease: m.Lease,
 		})
-		return r.grow(len(m.Key) + len(m.Value))
+		return nil
 	})
 	if err != nil {
 		return err
@@ -220,6 +257,11 @@ func isRevision(k []byte) bool {
 	return (len(k) == 17 || len(k) == 18 && k[17] == 't') && k[8] == '_' && k[0] < 0x80
 }
 
+func isDeletion(k []byte) bool { return len(k) == 18 }
+
+// isMark says whether an entry is no key, but there for its revision: `etcdutl snapshot restore --bump-revision` has put it there.
+func isMark(v []byte) bool { return len(v) == 0 }
+
 func (r *snapshotReader) leases(b *bbolt.Bucket) error {
 	if b == nil {
 		return nil
@@ -229,9 +271,12 @@ func (r *snapshotReader) leases(b *bbolt.Bucket) error {
 		if !ok || len(k) != 8 {
 			return errs.New(errs.Corrupt, "the snapshot has a lease %x that cannot be read", k)
 		}
+		if err := r.room(16); err != nil {
+			return err
+		}
 		r.found.Leases++
 		r.next.Keys.Leases = append(r.next.Keys.Leases, l)
-		return r.grow(16)
+		return nil
 	})
 }
 
@@ -265,11 +310,16 @@ func decodeLease(b []byte) (l kv.LeaseTTL, ok bool) {
 	return l, l.ID != 0 && l.TTL > 0
 }
 
-func (r *snapshotReader) grow(n int) error {
-	if r.size += n + 40; r.size < loadBytes {
-		return nil
+// room hands out what there is, unless n bytes more have room in the same part.
+func (r *snapshotReader) room(n int) error {
+	n += 40
+	if r.size > 0 && r.size+n > loadBytes {
+		if err := r.send(); err != nil {
+			return err
+		}
 	}
-	return r.send()
+	r.size += n
+	return nil
 }
 
 func (r *snapshotReader) send() error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -140,6 +141,88 @@ func TestImport_LastRevisionOfManyKeys(t *testing.T) {
 	_, err = ReadSnapshot(name, func(p *Part) error { t.Errorf("a part of %d bytes came", len(p.Encode())); return nil })
 	if !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), "take another snapshot") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// What a node would refuse is named before anything is handed to it.
+func TestImport_NothingIsHandedOutOfWhatCannotBeLoaded(t *testing.T) {
+	// Parts of the first keys would be handed out long before what is wrong.
+	file := func(f func(tx *bbolt.Tx) error) string {
+		name := filepath.Join(t.TempDir(), "db")
+		if err := os.WriteFile(name, boltFile(t, 1), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return changed(t, name, func(tx *bbolt.Tx) error {
+			for i := range 10 {
+				if err := putKey(tx, int64(i+2), &mvccpb.KeyValue{Key: fmt.Appendf(nil, "%d", i), Value: make([]byte, loadBytes/2)}); err != nil {
+					return err
+				}
+			}
+			return f(tx)
+		})
+	}
+	for want, f := range map[string]func(*bbolt.Tx) error{
+		`key "large" of the snapshot has 8388`: func(tx *bbolt.Tx) error {
+			return putKey(tx, 20, &mvccpb.KeyValue{Key: []byte("large"), Value: make([]byte, LoadBytesMax)})
+		},
+		`key "" has revisions`: func(tx *bbolt.Tx) error { return putKey(tx, 20, &mvccpb.KeyValue{Value: []byte("v")}) },
+		`key "old" of revision 3 at revision 20`: func(tx *bbolt.Tx) error {
+			v, err := proto.Marshal(&mvccpb.KeyValue{Key: []byte("old"), CreateRevision: 3, ModRevision: 3, Version: 1})
+			return errors.Join(err, tx.Bucket(bucketKey).Put(revision(20, 0), v))
+		},
+		`key "twice" twice at its last revision, 20`: func(tx *bbolt.Tx) error {
+			v, err := proto.Marshal(&mvccpb.KeyValue{Key: []byte("twice")})
+			return errors.Join(err, putKey(tx, 20, &mvccpb.KeyValue{Key: []byte("twice")}), tx.Bucket(bucketKey).Put(append(revision(20, 1), 't'), v))
+		},
+		`lease 5 has a TTL`: func(tx *bbolt.Tx) error {
+			return tx.Bucket(bucketLease).Put(binary.BigEndian.AppendUint64(nil, 5), binary.AppendUvarint([]byte{8, 5, 16}, kv.LeaseTTLMax+1))
+		},
+		`end at revision 6`: func(tx *bbolt.Tx) error {
+			return putKey(tx, 6<<60, &mvccpb.KeyValue{Key: []byte("late")})
+		},
+	} {
+		_, err := ReadSnapshot(file(f), func(p *Part) error { t.Errorf("%s: a part of %d bytes came", want, len(p.Encode())); return nil })
+		if k := errs.KindOf(err); err == nil || k == errs.Internal || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	// The largest that goes.
+	r := newRig(t, Config{})
+	name := file(func(tx *bbolt.Tx) error {
+		return putKey(tx, 20, &mvccpb.KeyValue{Key: []byte("large"), Value: make([]byte, LoadBytesMax-200)})
+	})
+	if found, err := ReadSnapshot(name, r.loadTwice); err != nil || found.Keys != 11 {
+		t.Errorf("%+v %v", found, err)
+	}
+}
+
+// putKey adds a key of a revision, and its first version, to a file of etcd.
+func putKey(tx *bbolt.Tx, rev int64, m *mvccpb.KeyValue) error {
+	m.CreateRevision, m.ModRevision, m.Version = rev, rev, 1
+	v, err := proto.Marshal(m)
+	return errors.Join(err, tx.Bucket(bucketKey).Put(revision(rev, 0), v))
+}
+
+// `etcdutl snapshot restore --bump-revision` puts an entry without a key at a later revision, and marks that as compacted.
+func TestImport_BumpedRevision(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "db")
+	if err := os.WriteFile(name, boltFile(t, 3), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	bumped := changed(t, name, func(tx *bbolt.Tx) error {
+		return errors.Join(tx.Bucket(bucketKey).Put(revision(1000, 0), nil), tx.Bucket(bucketMeta).Put([]byte("scheduledCompactRev"), revision(1000, 0)))
+	})
+	written := changed(t, bumped, func(tx *bbolt.Tx) error {
+		return putKey(tx, 1001, &mvccpb.KeyValue{Key: []byte("after")})
+	})
+	for file, want := range map[string]Snapshot{bumped: {Revision: 1000, Keys: 3}, written: {Revision: 1001, Keys: 4}} {
+		r := newRig(t, Config{})
+		if found, err := ReadSnapshot(file, r.loadTwice); err != nil || found != want {
+			t.Errorf("%+v %v, want %+v", found, err, want)
+		}
+		if rev := r.put("a", "1"); rev != want.Revision+1 {
+			t.Errorf("next revision %d", rev)
+		}
 	}
 }
 

@@ -52,9 +52,12 @@ func (r *snapshotReader) rights(tx *bbolt.Tx) (last auth.Load, err error) {
 		return last, err
 	}
 	err = eachRight(tx, func(l *auth.Load) error {
+		if err := r.room(len(auth.AppendLoad(nil, l, 0))); err != nil {
+			return err
+		}
 		r.next.Rights.Users = append(r.next.Rights.Users, l.Users...)
 		r.next.Rights.Roles = append(r.next.Rights.Roles, l.Roles...)
-		return r.grow(len(auth.AppendLoad(nil, l, 0)))
+		return nil
 	})
 	if err != nil {
 		return last, err
