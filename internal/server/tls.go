@@ -219,8 +219,58 @@ func (s *secure) files() (out files) {
 
 // pair reads a certificate and its key.
 func pair(certFile, keyFile string) (tls.Certificate, error) {
-	c, err := tls.LoadX509KeyPair(certFile, keyFile)
+	b, err := os.ReadFile(certFile)
+	if err != nil {
+		return tls.Certificate{}, errs.Wrap(errs.Invalid, err, "read a certificate")
+	}
+	// A file may have the key, too.
+	if _, err := certificates(certFile, b, true); err != nil {
+		return tls.Certificate{}, err
+	}
+	k, err := os.ReadFile(keyFile)
+	if err != nil {
+		return tls.Certificate{}, errs.Wrap(errs.Invalid, err, "read the key of a certificate")
+	}
+	c, err := tls.X509KeyPair(b, k)
 	return c, errs.Wrap(errs.Invalid, err, "certificate %s with key %s", certFile, keyFile)
+}
+
+// certificates reads all certificates of a file's bytes. What cannot be read is refused: a certificate that is passed over is missed only by whoever needs it. So is, unless more, what is
+// something else.
+func certificates(file string, b []byte, more bool) ([]*x509.Certificate, error) {
+	all, err := blocks(file, b)
+	if err != nil {
+		return nil, err
+	}
+	var out []*x509.Certificate
+	for _, p := range all {
+		if p.Type != "CERTIFICATE" {
+			if more {
+				continue
+			}
+			return nil, errs.New(errs.Invalid, "%s has a %s beside its certificates, or in place of them; leave it out", file, p.Type)
+		}
+		c, err := x509.ParseCertificate(p.Bytes)
+		if err != nil {
+			return nil, errs.Wrap(errs.Invalid, err, "certificate %d of %s cannot be read", len(out)+1, file)
+		}
+		out = append(out, c)
+	}
+	if len(out) == 0 {
+		return nil, errs.New(errs.Invalid, "%s has no certificate in PEM form", file)
+	}
+	return out, nil
+}
+
+// blocks reads all blocks in PEM form, of which package pem passes over those that it cannot read.
+func blocks(file string, b []byte) (all []*pem.Block, err error) {
+	for p, rest := pem.Decode(b); p != nil; p, rest = pem.Decode(rest) {
+		all = append(all, p)
+	}
+	if n := max(bytes.Count(b, []byte("-----BEGIN ")), bytes.Count(b, []byte("-----END "))); len(all) != n {
+		return nil, errs.New(errs.Invalid, "%s has %d blocks in PEM form, of which %d can be read: it is damaged, or not all there", file, n, len(all))
+	}
+	return all, nil
 }
 
 // load reads the files.
@@ -248,8 +298,12 @@ func (s *secure) load() (loaded, error) {
 		return l, errs.Wrap(errs.Invalid, err, "read client_ca")
 	}
 	l.in.ClientCAs = x509.NewCertPool()
-	if !l.in.ClientCAs.AppendCertsFromPEM(b) {
-		return l, errs.New(errs.Invalid, "client_ca %s has no certificate in PEM form", s.cfg.ClientCA)
+	cas, err := certificates("client_ca "+s.cfg.ClientCA, b, false)
+	if err != nil {
+		return l, err
+	}
+	for _, c := range cas {
+		l.in.ClientCAs.AddCert(c)
 	}
 	if l.revoked, err = s.revocations(); err != nil {
 		return l, err
@@ -295,9 +349,6 @@ func (l *loaded) revokedOf(all []*x509.Certificate) *x509.Certificate {
 	return nil
 }
 
-// pemBegins begins a block in PEM form. What cannot be read of a file is passed over by package pem.
-var pemBegins = []byte("-----BEGIN ")
-
 // revocation names a certificate that is revoked: serial numbers are those of its issuer.
 type revocation struct{ issuer, serial string }
 
@@ -310,14 +361,15 @@ func (s *secure) revocations() (map[revocation]bool, error) {
 	if err != nil {
 		return nil, errs.Wrap(errs.Invalid, err, "read client_crl")
 	}
+	all, err := blocks("client_crl "+s.cfg.ClientCRL, b)
+	if err != nil {
+		return nil, err
+	}
 	lists := [][]byte{b}
-	if n := bytes.Count(b, pemBegins); n > 0 {
+	if len(all) > 0 {
 		lists = nil
-		for p, rest := pem.Decode(b); p != nil; p, rest = pem.Decode(rest) {
+		for _, p := range all {
 			lists = append(lists, p.Bytes)
-		}
-		if len(lists) != n {
-			return nil, errs.New(errs.Invalid, "client_crl %s has %d blocks in PEM form, of which %d can be read: it is damaged, or not all there", s.cfg.ClientCRL, n, len(lists))
 		}
 	}
 	out := map[revocation]bool{}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -376,6 +377,62 @@ func TestTLS_AutoAndBadFiles(t *testing.T) {
 		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "tls.redis") {
 			t.Errorf("%+v: %v", bad, err)
 		}
+	}
+}
+
+// What cannot be read of a file is not passed over: of several certificates one would be missing.
+func TestTLS_DamagedCertificatesAreRefused(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	cert, key := ca.sign("server", "server")
+	file := func(name string, parts ...[]byte) string {
+		f := filepath.Join(ca.dir, name)
+		if err := os.WriteFile(f, bytes.Join(parts, nil), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	own, other, secret := read(t, cert), read(t, ca.file), read(t, key)
+	begins := bytes.Replace(other, []byte("-----BEGIN CERT"), []byte("-----BEGUN CERT"), 1)
+	letter := bytes.Clone(other)
+	letter[len(letter)/2] = '*'
+	whole, _ := pem.Decode(other)
+	short := pem.EncodeToMemory(&pem.Block{Type: whole.Type, Bytes: whole.Bytes[:len(whole.Bytes)-3]})
+	text := []byte("# one -- of several\n")
+	good := TLS{Cert: file("chain.pem", text, own, text, other, secret), Key: file("both.pem", own, secret), ClientCA: file("cas.pem", text, other, text, own)}
+	start := func(p TLS) error {
+		s, err := Start(Config{Listen: Listen{Redis: "127.0.0.1:0"}, TLS: Ports{Redis: p}}, "test", env.Real(), slog.New(slog.DiscardHandler))
+		if err == nil {
+			s.Close()
+		}
+		return err
+	}
+	if err := start(good); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []struct {
+		want    string
+		damaged []byte
+	}{
+		{"has 2 blocks in PEM form, of which 1", other[:len(other)/2]},
+		{"has 2 blocks in PEM form, of which 1", letter},
+		{"has 2 blocks in PEM form, of which 1", begins},
+		{"certificate 2 of", short},
+	} {
+		bad := good
+		bad.Cert = file("bad.pem", own, c.damaged)
+		if err := start(bad); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("certificate: %v, want %q", err, c.want)
+		}
+		bad = good
+		bad.ClientCA = file("bad.pem", own, c.damaged)
+		if err := start(bad); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("client_ca: %v, want %q", err, c.want)
+		}
+	}
+	bad := good
+	bad.ClientCA = file("bad.pem", other, secret)
+	if err := start(bad); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "EC PRIVATE KEY beside") {
+		t.Errorf("client_ca with a key: %v", err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
+	"errors"
 	"math"
 	"time"
 
@@ -61,7 +62,15 @@ func NewJWT(method string, public, private []byte) (*JWT, error) {
 		if _, err := j.Sign(auth.Token{}, ""); err != nil {
 			return nil, errs.Wrap(errs.Invalid, err, "the private key cannot sign with %s", method)
 		}
-	} else if k, ok := j.verify.(*ecdsa.PublicKey); ok {
+		return j, nil
+	}
+	switch k := j.verify.(type) {
+	case *rsa.PublicKey:
+		// What this signature is said to be is either wrong, or not looked at for what is wrong with the key.
+		if err := rsa.VerifyPKCS1v15(k, crypto.SHA256, make([]byte, crypto.SHA256.Size()), make([]byte, k.Size())); !errors.Is(err, rsa.ErrVerification) {
+			return nil, errs.New(errs.Invalid, "the public key of %d bits cannot be used for %s: %v", k.N.BitLen(), method, err)
+		}
+	case *ecdsa.PublicKey:
 		if m, ok := j.method.(*jwt.SigningMethodECDSA); ok && k.Curve.Params().BitSize != m.CurveBits {
 			return nil, errs.New(errs.Invalid, "the public key's curve has %d bits, and %s needs %d", k.Curve.Params().BitSize, method, m.CurveBits)
 		}

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"math/big"
 	"strings"
 	"testing"
 	"time"
@@ -100,21 +101,25 @@ func TestJWT_EachMethod(t *testing.T) {
 		}
 	}
 	_, other, otherPub := newRSA(t)
+	// Go makes no key so small, and takes none for a signature.
+	_, small := pems(t, edPriv, &rsa.PublicKey{N: new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 512), big.NewInt(569)), E: 65537})
 	for want, keys := range map[string]struct {
 		method    string
 		pub, priv []byte
 	}{
-		`signing method "none"`:                          {"none", rsaPub, rsaPriv},
-		`signing method "RS1"`:                           {"RS1", rsaPub, rsaPriv},
-		`signing method "" is not`:                       {"", rsaPub, rsaPriv},
-		"there is no key":                                {"RS256", nil, nil},
-		"the public key is not that of the private key":  {"RS256", otherPub, rsaPriv},
-		"the private key is not one of RS256":            {"RS256", nil, p256},
-		"the public key is not one of ES256 in PEM form": {"ES256", rsaPub, nil},
-		"the private key is not one of EdDSA":            {"EdDSA", nil, other},
-		"the private key cannot sign with ES384":         {"ES384", nil, p256},
-		"curve has 384 bits, and ES256 needs 256":        {"ES256", p384Pub, nil},
-		"has 5 bytes; it needs 32":                       {"HS256", nil, []byte("short")},
+		`signing method "none"`:                               {"none", rsaPub, rsaPriv},
+		`signing method "RS1"`:                                {"RS1", rsaPub, rsaPriv},
+		`signing method "" is not`:                            {"", rsaPub, rsaPriv},
+		"there is no key":                                     {"RS256", nil, nil},
+		"the public key is not that of the private key":       {"RS256", otherPub, rsaPriv},
+		"the private key is not one of RS256":                 {"RS256", nil, p256},
+		"the public key is not one of ES256 in PEM form":      {"ES256", rsaPub, nil},
+		"the private key is not one of EdDSA":                 {"EdDSA", nil, other},
+		"the private key cannot sign with ES384":              {"ES384", nil, p256},
+		"the public key of 512 bits cannot be used for RS256": {"RS256", small, nil},
+		"the public key of 512 bits cannot be used for PS512": {"PS512", small, nil},
+		"curve has 384 bits, and ES256 needs 256":             {"ES256", p384Pub, nil},
+		"has 5 bytes; it needs 32":                            {"HS256", nil, []byte("short")},
 	} {
 		if _, err := NewJWT(keys.method, keys.pub, keys.priv); err == nil || !strings.Contains(err.Error(), want) || errs.KindOf(err) != errs.Invalid {
 			t.Errorf("%v, want %q", err, want)
