@@ -201,10 +201,8 @@ func (r *snapshotReader) read(tx *bbolt.Tx) error {
 			return err
 		}
 		deleted, last := isDeletion(k), bytes.Equal(newest[string(m.Key)], k)
-		if int64(binary.BigEndian.Uint64(k)) == rev {
-			if !last {
-				return errs.New(errs.Corrupt, "the snapshot has key %.64q twice at its last revision, %d", m.Key, rev)
-			}
+		// etcd takes a transaction that writes a key and deletes it by a range without end. What counts is what became of it.
+		if last && int64(binary.BigEndian.Uint64(k)) == rev {
 			events = append(events, kv.LoadEvent{Deleted: deleted, Key: m.Key})
 		}
 		if deleted || !last {

@@ -170,10 +170,6 @@ func TestImport_NothingIsHandedOutOfWhatCannotBeLoaded(t *testing.T) {
 			v, err := proto.Marshal(&mvccpb.KeyValue{Key: []byte("old"), CreateRevision: 3, ModRevision: 3, Version: 1})
 			return errors.Join(err, tx.Bucket(bucketKey).Put(revision(20, 0), v))
 		},
-		`key "twice" twice at its last revision, 20`: func(tx *bbolt.Tx) error {
-			v, err := proto.Marshal(&mvccpb.KeyValue{Key: []byte("twice")})
-			return errors.Join(err, putKey(tx, 20, &mvccpb.KeyValue{Key: []byte("twice")}), tx.Bucket(bucketKey).Put(append(revision(20, 1), 't'), v))
-		},
 		`lease 5 has a TTL`: func(tx *bbolt.Tx) error {
 			return tx.Bucket(bucketLease).Put(binary.BigEndian.AppendUint64(nil, 5), binary.AppendUvarint([]byte{8, 5, 16}, kv.LeaseTTLMax+1))
 		},
@@ -201,6 +197,32 @@ func putKey(tx *bbolt.Tx, rev int64, m *mvccpb.KeyValue) error {
 	m.CreateRevision, m.ModRevision, m.Version = rev, rev, 1
 	v, err := proto.Marshal(m)
 	return errors.Join(err, tx.Bucket(bucketKey).Put(revision(rev, 0), v))
+}
+
+// etcd takes a transaction that writes a key and deletes it by a range without end, or the other way round.
+func TestImport_KeyTwiceInTheLastRevision(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "db")
+	if err := os.WriteFile(name, boltFile(t, 3), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	put := func(key string) []byte {
+		return marshal(t, &mvccpb.KeyValue{Key: []byte(key), CreateRevision: 20, ModRevision: 20, Version: 1})
+	}
+	gone := func(key string) []byte { return marshal(t, &mvccpb.KeyValue{Key: []byte(key)}) }
+	file := changed(t, name, func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketKey)
+		return errors.Join(b.Put(revision(20, 0), put("a")), b.Put(append(revision(20, 1), 't'), gone("a")), b.Put(append(revision(20, 2), 't'), gone("b")), b.Put(revision(20, 3), put("b")))
+	})
+	r := newRig(t, Config{})
+	if found, err := ReadSnapshot(file, r.loadTwice); err != nil || found != (Snapshot{Revision: 20, Keys: 4}) {
+		t.Fatalf("%+v %v", found, err)
+	}
+	w := r.watching(r.ctx())
+	w.create(&pb.WatchCreateRequest{Key: []byte("a"), RangeEnd: []byte("c"), StartRevision: 20})
+	w.want("0@20 created")
+	if m := w.recv(); len(m.Events) != 2 || m.Events[0].Type != mvccpb.DELETE || string(m.Events[0].Kv.Key) != "a" || m.Events[1].Type != mvccpb.PUT || string(m.Events[1].Kv.Key) != "b" {
+		t.Errorf("events %v", m)
+	}
 }
 
 // `etcdutl snapshot restore --bump-revision` puts an entry without a key at a later revision, and marks that as compacted.
