@@ -220,7 +220,7 @@ func TestImport_BadRights(t *testing.T) {
 	for want, f := range map[string]func(*bbolt.Tx) error{
 		`user "u" that cannot be read`:                 func(tx *bbolt.Tx) error { return tx.Bucket(bucketUsers).Put([]byte("u"), []byte{0xff}) },
 		`role "r" that cannot be read`:                 func(tx *bbolt.Tx) error { return tx.Bucket(bucketRoles).Put([]byte("r"), []byte{0xff}) },
-		`"v" in page `:                                 func(tx *bbolt.Tx) error { _, err := tx.Bucket(bucketUsers).CreateBucket([]byte("v")); return err },
+		`is where there is none, a bucket`:             func(tx *bbolt.Tx) error { _, err := tx.Bucket(bucketUsers).CreateBucket([]byte("v")); return err },
 		`user "w" under the name "u"`:                  user("u", &authpb.User{Name: []byte("w")}),
 		`role "r" under the name "q"`:                  role("q", p),
 		`user "u" of a later release`:                  user("u", &authpb.User{Name: []byte("u")}, later...),

@@ -6,6 +6,8 @@ import (
 	"hash/fnv"
 	"io"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/quorate/quorate/internal/errs"
 )
 
@@ -126,8 +128,11 @@ func (c *pageCheck) take(id uint64) (page, error) {
 		}
 		c.seen[i/8] |= 1 << (i % 8)
 	}
-	b, err := readPages(c.f, id*c.size, (1+more)*c.size)
-	return page{id, b}, err
+	p := page{id: id, f: c.f, from: id * c.size, bytes: (1 + more) * c.size}
+	// Large values are not read: how large they are may be the damage.
+	count := uint64(binary.NativeEndian.Uint16(head[10:]))
+	p.b, err = readPages(c.f, p.from, min(max(c.size, pageHeadBytes+count*pageElementBytes), p.bytes))
+	return p, err
 }
 
 // tree goes through a page and all below it. Its keys are low or more, and less than end unless that is nil. top says that they are the names of etcd's buckets, which have
@@ -152,10 +157,15 @@ func (c *pageCheck) tree(id uint64, depth int, top bool, low, end []byte) error 
 	for i := range p.count() {
 		next := end
 		if i+1 < p.count() {
-			next, _, _ = p.element(i + 1)
+			if next, err = p.key(i + 1); err != nil {
+				return err
+			}
 		}
-		key, _, at := p.element(i)
-		if err := c.tree(binary.NativeEndian.Uint64(p.b[at+8:]), depth+1, top, key, next); err != nil {
+		key, err := p.key(i)
+		if err == nil {
+			err = c.tree(binary.NativeEndian.Uint64(p.element(i)[8:]), depth+1, top, key, next)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -168,21 +178,21 @@ func (c *pageCheck) leaf(p page, top bool, low, end []byte) error {
 		return err
 	}
 	for i := range p.count() {
-		key, value, at := p.element(i)
-		if isBucket := binary.NativeEndian.Uint32(p.b[at:])&1 != 0; isBucket != top {
-			return errPages("%.64q in page %d is where there is none, a bucket: %v", key, p.id, isBucket)
+		isBucket := binary.NativeEndian.Uint32(p.element(i))&1 != 0
+		if isBucket != top {
+			return errPages("element %d of page %d is where there is none, a bucket: %v", i, p.id, isBucket)
 		}
 		if !top {
 			continue
 		}
-		if len(value) < bucketHeadBytes {
-			return errPages("bucket %.64q has %d bytes", key, len(value))
+		value, err := p.bucket(i)
+		if err != nil {
+			return err
 		}
-		var err error
 		if root := binary.NativeEndian.Uint64(value); root != 0 {
 			err = c.tree(root, 0, false, nil, nil)
-		} else if in := (page{p.id, value[bucketHeadBytes:]}); len(in.b) < pageHeadBytes || in.flags() != pageLeaf {
-			err = errPages("bucket %.64q has no page", key)
+		} else if in := (page{id: p.id, bytes: uint64(len(value) - bucketHeadBytes), b: value[bucketHeadBytes:]}); len(in.b) < pageHeadBytes || in.flags() != pageLeaf {
+			err = errPages("bucket %d in page %d has no page", i, p.id)
 		} else {
 			err = c.leaf(in, false, nil, nil)
 		}
@@ -196,26 +206,50 @@ func (c *pageCheck) leaf(p page, top bool, low, end []byte) error {
 // page is a page, or one within a bucket's value.
 type page struct {
 	id uint64
-	b  []byte
+	// b is its beginning, with all elements but not all keys and values. What is not in b is in f: the page's bytes begin at from.
+	b           []byte
+	f           io.ReaderAt
+	from, bytes uint64
 }
 
 func (p *page) flags() uint16 { return binary.NativeEndian.Uint16(p.b[8:]) }
 func (p *page) count() int    { return int(binary.NativeEndian.Uint16(p.b[10:])) }
 
-// element returns an element's key, value and place. Of a branch there is no value.
-func (p *page) element(i int) (key, value []byte, at int) {
-	at = pageHeadBytes + i*pageElementBytes
-	pos, keySize, valueSize := p.sizes(at)
-	from := uint64(at) + pos
-	return p.b[from:][:keySize:keySize], p.b[from+keySize:][:valueSize:valueSize], at
+// element returns an element, of which ordered has said that it is there.
+func (p *page) element(i int) []byte {
+	return p.b[pageHeadBytes+i*pageElementBytes:][:pageElementBytes]
 }
 
-func (p *page) sizes(at int) (pos, key, value uint64) {
-	e, number := p.b[at:], func(b []byte) uint64 { return uint64(binary.NativeEndian.Uint32(b)) }
+// sizes returns where an element's key is, and how long key and value are. Of a branch there is no value.
+func (p *page) sizes(i int) (at, key, value uint64) {
+	e, number := p.element(i), func(b []byte) uint64 { return uint64(binary.NativeEndian.Uint32(b)) }
+	at = uint64(pageHeadBytes + i*pageElementBytes)
 	if p.flags() == pageBranch {
-		return number(e), number(e[4:]), 0
+		return at + number(e), number(e[4:]), 0
 	}
-	return number(e[4:]), number(e[8:]), number(e[12:])
+	return at + number(e[4:]), number(e[8:]), number(e[12:])
+}
+
+// read returns a part of the page.
+func (p *page) read(at, n uint64) ([]byte, error) {
+	if at+n <= uint64(len(p.b)) {
+		return p.b[at:][:n:n], nil
+	}
+	return readPages(p.f, p.from+at, n)
+}
+
+func (p *page) key(i int) ([]byte, error) {
+	at, n, _ := p.sizes(i)
+	return p.read(at, n)
+}
+
+// bucket returns a value that is a bucket's.
+func (p *page) bucket(i int) ([]byte, error) {
+	at, key, n := p.sizes(i)
+	if n < bucketHeadBytes || n > pageBytesMax {
+		return nil, errPages("bucket %d in page %d has %d bytes", i, p.id, n)
+	}
+	return p.read(at+key, n)
 }
 
 // ordered refuses a page whose elements are not all there, or out of order, or not between low and end.
@@ -225,12 +259,15 @@ func (p *page) ordered(low, end []byte) error {
 	}
 	before := low
 	for i := range p.count() {
-		at := pageHeadBytes + i*pageElementBytes
-		if pos, key, value := p.sizes(at); uint64(at)+pos+key+value > uint64(len(p.b)) {
+		at, n, value := p.sizes(i)
+		if n > bbolt.MaxKeySize || at+n+value > p.bytes {
 			return errPages("element %d of page %d is not all there", i, p.id)
 		}
-		key, _, _ := p.element(i)
-		if n := bytes.Compare(before, key); n > 0 || n == 0 && i > 0 || end != nil && bytes.Compare(key, end) >= 0 {
+		key, err := p.key(i)
+		if err != nil {
+			return err
+		}
+		if c := bytes.Compare(before, key); c > 0 || c == 0 && i > 0 || end != nil && bytes.Compare(key, end) >= 0 {
 			return errPages("keys of page %d are out of order", p.id)
 		}
 		before = key

@@ -196,6 +196,37 @@ func TestCheckPages_Damage(t *testing.T) {
 	}
 }
 
+// endless is a file with nothing behind its bytes, however far one reads. It notes how much was read at once.
+type endless struct {
+	b    []byte
+	most int
+}
+
+func (e *endless) ReadAt(b []byte, at int64) (int, error) {
+	e.most = max(e.most, len(b))
+	clear(b)
+	if at < int64(len(e.b)) {
+		copy(b, e.b[at:])
+	}
+	return len(b), nil
+}
+
+// A page that says it is as long as the rest of a large file is not read into memory.
+func TestCheckPages_LongPagesTakeNoMemory(t *testing.T) {
+	b := boltFile(t, 3000)
+	for i := range 2 {
+		binary.NativeEndian.PutUint64(b[i*pageBytes+pageHeadBytes+40:], 1<<30)
+	}
+	resum(b)
+	// The root is the first that is read.
+	root := binary.NativeEndian.Uint64(b[pageHeadBytes+16:])
+	binary.NativeEndian.PutUint32(b[root*pageBytes+12:], 1<<29)
+	f := &endless{b: b}
+	if err := checkPages(f, pageBytes<<30); err != nil || f.most > 2<<20 {
+		t.Errorf("%v; %d bytes at once", err, f.most)
+	}
+}
+
 // However a file is damaged, reading it ends, with an error that says so or with what it holds.
 func FuzzReadSnapshot(f *testing.F) {
 	good := boltFile(f, 300)
