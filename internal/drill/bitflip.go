@@ -90,8 +90,8 @@ func runBitFlip(ctx context.Context, r *run) error {
 			return err
 		}
 	}
+	r.happened(l.acked.Load(), "no write was acknowledged")
 	checkUp(r, cl)
-	r.readLogs(cl)
 	return nil
 }
 

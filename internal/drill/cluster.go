@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -46,6 +45,8 @@ type ClusterConfig struct {
 type Cluster struct {
 	cfg   ClusterConfig
 	Nodes []*Process
+	// atClose is called, unless it is nil, before the nodes are ended.
+	atClose func()
 }
 
 // Process is one node.
@@ -116,27 +117,6 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 		return nil, err
 	}
 	return c, nil
-}
-
-// freePorts finds ports that nobody listens on.
-func freePorts(n int) ([]int, error) {
-	var lns []net.Listener
-	var ports []int
-	defer func() {
-		for _, ln := range lns {
-			_ = ln.Close()
-		}
-	}()
-	for range n {
-		var lc net.ListenConfig
-		ln, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, errs.Wrap(errs.Unavailable, err, "find free ports")
-		}
-		lns = append(lns, ln)
-		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
 }
 
 // name returns the cluster's name. Ports of a node that was killed may be another cluster's soon: its nodes must not take each other for their own.
@@ -254,6 +234,21 @@ func (p *Process) Up() bool {
 	}
 }
 
+// Fell reports whether the process ended though nobody had ended it.
+func (p *Process) Fell() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return false
+	}
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // PID returns the process id, 0 if it does not run.
 func (p *Process) PID() int {
 	p.mu.Lock()
@@ -276,6 +271,9 @@ func (p *Process) LogTail(lines int) string {
 
 // Close ends all nodes.
 func (c *Cluster) Close() {
+	if c.atClose != nil {
+		c.atClose()
+	}
 	var wg sync.WaitGroup
 	for _, p := range c.Nodes {
 		wg.Add(1)
@@ -378,8 +376,13 @@ func (c *Cluster) WaitWhole(ctx context.Context, limit time.Duration) error {
 	defer cancel()
 	var why string
 	for {
-		if why = c.whole(ctx); why == "" {
+		now := c.whole(ctx)
+		if now == "" {
 			return nil
+		}
+		// When time is up, what was missing says more than that a node could not be asked any more.
+		if ctx.Err() == nil || why == "" {
+			why = now
 		}
 		if strings.HasPrefix(why, "digests differ") {
 			return errs.New(errs.Corrupt, "%s", why)
@@ -404,6 +407,13 @@ func (c *Cluster) whole(ctx context.Context) string {
 		st, err := p.Status(ctx)
 		if err != nil {
 			return fmt.Sprintf("node %d: %v", p.ID, err)
+		}
+		have := map[uint32]bool{}
+		for _, s := range st.Shards {
+			have[uint32(s.ID)] = true
+		}
+		if len(have) != c.cfg.Shards || len(st.Shards) != c.cfg.Shards {
+			return fmt.Sprintf("node %d tells of %d shards, %d of them different ones; there are %d", p.ID, len(st.Shards), len(have), c.cfg.Shards)
 		}
 		for _, s := range st.Shards {
 			if s.Rebuilding || s.Leader == 0 {

@@ -202,6 +202,7 @@ func (d Drill) Run(ctx context.Context, o Options) (Report, error) {
 	r.report = Report{
 		APIVersion: "quorate/v1", Drill: d.Name, Promise: d.Promise, Control: o.Control, Seed: o.Seed, Nodes: o.Nodes,
 		NotShown: d.NotShown, Replay: d.replay(o), Findings: []string{}, Unknown: []Reason{}, Warnings: []string{},
+		Counters: []Counter{}, Events: []Event{},
 	}
 	err := r.guarded(ctx)
 	if ctx.Err() != nil {

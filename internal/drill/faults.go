@@ -118,13 +118,17 @@ func startAll(cl *Cluster) error {
 // checkUp finds nodes that ended by themselves.
 func checkUp(r *run, cl *Cluster) {
 	for _, p := range cl.Nodes {
-		if p.Up() {
-			continue
+		if !p.Up() {
+			r.ended(p)
 		}
-		if tail := p.LogTail(3); diskFull(tail) {
-			r.unknown("cluster", "node %d ended since its disk is full; the end of its log:\n%s", p.ID, tail)
-		} else {
-			r.find(fmt.Sprintf("node %d ended by itself; the end of its log:\n%s", p.ID, tail))
-		}
+	}
+}
+
+// ended notes that a node ended by itself.
+func (r *run) ended(p *Process) {
+	if tail := p.LogTail(3); diskFull(tail) {
+		r.unknown("cluster", "node %d ended since its disk is full; the end of its log:\n%s", p.ID, tail)
+	} else {
+		r.find(fmt.Sprintf("node %d ended by itself; the end of its log:\n%s", p.ID, tail))
 	}
 }

@@ -165,17 +165,36 @@ func (r *run) clusterOf(ctx context.Context, cfg ClusterConfig) (*Cluster, error
 		return nil, err
 	}
 	r.event("%d nodes are ready", len(cl.Nodes))
+	cl.atClose = func() { r.look(ctx, cl) }
 	return cl, nil
 }
 
-// settled ends a run: no node has ended by itself, all replicas agree, and the logs tell of nothing else.
+// look finds nodes that ended by themselves, and what their logs tell of. It is called before the nodes are ended, however the run went: a cluster
+// that did not come back may have broken a promise.
+func (r *run) look(ctx context.Context, cl *Cluster) {
+	if ctx.Err() != nil {
+		return
+	}
+	for _, p := range cl.Nodes {
+		// A damaged node may end, and says so to its supervisor.
+		if p.Fell() && r.Control == "" && !r.drill.disk {
+			r.ended(p)
+		}
+	}
+	r.readLogs(cl)
+}
+
+// settled ends a run: all nodes are up, and all replicas agree.
 func (r *run) settled(ctx context.Context, cl *Cluster) error {
-	checkUp(r, cl)
+	for _, p := range cl.Nodes {
+		if p.Fell() {
+			return nil // which is a finding, and no time heals it
+		}
+	}
 	if err := cl.WaitWhole(ctx, settleLimit); err != nil {
 		return err
 	}
 	r.event("all replicas agree")
-	r.readLogs(cl)
 	return nil
 }
 
@@ -197,6 +216,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 		return true
 	}
 }
+
+// errorLinesMax bounds the errors of a node's log that are looked at.
+const errorLinesMax = 1000
 
 // logLineMax bounds a line of a node's log that is looked at.
 const logLineMax = 1 << 20
@@ -221,7 +243,7 @@ func (r *run) readLogs(cl *Cluster) {
 				}
 				full = true
 			case r.drill.disk:
-				if strings.Contains(l, "panic") {
+				if strings.Contains(l, "panic") || strings.HasPrefix(l, "fatal error:") {
 					r.find(fmt.Sprintf("node %d panicked: %s", p.ID, l))
 				}
 			case i < 3:
@@ -250,12 +272,11 @@ func errorLines(path string) ([]string, error) {
 		var l struct {
 			Level string `json:"level"`
 		}
-		isError := json.Unmarshal([]byte(line), &l) == nil && strings.EqualFold(l.Level, "error")
-		if isError || strings.HasPrefix(line, "panic:") || strings.HasPrefix(line, "fatal error:") || strings.HasPrefix(line, "error:") {
+		// However much it complained before: how it ended is seen.
+		crash := strings.HasPrefix(line, "panic:") || strings.HasPrefix(line, "fatal error:")
+		isError := json.Unmarshal([]byte(line), &l) == nil && strings.EqualFold(l.Level, "error") || strings.HasPrefix(line, "error:")
+		if crash || isError && len(bad) < errorLinesMax {
 			bad = append(bad, line[:min(len(line), 400)])
-		}
-		if len(bad) >= 1000 {
-			break
 		}
 	}
 	return bad, sc.Err()
