@@ -286,12 +286,13 @@ func TestCheckWatch_ByHand(t *testing.T) {
 		{"too early", func(s *watchSession) { s.from = 4 }, "after revision 3 came 3 again"},
 		{"altered", func(s *watchSession) { s.events[1].value = "x" }, `revision 4 has the value "x"`},
 		{"told for nothing", func(s *watchSession) { s.asked, s.told = 9, 9 }, "was told that revision 9 is compacted, when it asked for 9"},
+		{"told of a compaction that nobody asked for", func(s *watchSession) { s.asked, s.told = 7, 10 }, "revision 10 is compacted, and nobody had let go of more than 9"},
 		{"a stream falls silent", func(s *watchSession) { s.silent = true }, "showed nothing more"},
 		{"a stream is silent when all has been seen", func(s *watchSession) { s.silent, s.ended = true, true }, ""},
 	} {
 		s := good()
 		c.spoil(&s)
-		words := strings.Join(checkWatch(&s, acked), "; ")
+		words := strings.Join(checkWatch(&s, acked, 9), "; ")
 		if c.want == "" && words != "" || !strings.Contains(words, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, words, c.want)
 		}
@@ -329,10 +330,11 @@ func TestCheckLease_ByHand(t *testing.T) {
 		{"a little late", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(14)}, nil, ""},
 		{"too early", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(11.9)}, nil, "before its time"},
 		{"kept alive, and too early", leaseLife{ttl: s(5), kept: true, asked: s(10), answered: s(10.1), ended: s(14)}, long, "before its time"},
-		{"too late", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(16)}, nil, "should have been at 15100 ms"},
-		{"late for a stall", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(18)}, long, ""},
-		{"too late for that too", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(21)}, long, "should have been at 20100 ms"},
-		{"an earlier stall", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), ended: s(18)}, []stall{{s(1), s(4)}}, "should have been"},
+		{"too late", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), there: s(15.9), ended: s(16)}, nil, "should have been at 15100 ms"},
+		{"over in time, and its client looked late", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), there: s(12), ended: s(16)}, nil, ""},
+		{"late for a stall", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), there: s(17.9), ended: s(18)}, long, ""},
+		{"too late for that too", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), there: s(20.9), ended: s(21)}, long, "should have been at 20100 ms"},
+		{"an earlier stall", leaseLife{ttl: s(2), asked: s(10), answered: s(10.1), there: s(17.9), ended: s(18)}, []stall{{s(1), s(4)}}, "should have been"},
 	} {
 		words := strings.Join(checkLease(&c.life, c.stalls), "; ")
 		if c.want == "" && words != "" || !strings.Contains(words, c.want) {

@@ -24,6 +24,8 @@ type registers struct {
 	start   time.Time
 
 	acked, unknown, refused atomic.Int64
+	// writes and reads are those of acked.
+	writes, reads atomic.Int64
 
 	// mu guards what follows.
 	mu         sync.Mutex
@@ -207,7 +209,10 @@ func (g *registers) do(cl *redis.Client, h *keyHistory, op operation) bool {
 	switch {
 	case err == nil:
 		g.acked.Add(1)
-		if op.kind != opRead {
+		if op.kind == opRead {
+			g.reads.Add(1)
+		} else {
+			g.writes.Add(1)
 			now := time.Now()
 			g.longestGap = max(g.longestGap, now.Sub(g.lastWrite))
 			g.lastWrite = now

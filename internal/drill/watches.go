@@ -37,8 +37,9 @@ const (
 	watchWriters = 6
 	// sessionEvents is after how many events a watcher begins anew somewhere else.
 	sessionEvents = 600
-	// eventsMax bounds the memory of all sessions.
-	watchedEventsMax = 3_000_000
+	// sessionsKept bounds the memory of all sessions, and revisionsMax that of what was written: past it the writers rest.
+	sessionsKept = 1000
+	revisionsMax = 250_000
 )
 
 // seen is one event, as a watcher noted it.
@@ -70,14 +71,19 @@ type watching struct {
 
 	// newest and compacted are what is known of the key space; they lag.
 	newest, compacted atomic.Int64
-	noted, told       atomic.Int64
-	streams           atomic.Int64
+	// letGo is the highest revision of which a compaction was asked, answered or not.
+	letGo       atomic.Int64
+	noted, told atomic.Int64
+	streams     atomic.Int64
 
 	// mu guards what follows. acked says which value a revision has; twice are revisions of which two writers were told.
-	mu       sync.Mutex
-	acked    map[int64]string
-	twice    []string
-	sessions []watchSession
+	mu    sync.Mutex
+	acked map[int64]string
+	twice []string
+	// sessions are those that are not judged yet. Of the others there is what was found, and how many did not come to their end.
+	sessions           []watchSession
+	judged, withoutEnd int
+	findings           []string
 }
 
 func runWatches(ctx context.Context, r *run) error {
@@ -123,20 +129,19 @@ func runWatches(ctx context.Context, r *run) error {
 	}
 	r.count("writes acknowledged", int64(len(w.acked)))
 	r.count("events noted", w.noted.Load())
-	r.count("watches", int64(len(w.sessions)))
+	w.judge(0)
+	r.count("watches", int64(w.judged))
 	r.count("streams", w.streams.Load())
 	r.count("watches told of a compaction", w.told.Load())
 	r.count("compacted revision", w.compacted.Load())
 	r.count("kills", d.kills.Load())
-	r.event("the load has ended; %d watches are checked", len(w.sessions))
+	r.event("the load has ended; %d watches were checked", w.judged)
 	r.find(w.twice...)
-	for i := range w.sessions {
-		r.find(checkWatch(&w.sessions[i], w.acked)...)
-	}
+	r.find(w.findings...)
 	if r.Control != "" {
 		return nil
 	}
-	if n := w.unfinished(); n > 0 {
+	if n := w.withoutEnd; n > 0 {
 		r.unknown("cluster", "%d watches did not come to the last write, and their streams broke", n)
 	}
 	if w.told.Load() == 0 || w.noted.Load() < 1000 {
@@ -179,14 +184,23 @@ func (w *watching) end(ctx context.Context, control bool, watches *sync.WaitGrou
 	return nil
 }
 
-// unfinished counts the watches that had not enough and did not come to the end, for another reason than silence.
-func (w *watching) unfinished() (n int) {
-	for _, s := range w.sessions {
+// judge checks the watches that have ended but for the last ones: writers of what these saw may not have their answers yet.
+func (w *watching) judge(last int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := max(0, len(w.sessions)-last)
+	for i := range w.sessions[:n] {
+		s := &w.sessions[i]
+		if f := checkWatch(s, w.acked, w.letGo.Load()); len(w.findings) < findingsMax {
+			w.findings = append(w.findings, f...)
+		}
+		// It had not enough and did not come to the end, for another reason than silence.
 		if s.told == 0 && !s.ended && !s.silent && len(s.events) < sessionEvents {
-			n++
+			w.withoutEnd++
 		}
 	}
-	return n
+	w.judged += n
+	w.sessions = slices.Clone(w.sessions[n:])
 }
 
 // silentAfter is how long a stream must have been open that is called silent: it takes some time to read history.
@@ -197,7 +211,7 @@ func wgID(group, i int) int { return group*100 + i }
 
 // write puts one value after the other. Everything that changes the key space is such a put: its revisions have no holes.
 func (w *watching) write(ctx context.Context, rng *rand.Rand, i int) {
-	for n := 0; ctx.Err() == nil && w.newest.Load() < watchedEventsMax/watchers; n++ {
+	for n := 0; ctx.Err() == nil && w.newest.Load() < revisionsMax; n++ {
 		v := fmt.Sprintf("%d/%d", i, n)
 		actx, cancel := context.WithTimeout(ctx, attempt)
 		r, err := w.e.any().Put(actx, &pb.PutRequest{Key: fmt.Appendf(nil, "w/%d", rng.IntN(50)), Value: []byte(v)})
@@ -239,6 +253,7 @@ func (w *watching) compact(ctx context.Context, rng *rand.Rand) {
 			continue
 		}
 		rev := from + 1 + rng.Int64N(to-from)
+		raise(&w.letGo, rev)
 		err := w.e.try(ctx, func(ctx context.Context, n *etcdNode) error {
 			_, err := n.Compact(ctx, &pb.CompactionRequest{Revision: rev})
 			return err
@@ -263,7 +278,11 @@ func (w *watching) watch(ctx context.Context, rng *rand.Rand) {
 		}
 		w.mu.Lock()
 		w.sessions = append(w.sessions, s)
+		full := len(w.sessions) >= 2*sessionsKept
 		w.mu.Unlock()
+		if full {
+			w.judge(sessionsKept)
+		}
 	}
 }
 
@@ -318,8 +337,8 @@ func (w *watching) stream(ctx context.Context, rng *rand.Rand, s *watchSession) 
 }
 
 // checkWatch judges what one watcher saw: each revision from the one that it asked for, once and in order, with the value that the writer was
-// told; or that what it asked for is compacted, if it is.
-func checkWatch(s *watchSession, acked map[int64]string) (findings []string) {
+// told; or that what it asked for is compacted, if it is. Of no revision above letGo a compaction was asked.
+func checkWatch(s *watchSession, acked map[int64]string, letGo int64) (findings []string) {
 	find := func(format string, args ...any) {
 		if len(findings) < 3 {
 			findings = append(findings, fmt.Sprintf("a watch from revision %d, over %d streams: ", s.from, s.streams)+fmt.Sprintf(format, args...))
@@ -343,6 +362,9 @@ func checkWatch(s *watchSession, acked map[int64]string) (findings []string) {
 	}
 	if s.told != 0 && s.asked >= s.told {
 		find("it was told that revision %d is compacted, when it asked for %d", s.told, s.asked)
+	}
+	if s.told > letGo {
+		find("it was told that revision %d is compacted, and nobody had let go of more than %d", s.told, letGo)
 	}
 	return slices.Clip(findings)
 }

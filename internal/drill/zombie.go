@@ -41,7 +41,7 @@ func runZombie(ctx context.Context, r *run) error {
 	}
 	defer cl.Close()
 	g := &registers{addrs: cl.redis(), clients: 3 * len(cl.Nodes), seed: r.Seed, start: r.start}
-	var pauses, woken atomic.Int64
+	var pauses, replaced, woken atomic.Int64
 	r.says(func() string {
 		return fmt.Sprintf("%d operations answered, %d unknown, %d refused; %d pauses; %d answers of leaders that woke up",
 			g.acked.Load(), g.unknown.Load(), g.refused.Load(), pauses.Load(), woken.Load())
@@ -63,6 +63,9 @@ func runZombie(ctx context.Context, r *run) error {
 		pauses.Add(1)
 		r.event("node %d, the leader, is stopped", p.ID)
 		goesOn := pause(ctx, zombieSleep+time.Duration(rng.IntN(800))*time.Millisecond)
+		if goesOn && cl.hasOtherLeader(ctx, p) {
+			replaced.Add(1)
+		}
 		// The kernel keeps these for the process, which finds them before it finds the time.
 		for range zombieReads {
 			waiting.Add(1)
@@ -89,18 +92,33 @@ func runZombie(ctx context.Context, r *run) error {
 	}
 	r.countOperations(g)
 	r.count("pauses", pauses.Load())
+	r.count("leaders that another replaced while they slept", replaced.Load())
 	r.count("answers of leaders that woke up", woken.Load())
 	r.judge(g)
-	r.happened(g.acked.Load(), "no operation was answered")
 	if r.Control != "" {
 		return nil
 	}
 	if pauses.Load() == 0 {
 		r.unknown("cluster", "no leader was stopped")
 	} else {
+		r.happened(replaced.Load(), "nobody led in place of a leader that slept")
 		r.happened(woken.Load(), "no leader that woke up answered")
 	}
 	return r.settled(ctx, cl)
+}
+
+// hasOtherLeader says whether a node knows that another leads the first shard than p, which is stopped.
+func (c *Cluster) hasOtherLeader(ctx context.Context, p *Process) bool {
+	for _, q := range c.Nodes {
+		if q == p {
+			continue
+		}
+		st, err := q.Status(ctx)
+		if err == nil && len(st.Shards) > 0 && st.Shards[0].Leader != 0 && int(st.Shards[0].Leader) != p.ID {
+			return true
+		}
+	}
+	return false
 }
 
 // knock sends one read, or one increment, to a node that is stopped, and reports whether it was answered.

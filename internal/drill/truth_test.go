@@ -1,0 +1,177 @@
+package drill
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+
+	"github.com/quorate/quorate/internal/engine"
+	"github.com/quorate/quorate/internal/shard"
+)
+
+// Histories of reads alone, or of writes alone, fit any order.
+func TestJudge_OperationsOfOneKindShowNothing(t *testing.T) {
+	for _, c := range []struct {
+		writes, reads int64
+		unknown       int
+	}{{0, 0, 2}, {0, 9, 1}, {9, 0, 1}, {9, 9, 0}} {
+		r, g := &run{}, &registers{}
+		g.acked.Store(c.writes + c.reads)
+		g.writes.Store(c.writes)
+		g.reads.Store(c.reads)
+		if r.judge(g); len(r.report.Unknown) != c.unknown {
+			t.Errorf("%d writes, %d reads: unknown %v, want %d", c.writes, c.reads, r.report.Unknown, c.unknown)
+		}
+	}
+}
+
+// keeper answers renewals with a TTL, or never.
+type keeper struct {
+	pb.LeaseClient
+	ttl int64
+}
+
+type keeping struct {
+	pb.Lease_LeaseKeepAliveClient
+	ctx context.Context
+	ttl int64
+}
+
+func (k keeper) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) (pb.Lease_LeaseKeepAliveClient, error) {
+	return keeping{ctx: ctx, ttl: k.ttl}, nil
+}
+
+func (keeping) Send(*pb.LeaseKeepAliveRequest) error { return nil }
+
+func (k keeping) Recv() (*pb.LeaseKeepAliveResponse, error) {
+	if k.ttl < 0 {
+		<-k.ctx.Done()
+		return nil, k.ctx.Err()
+	}
+	return &pb.LeaseKeepAliveResponse{TTL: k.ttl}, nil
+}
+
+func TestFencing_RefusedHolderIsAFindingIfItsLeaseGoesOn(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		ttl   int64
+		ended bool
+		want  int
+	}{{"the lease goes on", 2, false, 1}, {"the lease is over", 0, false, 0}, {"the load ended before the answer", -1, true, 0}} {
+		f := &fencing{r: &run{}, e: &etcds{nodes: []*etcdNode{{LeaseClient: keeper{ttl: c.ttl}}}}}
+		ctx, cancel := context.WithCancel(t.Context())
+		if c.ended {
+			cancel()
+		}
+		f.refusedHolder(ctx, "etcd-1", contender{token: 7})
+		cancel()
+		if got := f.r.report.Findings; len(got) != c.want {
+			t.Errorf("%s: %q, want %d findings", c.name, got, c.want)
+		}
+	}
+}
+
+func TestCheckTogether_ByHand(t *testing.T) {
+	for _, c := range []struct {
+		changes, events string
+		want            int
+	}{{"", "", 0}, {"3 3 7", "3 3 7", 0}, {"3 7", "3", 1}, {"3", "3 7", 1}, {"3 7", "3 9", 1}} {
+		if got := checkTogether("multi-1", strings.Fields(c.changes), strings.Fields(c.events)); len(got) != c.want {
+			t.Errorf("%q and %q: %q, want %d findings", c.changes, c.events, got, c.want)
+		}
+	}
+}
+
+// An election that the drill did not ask for gives leases their TTL again.
+func TestLeases_ElectionsAreNoted(t *testing.T) {
+	var term atomic.Uint64
+	term.Store(4)
+	var asked atomic.Int64
+	p := says(t, 1, func() engine.Status {
+		asked.Add(1)
+		return engine.Status{Shards: []engine.ShardStatus{{ID: 1, Leader: 1, Term: term.Load()}}}
+	})
+	l := &leases{start: time.Now()}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		l.watchTerms(ctx, p)
+	}()
+	until := func(what string, ok func() bool) {
+		for !ok() {
+			if !pause(ctx, time.Millisecond) {
+				t.Fatal(what)
+			}
+		}
+	}
+	stalls := func() []stall {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return slices.Clone(l.stalls)
+	}
+	until("the node is not asked", func() bool { return asked.Load() > 2 })
+	before := time.Since(l.start)
+	if got := stalls(); len(got) != 0 {
+		t.Errorf("stalls %v without an election", got)
+	}
+	term.Store(5)
+	until("the election is not noted", func() bool { return len(stalls()) > 0 })
+	cancel()
+	<-done
+	if got := stalls(); len(got) != 1 || got[0].from > before || got[0].to < before {
+		t.Errorf("stalls %v, want one around %v", got, before)
+	}
+}
+
+func TestMergeStalls_OneEventIsOneStall(t *testing.T) {
+	all := []stall{{10, 14}, {1, 3}, {2, 2}, {9, 12}, {14, 15}, {20, 21}}
+	if got, want := mergeStalls(all), []stall{{1, 3}, {9, 15}, {20, 21}}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// Watches that ended are judged while others go on, so that a long run does not keep what all of them saw.
+func TestWatching_MemoryOfLongRuns(t *testing.T) {
+	w := &watching{acked: map[int64]string{2: "a"}}
+	w.sessions = []watchSession{
+		{from: 2, ended: true, events: []seen{{2, "x"}}},
+		{from: 2, ended: true, events: []seen{{2, "a"}}},
+		{from: 2},
+	}
+	w.judge(1)
+	if len(w.sessions) != 1 || w.judged != 2 || len(w.findings) != 1 || w.withoutEnd != 0 {
+		t.Errorf("%d kept, %d judged, found %q, %d without end", len(w.sessions), w.judged, w.findings, w.withoutEnd)
+	}
+	w.judge(0)
+	if len(w.sessions) != 0 || w.judged != 3 || len(w.findings) != 1 || w.withoutEnd != 1 {
+		t.Errorf("%d kept, %d judged, found %q, %d without end", len(w.sessions), w.judged, w.findings, w.withoutEnd)
+	}
+}
+
+func TestHasOtherLeader_WhoSleepsIsNotAsked(t *testing.T) {
+	for _, c := range []struct {
+		leader shard.NodeID
+		want   bool
+	}{{0, false}, {1, false}, {3, true}} {
+		cl := &Cluster{}
+		for id := 1; id <= 3; id++ {
+			cl.Nodes = append(cl.Nodes, says(t, id, func() engine.Status {
+				if id == 1 {
+					t.Error("the node that sleeps was asked")
+				}
+				return engine.Status{Shards: []engine.ShardStatus{{ID: 1, Leader: c.leader}}}
+			}))
+		}
+		if got := cl.hasOtherLeader(t.Context(), cl.Nodes[0]); got != c.want {
+			t.Errorf("leader %d: %v, want %v", c.leader, got, c.want)
+		}
+	}
+}
