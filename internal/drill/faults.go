@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -119,16 +120,23 @@ func startAll(cl *Cluster) error {
 func checkUp(r *run, cl *Cluster) {
 	for _, p := range cl.Nodes {
 		if !p.Up() {
-			r.ended(p)
+			r.ended(cl, p)
 		}
 	}
 }
 
 // ended notes that a node ended by itself.
-func (r *run) ended(p *Process) {
-	if tail := p.LogTail(3); diskFull(tail) {
-		r.unknown("cluster", "node %d ended since its disk is full; the end of its log:\n%s", p.ID, tail)
-	} else {
+func (r *run) ended(cl *Cluster, p *Process) {
+	tail := p.LogTail(3)
+	if !slices.ContainsFunc(cl.Nodes, toldOfFullDisk) {
 		r.find(fmt.Sprintf("node %d ended by itself; the end of its log:\n%s", p.ID, tail))
+		return
 	}
+	r.unknown("cluster", "node %d ended since the disk is full; the end of its log:\n%s", p.ID, tail)
+}
+
+// toldOfFullDisk says whether a node's log tells that its disk is full. It is every node's disk, and one may not have been able to write even that.
+func toldOfFullDisk(p *Process) bool {
+	lines, _ := errorLines(logPath(p)) // what cannot be read is said elsewhere
+	return diskFull(p.LogTail(3)) || slices.ContainsFunc(lines, diskFull)
 }

@@ -6,6 +6,23 @@ import (
 	"testing"
 )
 
+// The log of a node is on the disk that is full.
+func TestLogs_FullDiskThatOnlyAnotherNodeCouldTellOf(t *testing.T) {
+	cl := &Cluster{}
+	for id, log := range []string{`{"level":"INFO"}`, "error: node stopped: write 1.seg: no space left on device\nbye\nbye\nbye\nbye"} {
+		p := &Process{ID: id + 1, Dir: t.TempDir()}
+		if err := os.WriteFile(logPath(p), []byte(log+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cl.Nodes = append(cl.Nodes, p)
+	}
+	r := &run{}
+	checkUp(r, cl)
+	if len(r.report.Findings) != 0 || len(r.report.Unknown) != 2 {
+		t.Errorf("found %q, unknown %q, want two unknown", r.report.Findings, r.report.Unknown)
+	}
+}
+
 // What the machine did to the run is no broken promise, and what was not looked at is not safe.
 func TestLogs_WhatTheyShow(t *testing.T) {
 	for _, c := range []struct {

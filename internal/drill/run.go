@@ -178,7 +178,7 @@ func (r *run) look(ctx context.Context, cl *Cluster) {
 	for _, p := range cl.Nodes {
 		// A damaged node may end, and says so to its supervisor.
 		if p.Fell() && r.Control == "" && !r.drill.disk {
-			r.ended(p)
+			r.ended(cl, p)
 		}
 	}
 	r.readLogs(cl)
