@@ -90,6 +90,9 @@ type loader struct {
 	tell func(text string)
 }
 
+// errImportStopped is what becomes of an import that Ctrl-C ends.
+var errImportStopped = exitError{code: exitInterrupted, msg: "interrupted: not everything is loaded; run it again with the same file, before clients come"}
+
 // loadPatience is how long a part is tried for: a leader may be elected meanwhile.
 const loadPatience = time.Minute
 
@@ -101,6 +104,9 @@ func (l *loader) part(p *etcd.Part) error {
 		again := errs.Is(err, errs.OutcomeUnknown) || errs.Is(err, errs.Unavailable) || errs.Is(err, errs.Overloaded)
 		if err == nil {
 			break
+		}
+		if l.ctx.Err() != nil {
+			return errImportStopped
 		}
 		if !again || time.Now().After(end) {
 			return err
@@ -114,7 +120,7 @@ func (l *loader) part(p *etcd.Part) error {
 		select {
 		case <-time.After(wait):
 		case <-l.ctx.Done():
-			return l.ctx.Err()
+			return errImportStopped
 		}
 		wait = min(2*wait, 2*time.Second)
 	}
