@@ -116,7 +116,7 @@ drill is safe and each control is violated, else 8, or 5 or 1 if nothing worse t
 			}
 			switch {
 			case f.all && (len(args) > 0 || f.Control != "" || f.Cycles > 0):
-				return errs.New(errs.Invalid, "--all runs every drill and every control; leave out the name, --control and --cycles")
+				return errs.New(errs.Invalid, "--all runs the drills and their controls; leave out the name, --control and --cycles")
 			case f.all:
 				return runAllDrills(cmd, &f, s)
 			case len(args) == 0:
@@ -143,7 +143,7 @@ drill is safe and each control is violated, else 8, or 5 or 1 if nothing worse t
 		},
 	}
 	fl := c.Flags()
-	fl.BoolVar(&f.all, "all", false, "run every drill and every control, each for a short time")
+	fl.BoolVar(&f.all, "all", false, "run every drill but kill-cycles, which is long, and every control, each for a short time")
 	fl.StringVar(&f.Control, "control", "", "switch this protection off; the drill must then find the fault")
 	fl.DurationVar(&f.For, "for", 0, "how long the load runs (default: see drill ls)")
 	fl.Uint64Var(&f.Seed, "seed", 1, "seed of load and faults")
