@@ -236,7 +236,7 @@ func TestElection_LostKeyOfALeaderIsFound(t *testing.T) {
 		began time.Time
 		want  int
 	}{{time.Now(), 1}, {time.Now().Add(-2 * herdTTL * time.Second), 0}} {
-		l := &election{e: &etcds{nodes: []*etcdNode{{KVClient: keyless{}}}}, began: c.began}
+		l := &election{e: &etcds{nodes: []*etcdNode{{KVClient: keyless{}}}}, began: c.began, ttl: herdTTL * time.Second}
 		if err := l.lead(t.Context(), contender{key: "herd/1", token: 7}, 1); err != nil {
 			t.Fatal(err)
 		}

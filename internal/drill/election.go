@@ -30,7 +30,7 @@ func electionDrill() Drill {
 const (
 	candidates = 200
 	herdName   = "herd"
-	// herdTTL outlives the drill, so that nobody has to renew.
+	// herdTTL is by how many seconds a candidate's lease outlives the load, so that nobody has to renew.
 	herdTTL = 600
 	// wakesMax is how many candidates a change of leader may wake on average.
 	wakesMax = 1.2
@@ -47,6 +47,8 @@ type election struct {
 	e     *etcds
 	seed  uint64
 	began time.Time
+	// ttl is that of candidates' leases.
+	ttl time.Duration
 
 	wakes, changes, restarts atomic.Int64
 	// mu guards reigns and lost, which are keys of leaders that were gone before these resigned.
@@ -66,7 +68,7 @@ func runElection(ctx context.Context, r *run) error {
 		return err
 	}
 	defer e.close()
-	l := &election{e: e, seed: r.Seed, began: time.Now()}
+	l := &election{e: e, seed: r.Seed, began: time.Now(), ttl: r.For + herdTTL*time.Second}
 	d := &disturber{cl: cl, r: r, rng: r.rng(1), faults: []fault{killLeader}, every: 2500 * time.Millisecond}
 	r.says(func() string {
 		return fmt.Sprintf("%d changes of leader, %d wake-ups; %d kills", l.changes.Load(), l.wakes.Load(), d.kills.Load())
@@ -88,9 +90,6 @@ func runElection(ctx context.Context, r *run) error {
 	err = d.run(ctx, time.Now().Add(r.For))
 	stop()
 	wg.Wait()
-	if err != nil {
-		return err
-	}
 	r.count("candidates", candidates)
 	r.count("changes of leader", l.changes.Load())
 	r.count("wake-ups", l.wakes.Load())
@@ -99,8 +98,8 @@ func runElection(ctx context.Context, r *run) error {
 	r.event("the load has ended; %d reigns are compared", len(l.reigns))
 	r.find(checkReigns(l.reigns)...)
 	r.find(l.lost...)
-	if r.Control != "" {
-		return nil
+	if err != nil || r.Control != "" {
+		return err
 	}
 	if n := l.changes.Load(); n < 20 {
 		r.unknown("cluster", "the election had %d leaders only", n)
@@ -118,7 +117,7 @@ func runElection(ctx context.Context, r *run) error {
 
 // stand stands for the election again and again, as etcd's package concurrency does.
 func (l *election) stand(ctx context.Context, who int) {
-	c, err := l.e.contend(ctx, herdName, int64(l.seed&0xffff)<<16|int64(who+1), herdTTL)
+	c, err := l.e.contend(ctx, herdName, int64(l.seed&0xffff)<<16|int64(who+1), int64(l.ttl.Seconds()))
 	for err == nil && ctx.Err() == nil {
 		if err = l.await(ctx, c, who); err != nil {
 			return
@@ -180,7 +179,7 @@ func (l *election) lead(ctx context.Context, c contender, who int) error {
 	for _, op := range []*pb.RequestOp{putOp(&pb.PutRequest{Key: []byte("herd-leader"), Value: fmt.Append(nil, who)}), deleteOp(c.key)} {
 		err := l.e.try(ctx, func(ctx context.Context, n *etcdNode) error {
 			r, err := n.Txn(ctx, &pb.TxnRequest{Compare: held, Success: []*pb.RequestOp{op}})
-			if err == nil && !r.Succeeded && op.GetRequestPut() != nil && time.Since(l.began) < herdTTL*time.Second {
+			if err == nil && !r.Succeeded && op.GetRequestPut() != nil && time.Since(l.began) < l.ttl {
 				// Nobody but itself deletes the key, whose lease goes on. An earlier try to resign may have done it, one to put cannot.
 				l.mu.Lock()
 				defer l.mu.Unlock()
@@ -243,6 +242,8 @@ func (l *election) usurp(ctx context.Context, who int) {
 
 // herd counts who would have been woken if each candidate watched the leader: all that waited at each change.
 func (l *election) herd(ctx context.Context) (woken int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
 	var last int64
 	err = l.e.try(ctx, func(ctx context.Context, n *etcdNode) error {
 		r, err := n.Put(ctx, &pb.PutRequest{Key: []byte(herdName + "/~")})
@@ -254,10 +255,11 @@ func (l *election) herd(ctx context.Context) (woken int64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	// A long history takes several tries, each of which goes on where the one before ended.
+	waiting := map[string]bool{}
+	from := int64(1)
 	err = l.e.try(ctx, func(ctx context.Context, n *etcdNode) error {
-		woken = 0
-		waiting := map[string]bool{}
-		w, err := n.follow(ctx, &pb.WatchCreateRequest{Key: []byte(herdName + "/"), RangeEnd: prefixEnd(herdName + "/"), StartRevision: 1})
+		w, err := n.follow(ctx, &pb.WatchCreateRequest{Key: []byte(herdName + "/"), RangeEnd: prefixEnd(herdName + "/"), StartRevision: from})
 		for err == nil {
 			var r *pb.WatchResponse
 			if r, err = w.Recv(); err != nil {
@@ -267,6 +269,7 @@ func (l *election) herd(ctx context.Context) (woken int64, err error) {
 				if ev.Kv.ModRevision >= last {
 					return nil
 				}
+				from = ev.Kv.ModRevision + 1
 				if ev.Type == mvccpb.DELETE {
 					delete(waiting, string(ev.Kv.Key))
 					woken += int64(len(waiting))

@@ -4,14 +4,20 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/quorate/quorate/internal/engine"
+	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -174,4 +180,96 @@ func TestHasOtherLeader_WhoSleepsIsNotAsked(t *testing.T) {
 			t.Errorf("leader %d: %v, want %v", c.leader, got, c.want)
 		}
 	}
+}
+
+// deaf is a node that answers nothing.
+type deaf struct{ pb.KVClient }
+
+func (deaf) Put(context.Context, *pb.PutRequest, ...grpc.CallOption) (*pb.PutResponse, error) {
+	return nil, status.Error(codes.Unavailable, "no leader")
+}
+
+// A cluster that does not come back ends a drill, with what was found until then.
+func TestWatching_ClusterThatDoesNotComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		w := &watching{e: &etcds{nodes: []*etcdNode{{KVClient: deaf{}}}}, acked: map[int64]string{}}
+		if err := w.end(ctx, false, &sync.WaitGroup{}); !errs.Is(err, errs.Unavailable) || ctx.Err() != nil {
+			t.Errorf("got %v, want an end in time", err)
+		}
+		w.sessions = []watchSession{{from: 2, silent: true}, {from: 2, ended: true, events: []seen{{3, "x"}}}}
+		if w.judge(0); len(w.findings) != 1 || !strings.Contains(w.findings[0], "events are missing") {
+			t.Errorf("found %q, want the gap, and no silence where nothing was written", w.findings)
+		}
+	})
+}
+
+func TestElection_ClusterThatDoesNotComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		l := &election{e: &etcds{nodes: []*etcdNode{{KVClient: deaf{}}}}}
+		if _, err := l.herd(ctx); !errs.Is(err, errs.Unavailable) || ctx.Err() != nil {
+			t.Errorf("got %v, want an end in time", err)
+		}
+	})
+}
+
+// slow is a node that shows two events of its history, or what is left of it, and then breaks the stream.
+type slow struct {
+	pb.KVClient
+	pb.WatchClient
+	history []*mvccpb.Event
+}
+
+type slowStream struct {
+	pb.Watch_WatchClient
+	n    *slow
+	from int64
+	done bool
+}
+
+func (s *slow) Put(context.Context, *pb.PutRequest, ...grpc.CallOption) (*pb.PutResponse, error) {
+	return &pb.PutResponse{Header: &pb.ResponseHeader{Revision: s.history[len(s.history)-1].Kv.ModRevision}}, nil
+}
+
+func (s *slow) Watch(context.Context, ...grpc.CallOption) (pb.Watch_WatchClient, error) {
+	return &slowStream{n: s}, nil
+}
+
+func (s *slowStream) Send(r *pb.WatchRequest) error {
+	s.from = r.GetCreateRequest().StartRevision
+	return nil
+}
+
+func (s *slowStream) Recv() (*pb.WatchResponse, error) {
+	if s.done {
+		return nil, status.Error(codes.DeadlineExceeded, "time is up")
+	}
+	s.done = true
+	var shown []*mvccpb.Event
+	for _, e := range s.n.history {
+		if e.Kv.ModRevision >= s.from && len(shown) < 2 {
+			shown = append(shown, e)
+		}
+	}
+	return &pb.WatchResponse{Events: shown}, nil
+}
+
+// The history of a long run does not fit into one try.
+func TestElection_LongHistoryIsReadInParts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		at := func(rev int64, typ mvccpb.Event_EventType, key string) *mvccpb.Event {
+			return &mvccpb.Event{Type: typ, Kv: &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev}}
+		}
+		s := &slow{history: []*mvccpb.Event{
+			at(2, mvccpb.PUT, "herd/1"), at(3, mvccpb.PUT, "herd/2"), at(4, mvccpb.PUT, "herd/3"), at(6, mvccpb.DELETE, "herd/1"), at(8, mvccpb.DELETE, "herd/2"),
+			at(9, mvccpb.PUT, "herd/~"),
+		}}
+		l := &election{e: &etcds{nodes: []*etcdNode{{KVClient: s, WatchClient: s}}}}
+		if n, err := l.herd(t.Context()); err != nil || n != 3 {
+			t.Errorf("%d woken, %v; want 2 and then 1", n, err)
+		}
+	})
 }

@@ -66,8 +66,8 @@ type watching struct {
 	e *etcds
 	// drop and silence are what the controls do.
 	drop, silence bool
-	// ending is set when no watch is begun any more.
-	ending atomic.Bool
+	// ending is set when no watch is begun any more, waited when every watch had the time to see the end.
+	ending, waited atomic.Bool
 
 	// newest and compacted are what is known of the key space; they lag.
 	newest, compacted atomic.Int64
@@ -124,9 +124,6 @@ func runWatches(ctx context.Context, r *run) error {
 	}
 	stopWatching()
 	watches.Wait()
-	if err != nil {
-		return err
-	}
 	r.count("writes acknowledged", int64(len(w.acked)))
 	r.count("events noted", w.noted.Load())
 	w.judge(0)
@@ -138,8 +135,8 @@ func runWatches(ctx context.Context, r *run) error {
 	r.event("the load has ended; %d watches were checked", w.judged)
 	r.find(w.twice...)
 	r.find(w.findings...)
-	if r.Control != "" {
-		return nil
+	if err != nil || r.Control != "" {
+		return err
 	}
 	if n := w.withoutEnd; n > 0 {
 		r.unknown("cluster", "%d watches did not come to the last write, and their streams broke", n)
@@ -154,7 +151,9 @@ func runWatches(ctx context.Context, r *run) error {
 // end writes once more, and waits until every watch has seen that, for as long as it may take. In a run with a control that is not long.
 func (w *watching) end(ctx context.Context, control bool, watches *sync.WaitGroup) error {
 	w.ending.Store(true)
-	err := w.e.try(ctx, func(ctx context.Context, n *etcdNode) error {
+	pctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+	err := w.e.try(pctx, func(ctx context.Context, n *etcdNode) error {
 		r, err := n.Put(ctx, &pb.PutRequest{Key: []byte("w/0"), Value: []byte(lastValue)})
 		if err == nil {
 			w.ack(r.Header.Revision, lastValue)
@@ -181,6 +180,7 @@ func (w *watching) end(ctx context.Context, control bool, watches *sync.WaitGrou
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	w.waited.Store(true)
 	return nil
 }
 
@@ -191,6 +191,8 @@ func (w *watching) judge(last int) {
 	n := max(0, len(w.sessions)-last)
 	for i := range w.sessions[:n] {
 		s := &w.sessions[i]
+		// There was nothing to see if the end was not written, and no time for it if it was not waited for.
+		s.silent = s.silent && w.waited.Load()
 		if f := checkWatch(s, w.acked, w.letGo.Load()); len(w.findings) < findingsMax {
 			w.findings = append(w.findings, f...)
 		}
