@@ -70,6 +70,10 @@ func runBitFlip(ctx context.Context, r *run) error {
 	}
 	b := &flipper{r: r, cl: cl, l: l, rng: r.rng(1), rebuilt: &rebuilt, restarts: &restarts}
 	for end := time.Now().Add(r.For); cycles.Load() == 0 || time.Now().Before(end) && (r.Cycles == 0 || int(cycles.Load()) < r.Cycles); {
+		if l.full() {
+			r.endsEarly()
+			break
+		}
 		if !pause(ctx, time.Duration(300+b.rng.IntN(700))*time.Millisecond) {
 			return ctx.Err()
 		}

@@ -28,13 +28,19 @@ type disturber struct {
 	// faults are drawn from with equal chance; every is the time between two, give or take a third.
 	faults []fault
 	every  time.Duration
+	// full says that the load has come to the bound of what is remembered, so that it rests. It may be nil.
+	full func() bool
 
 	kills, pauses atomic.Int64
 }
 
-// run disturbs until end. When it returns every node runs again, though perhaps it is not ready yet.
+// run disturbs until end, or until there is no load any more to disturb. When it returns every node runs again, though perhaps it is not ready yet.
 func (d *disturber) run(ctx context.Context, end time.Time) error {
 	for {
+		if d.full != nil && d.full() {
+			d.r.endsEarly()
+			return nil
+		}
 		wait := d.every*2/3 + time.Duration(d.rng.Int64N(int64(d.every)*2/3))
 		if time.Now().Add(wait).After(end) {
 			pause(ctx, time.Until(end))

@@ -34,7 +34,7 @@ func runLeaderKill(ctx context.Context, r *run) error {
 	}
 	defer cl.Close()
 	g := &registers{addrs: cl.redis(), clients: 3 * len(cl.Nodes), seed: r.Seed, start: r.start}
-	d := &disturber{cl: cl, r: r, rng: r.rng(1), faults: []fault{killLeader, killLeader, killRandom, pauseLeader}, every: 1500 * time.Millisecond}
+	d := &disturber{cl: cl, r: r, rng: r.rng(1), faults: []fault{killLeader, killLeader, killRandom, pauseLeader}, every: 1500 * time.Millisecond, full: g.full}
 	lctx, stop := context.WithCancel(ctx)
 	defer stop()
 	g.run(lctx)

@@ -54,6 +54,8 @@ const (
 	// ledgerMax bounds the memory of a ledger; past it the workers rest.
 	ledgerMax  = 3_000_000
 	latestKept = 64
+	// ledgerSpare is more than is written between two looks at the ledger.
+	ledgerSpare = 100_000
 )
 
 func (l *ledger) run(ctx context.Context) {
@@ -102,6 +104,9 @@ func (l *ledger) work(ctx context.Context, w int) {
 		pause(ctx, time.Duration(5+rng.IntN(20))*time.Millisecond)
 	}
 }
+
+// full says that the load is to end: what is left is for the time that nodes take to come back.
+func (l *ledger) full() bool { return l.next.Load() >= ledgerMax-ledgerSpare }
 
 func (l *ledger) write(cl *redis.Client) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Second)

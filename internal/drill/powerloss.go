@@ -52,6 +52,10 @@ func runPowerLoss(ctx context.Context, r *run) error {
 		r.count("longest time from start to first write, ms", longest.Milliseconds())
 	}()
 	for end := time.Now().Add(r.For); cycles.Load() == 0 || time.Now().Before(end) && (r.Cycles == 0 || int(cycles.Load()) < r.Cycles); {
+		if l.full() {
+			r.endsEarly()
+			break
+		}
 		if !pause(ctx, time.Duration(400+rng.IntN(1200))*time.Millisecond) {
 			return ctx.Err()
 		}

@@ -121,6 +121,11 @@ func (r *run) unknown(kind, format string, args ...any) {
 	r.report.Unknown = append(r.report.Unknown, Reason{kind, fmt.Sprintf(format, args...)})
 }
 
+// endsEarly notes that the load has come to the bound of what a drill remembers: to break nodes without load would show nothing.
+func (r *run) endsEarly() {
+	r.event("the load has come to the bound of what is remembered; it ends here")
+}
+
 // happened notes that a run shows nothing if what it is about did not happen: it was too short, or the cluster never came to it.
 func (r *run) happened(n int64, what string) {
 	if n == 0 && r.Control == "" {

@@ -273,3 +273,23 @@ func TestElection_LongHistoryIsReadInParts(t *testing.T) {
 		}
 	})
 }
+
+// Past the bound of what a drill remembers the load rests. Then nodes are not broken any more, and are not waited for to take writes.
+func TestFull_LoadAtItsBoundEndsTheRun(t *testing.T) {
+	l, w, g := &ledger{}, &watching{}, &registers{}
+	if l.full() || w.full() || g.full() {
+		t.Error("full from the start")
+	}
+	l.next.Store(ledgerMax - ledgerSpare)
+	w.newest.Store(revisionsMax)
+	g.operations = operationsMax
+	for name, full := range map[string]func() bool{"ledger": l.full, "watches": w.full, "registers": g.full} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &disturber{r: &run{}, rng: (&run{}).rng(1), every: time.Second, full: full}
+			began := time.Now()
+			if err := d.run(t.Context(), began.Add(time.Hour)); err != nil || time.Since(began) > 0 || len(d.r.report.Events) != 1 {
+				t.Errorf("%s: %v after %v, %v", name, err, time.Since(began), d.r.report.Events)
+			}
+		})
+	}
+}

@@ -97,7 +97,7 @@ func runWatches(ctx context.Context, r *run) error {
 		return err
 	}
 	defer w.e.close()
-	d := &disturber{cl: cl, r: r, rng: r.rng(1), faults: []fault{killLeader}, every: 2500 * time.Millisecond}
+	d := &disturber{cl: cl, r: r, rng: r.rng(1), faults: []fault{killLeader}, every: 2500 * time.Millisecond, full: w.full}
 	r.says(func() string {
 		return fmt.Sprintf("revision %d, compacted to %d; %d events noted over %d streams, %d watches told of a compaction; %d kills",
 			w.newest.Load(), w.compacted.Load(), w.noted.Load(), w.streams.Load(), w.told.Load(), d.kills.Load())
@@ -211,9 +211,11 @@ const silentAfter = 5 * time.Second
 // wgID tells the goroutines of groups of different sizes apart.
 func wgID(group, i int) int { return group*100 + i }
 
+func (w *watching) full() bool { return w.newest.Load() >= revisionsMax }
+
 // write puts one value after the other. Everything that changes the key space is such a put: its revisions have no holes.
 func (w *watching) write(ctx context.Context, rng *rand.Rand, i int) {
-	for n := 0; ctx.Err() == nil && w.newest.Load() < revisionsMax; n++ {
+	for n := 0; ctx.Err() == nil && !w.full(); n++ {
 		v := fmt.Sprintf("%d/%d", i, n)
 		actx, cancel := context.WithTimeout(ctx, attempt)
 		r, err := w.e.any().Put(actx, &pb.PutRequest{Key: fmt.Appendf(nil, "w/%d", rng.IntN(50)), Value: []byte(v)})

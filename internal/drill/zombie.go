@@ -52,6 +52,10 @@ func runZombie(ctx context.Context, r *run) error {
 	rng := r.rng(1)
 	var waiting sync.WaitGroup
 	for end := time.Now().Add(r.For); ; {
+		if g.full() {
+			r.endsEarly()
+			break
+		}
 		if !pause(ctx, time.Duration(400+rng.IntN(400))*time.Millisecond) || time.Now().Add(zombieSleep).After(end) {
 			break
 		}
