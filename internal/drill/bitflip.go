@@ -185,7 +185,7 @@ func (b *flipper) compare(ctx context.Context, victim *Process, before uint64, b
 	if err := b.cl.WaitWhole(ctx, settleLimit); err != nil {
 		return err
 	}
-	if after := replicaOf(ctx, victim); after != before {
+	if wasRebuilt(before, replicaOf(ctx, victim)) {
 		b.rebuilt.Add(1)
 		b.r.event("node %d was rebuilt; whole and compared after %d ms", victim.ID, time.Since(began).Milliseconds())
 	} else {
@@ -260,6 +260,9 @@ func lastWords(p *Process) string {
 	}
 	return lines[len(lines)-1]
 }
+
+// wasRebuilt compares ids of replicas. Of what is not known it says no: a node that could not be asked counts for nothing.
+func wasRebuilt(before, after uint64) bool { return before != 0 && after != 0 && before != after }
 
 // replicaOf returns the id of the node's replica of the first shard, which changes when it is rebuilt; 0 if not known.
 func replicaOf(ctx context.Context, p *Process) uint64 {

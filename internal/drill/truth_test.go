@@ -293,3 +293,14 @@ func TestFull_LoadAtItsBoundEndsTheRun(t *testing.T) {
 		})
 	}
 }
+
+func TestWasRebuilt_NotWhatIsNotKnown(t *testing.T) {
+	for _, c := range []struct {
+		before, after uint64
+		want          bool
+	}{{1, 1, false}, {1, 2, true}, {0, 2, false}, {1, 0, false}} {
+		if got := wasRebuilt(c.before, c.after); got != c.want {
+			t.Errorf("from %d to %d: %v, want %v", c.before, c.after, got, c.want)
+		}
+	}
+}
