@@ -165,7 +165,7 @@ has no effect; what would weaken a promise is refused.`,
 				return err
 			}
 			tellIgnored(cmd.Flags(), log)
-			return server.Run(cmd.Context(), cfg, version, env.Real(), log, func(s *server.Server) {
+			return runNode(cmd.Context(), cfg, log, func(s *server.Server) {
 				log.Info("serving client traffic", "address", s.Addr().Etcd)
 				log.Info(etcdReady, "address", s.Addr().Etcd)
 			})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/server"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -48,7 +50,7 @@ func newServer() *cobra.Command {
 			if err := dropReadyFile(readyFile); err != nil {
 				return err
 			}
-			return server.Run(cmd.Context(), cfg, version, env.Real(), log, func(s *server.Server) {
+			return runNode(cmd.Context(), cfg, log, func(s *server.Server) {
 				log.Info("ready", "redis", s.Addr().Redis, "kafka", s.Addr().Kafka, "etcd", s.Addr().Etcd, "http", s.Addr().HTTP, "peer", s.Addr().Peer)
 				if readyFile != "" {
 					if err := writeFileAtomic(readyFile, []byte(s.Addr().HTTP+"\n")); err != nil {
@@ -62,6 +64,12 @@ func newServer() *cobra.Command {
 	c.Flags().StringVar(&readyFile, "ready-file", "", "file to write the http address to once the node is ready")
 	logs.add(c, "info")
 	return c
+}
+
+// runNode runs a node in this process until ctx ends. All that is logged goes to log.
+func runNode(ctx context.Context, cfg server.Config, log *slog.Logger, ready func(*server.Server)) error {
+	etcd.LogGRPC(log)
+	return server.Run(ctx, cfg, version, env.Real(), log, ready)
 }
 
 // dropReadyFile removes what an earlier node has left: whoever looks must not take that for this one's.
@@ -132,7 +140,7 @@ func newDev() *cobra.Command {
 					*p.addr = free
 				}
 			}
-			err = server.Run(cmd.Context(), cfg, version, env.Real(), log, func(s *server.Server) {
+			err = runNode(cmd.Context(), cfg, log, func(s *server.Server) {
 				devBanner(cmd.OutOrStdout(), cfg, s, moved, time.Since(start))
 				if readyFile != "" {
 					if err := writeFileAtomic(readyFile, []byte(s.Addr().HTTP+"\n")); err != nil {

@@ -244,8 +244,8 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	})
 	s.registerRecipes(to)
 	grpc_health_v1.RegisterHealthServer(to, health.NewServer())
-	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout}
-	s.looks = &http.Server{Handler: s.pages(), ReadHeaderTimeout: cfg.HelloTimeout}
+	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelError)}
+	s.looks = &http.Server{Handler: s.pages(), ReadHeaderTimeout: cfg.HelloTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelError)}
 	for _, f := range []func(){
 		func() { _ = s.http.Serve(s.toHTTP) }, func() { _ = s.looks.Serve(s.toPages) }, s.feed.run, s.rights.run, s.watchLeader,
 	} {
