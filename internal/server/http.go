@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -26,6 +27,7 @@ import (
 
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/protocol/conns"
 	"github.com/quorate/quorate/internal/protocol/etcd"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -101,8 +103,14 @@ const (
 	httpHeaderBytesMax = 64 << 10
 )
 
-// httpServer serves h within the bounds.
-func httpServer(h http.Handler) *http.Server {
+// httpPort serves the HTTP port.
+type httpPort struct {
+	*http.Server
+	handlers conns.Handlers
+}
+
+// newHTTPPort serves h within the bounds.
+func newHTTPPort(h http.Handler, log *slog.Logger) *httpPort {
 	bounded := func(w http.ResponseWriter, r *http.Request) {
 		end := time.Now().Add(httpRequestTimeout)
 		if strings.HasPrefix(r.URL.Path, "/debug/pprof/") {
@@ -115,9 +123,29 @@ func httpServer(h http.Handler) *http.Server {
 		}
 		h.ServeHTTP(w, r)
 	}
-	return &http.Server{
-		Handler: http.HandlerFunc(bounded), ReadHeaderTimeout: httpHeaderTimeout, IdleTimeout: httpIdleTimeout, MaxHeaderBytes: httpHeaderBytesMax,
+	p := &httpPort{}
+	p.Server = &http.Server{
+		Handler: p.handlers.Counted(http.HandlerFunc(bounded)), ReadHeaderTimeout: httpHeaderTimeout, IdleTimeout: httpIdleTimeout, MaxHeaderBytes: httpHeaderBytesMax,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError),
 	}
+	return p
+}
+
+// serve serves at most so many connections at a time.
+func (p *httpPort) serve(ln net.Listener, most int) error {
+	few := newFewListener(ln, most)
+	p.ConnState = few.state
+	return p.Serve(few)
+}
+
+// close lets what is under way go on for some time, ends it, and waits for it: handlers look at the disk.
+func (p *httpPort) close(late time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), late)
+	defer cancel()
+	if err := p.Shutdown(ctx); err != nil {
+		_ = p.Close()
+	}
+	p.handlers.Wait()
 }
 
 // LoadType is the content type of a part of a load (etcd.Part). A web page cannot send it to another site unasked.

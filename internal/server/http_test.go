@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -9,6 +11,8 @@ import (
 	"net/http/httptest"
 	"reflect"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -85,17 +89,131 @@ func TestHTTPPort_ConnectionsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := ask(dial()); err == nil {
-		t.Errorf("more than %d connections are open", httpConnectionsMax)
+	// A monitor finds room, however many are idle, and those that asked last keep theirs.
+	if err := ask(dial()); err != nil {
+		t.Errorf("with %d idle connections: %v", httpConnectionsMax, err)
 	}
-	if err := open[0].Close(); err != nil {
+	if _, err := open[0].Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection that was idle longest: %v, want that it was closed", err)
+	}
+	for _, c := range open[2:] {
+		if err := ask(c); err != nil {
+			t.Fatalf("a connection that was idle for less time: %v", err)
+		}
+	}
+}
+
+// A connection whose request is under way makes way for nobody; one that has sent no whole header, or is idle, does.
+func TestHTTPPort_WhoAsksKeepsItsPlace(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	p := newHTTPPort(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		entered <- struct{}{}
+		<-release
+	}), slog.New(slog.DiscardHandler))
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
 		t.Fatal(err)
 	}
-	// The server notices in its own time.
-	for end := time.Now().Add(time.Minute); ask(dial()) != nil; {
-		if time.Now().After(end) {
-			t.Fatal("the place of a connection that was closed is not given again")
+	served := make(chan error, 1)
+	go func() { served <- p.serve(ln, 2) }()
+	dial := func(say string) *bufio.Reader {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
 		}
+		t.Cleanup(func() { _ = c.Close() })
+		if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, say); err != nil {
+			t.Fatal(err)
+		}
+		return bufio.NewReader(c)
+	}
+	closed := func(c *bufio.Reader) {
+		t.Helper()
+		if _, err := c.ReadByte(); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("read: %v, want that it was closed", err)
+		}
+	}
+	const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+	one := dial(request)
+	<-entered
+	silent := dial("GET / HTTP/1.1\r\nHost:")
+	two := dial(request)
+	<-entered
+	closed(silent)
+	closed(dial(request))
+	close(release)
+	for _, c := range []*bufio.Reader{one, two} {
+		if line, err := c.ReadString('\n'); err != nil || !strings.Contains(line, "200") {
+			t.Errorf("%q, %v", line, err)
+		}
+	}
+	p.close(time.Minute)
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		t.Error(err)
+	}
+}
+
+// What a handler looks at is closed behind the port: it must have returned, though its client is gone and its time is over.
+func TestHTTPPort_CloseWaitsForHandlers(t *testing.T) {
+	entered := make(chan struct{})
+	var returned atomic.Bool
+	p := newHTTPPort(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(entered)
+		<-r.Context().Done()
+		// It has something to do yet.
+		time.Sleep(100 * time.Millisecond)
+		returned.Store(true)
+	}), slog.New(slog.DiscardHandler))
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- p.serve(ln, 2) }()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // a test's
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	<-entered
+	p.close(time.Millisecond)
+	if !returned.Load() {
+		t.Error("the port is closed, and a handler runs")
+	}
+	<-served
+}
+
+// A handler that panics is an error of the node's, in the log's form.
+func TestHTTPPort_PanicsAreLogged(t *testing.T) {
+	var log strings.Builder
+	p := newHTTPPort(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("broken") }), slog.New(slog.NewTextHandler(&log, nil)).With("node", 1))
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- p.serve(ln, 2) }()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // a test's
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(c); err != nil || len(b) > 0 {
+		t.Errorf("answered with %q, %v", b, err)
+	}
+	p.close(time.Minute)
+	<-served
+	if text := log.String(); !strings.Contains(text, "level=ERROR") || !strings.Contains(text, "node=1") || !strings.Contains(text, "broken") {
+		t.Errorf("the log has %q", text)
 	}
 }
 

@@ -4,8 +4,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/quorate/quorate/internal/env"
@@ -223,11 +223,19 @@ func (u *unread) Read(b []byte) (int, error) {
 	return u.Conn.Read(b)
 }
 
-// fewListener bounds how many connections are open: the next one is closed.
+// fewListener bounds how many connections of an http.Server are open. When one more comes, that which has asked nothing for the longest time makes way:
+// it is idle, or has said nothing yet. If there is none, the new one is closed.
 type fewListener struct {
 	net.Listener
-	max  int64
-	open atomic.Int64
+	max int
+
+	mu sync.Mutex
+	// open are the connections that are open, and since when each asks nothing; the zero time says that it does ask. Guarded by mu.
+	open map[*oneOfFew]time.Time
+}
+
+func newFewListener(ln net.Listener, most int) *fewListener {
+	return &fewListener{Listener: ln, max: most, open: map[*oneOfFew]time.Time{}}
 }
 
 // Accept implements net.Listener.
@@ -237,23 +245,64 @@ func (l *fewListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.open.Add(1) <= l.max {
-			return &oneOfFew{Conn: nc, open: &l.open}, nil
+		if c := (&oneOfFew{Conn: nc, of: l}); l.enter(c) {
+			return c, nil
 		}
-		l.open.Add(-1)
 		_ = nc.Close()
+	}
+}
+
+// enter counts a connection if there is room for it, or if another makes way.
+func (l *fewListener) enter(c *oneOfFew) bool {
+	l.mu.Lock()
+	var out *oneOfFew
+	if len(l.open) >= l.max {
+		for c, since := range l.open {
+			if !since.IsZero() && (out == nil || since.Before(l.open[out])) {
+				out = c
+			}
+		}
+		if out == nil {
+			l.mu.Unlock()
+			return false
+		}
+		delete(l.open, out)
+	}
+	l.open[c] = time.Now()
+	l.mu.Unlock()
+	if out != nil {
+		_ = out.Close()
+	}
+	return true
+}
+
+// state is for http.Server.ConnState. A request counts as one when its header is complete.
+func (l *fewListener) state(nc net.Conn, st http.ConnState) {
+	c, ok := nc.(*oneOfFew)
+	if !ok || st != http.StateActive && st != http.StateIdle {
+		return
+	}
+	since := time.Time{}
+	if st == http.StateIdle {
+		since = time.Now()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, open := l.open[c]; open {
+		l.open[c] = since
 	}
 }
 
 // oneOfFew is a connection that counts until it is closed.
 type oneOfFew struct {
 	net.Conn
-	open *atomic.Int64
-	once sync.Once
+	of *fewListener
 }
 
 // Close implements net.Conn.
 func (c *oneOfFew) Close() error {
-	c.once.Do(func() { c.open.Add(-1) })
+	c.of.mu.Lock()
+	delete(c.of.open, c)
+	c.of.mu.Unlock()
 	return c.Conn.Close()
 }

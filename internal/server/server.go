@@ -44,7 +44,7 @@ type Server struct {
 	kafka  *kafka.Server
 	// etcd are the servers of the spaces that have one, by name.
 	etcd map[string]*etcd.Server
-	http *http.Server
+	http *httpPort
 	addr Listen
 	// spaceAddr are the addresses of spaces beside the first.
 	spaceAddr map[string]string
@@ -263,10 +263,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	}, s.engine, log, reg)
 	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version, CloseTimeout: lastAnswers, Requests: s.requests, Answers: s.redisAnswers, WriteAnswers: s.redisWrites}, s.engine, s.kafka.Topics(), log, reg)
 	s.startEtcd(cfg.servesEtcd(), jwt, log, reg)
-	s.http = httpServer(s.mux(reg))
-	if httpLn != nil {
-		httpLn = &fewListener{Listener: httpLn, max: httpConnectionsMax}
-	}
+	s.http = newHTTPPort(s.mux(reg), log)
 	s.serve(redisLn, kafkaLn, httpLn)
 	return s, nil
 }
@@ -361,7 +358,7 @@ func (s *Server) serve(redisLn, kafkaLn, httpLn net.Listener) {
 			start("etcd", d.Listener, func(ln net.Listener) error { return s.etcd[name].ServeScope(ln, d.scope) })
 		}
 	}
-	start("http", httpLn, s.http.Serve)
+	start("http", httpLn, func(ln net.Listener) error { return s.http.serve(ln, httpConnectionsMax) })
 	go func() {
 		for range n {
 			<-done
@@ -427,13 +424,7 @@ func (s *Server) close() error {
 	for _, e := range s.etcd {
 		ports.Go(e.Close)
 	}
-	ports.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), lastAnswers)
-		defer cancel()
-		if err := s.http.Shutdown(ctx); err != nil {
-			_ = s.http.Close()
-		}
-	})
+	ports.Go(func() { s.http.close(lastAnswers) })
 	ports.Wait()
 	err := errors.Join(kafkaErr, s.engine.Close(), s.dir.Close())
 	<-s.serves
