@@ -168,8 +168,14 @@ func (s *Server) load(w http.ResponseWriter, r *http.Request) {
 		fail(http.StatusUnsupportedMediaType, errs.New(errs.Invalid, "the content type is not %s", LoadType))
 		return
 	}
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, etcd.LoadBytesMax))
-	if err != nil {
+	body := s.requests.Body(r.Body)
+	defer body.Give()
+	b, err := io.ReadAll(http.MaxBytesReader(w, body, etcd.LoadBytesMax))
+	switch {
+	case errs.Is(err, errs.Overloaded):
+		fail(http.StatusServiceUnavailable, err)
+		return
+	case err != nil:
 		fail(http.StatusBadRequest, errs.Wrap(errs.Invalid, err, "read the request"))
 		return
 	}

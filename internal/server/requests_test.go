@@ -13,7 +13,7 @@ import (
 
 // What is begun on one port and on another counts together.
 func TestRequests_OfAllPortsCount(t *testing.T) {
-	s, err := Start(Config{Listen: Listen{Redis: "127.0.0.1:0", Etcd: "127.0.0.1:0"}}, "test", env.Real(), slog.New(slog.DiscardHandler))
+	s, err := Start(Config{Listen: Listen{Redis: "127.0.0.1:0", Etcd: "127.0.0.1:0", HTTP: "127.0.0.1:0"}}, "test", env.Real(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -22,6 +22,7 @@ func TestRequests_OfAllPortsCount(t *testing.T) {
 	for addr, begin := range map[string]string{
 		s.Addr().Redis: "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1000000\r\n",
 		s.Addr().Etcd:  "POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{\"key\": \"",
+		s.Addr().HTTP:  "POST /etcd/load HTTP/1.1\r\nHost: x\r\nContent-Type: " + LoadType + "\r\nContent-Length: 1000000\r\n\r\n",
 	} {
 		nc, err := net.Dial("tcp", addr)
 		if err != nil {

@@ -1,8 +1,12 @@
 package conns
 
 import (
+	"io"
 	"math"
+	"sync"
 	"sync/atomic"
+
+	"github.com/quorate/quorate/internal/errs"
 )
 
 // Budget bounds the bytes that the connections of a node hold together of requests that are not complete, or wait. What one holds up to heldFree does
@@ -64,4 +68,40 @@ func (h *Holder) Hold(n int) bool {
 func (h *Holder) Give(n int) {
 	now := h.held.Add(-int64(n))
 	h.budget.change(now+int64(n), now)
+}
+
+// Body is the body of an HTTP request, which is in memory whole when it has been read. Whoever reads it may go on after Give.
+type Body struct {
+	io.ReadCloser
+	holder *Holder
+	// mu guards what follows: what has been counted, and whether nobody wants it any more.
+	mu    sync.Mutex
+	n     int
+	given bool
+}
+
+// Body returns one whose bytes count until Give.
+func (b *Budget) Body(r io.ReadCloser) *Body { return &Body{ReadCloser: r, holder: b.Holder()} }
+
+// Read implements io.Reader. It fails when there is no room for what it has read.
+func (b *Body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.given:
+		return 0, io.ErrClosedPipe
+	case !b.holder.Hold(n):
+		return 0, errs.New(errs.Overloaded, "more than %d bytes of requests wait on this node; try again later, use smaller requests, or another node", b.holder.budget.Max())
+	}
+	b.n += n
+	return n, err
+}
+
+// Give gives back what was counted.
+func (b *Body) Give() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.holder.Give(b.n)
+	b.n, b.given = 0, true
 }

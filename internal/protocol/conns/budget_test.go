@@ -1,10 +1,14 @@
 package conns
 
 import (
+	"io"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
+
+	"github.com/quorate/quorate/internal/errs"
 )
 
 func TestBudget_WhatEachHasOfItsOwnDoesNotCount(t *testing.T) {
@@ -51,5 +55,21 @@ func TestBudget_CountsRight(t *testing.T) {
 	var none *Budget
 	if !none.Holder().Hold(math.MaxInt32) {
 		t.Error("no budget bounds something")
+	}
+}
+
+// Who reads a body may do so when nobody wants it any more. Nothing of that counts.
+func TestBody_CountsUntilGiven(t *testing.T) {
+	b := NewBudget(100)
+	r := b.Body(io.NopCloser(strings.NewReader(strings.Repeat("x", 2*heldFree))))
+	if n, err := io.ReadFull(r, make([]byte, heldFree+100)); err != nil || b.Used() != 100 {
+		t.Fatalf("%d bytes, %v, %d used", n, err, b.Used())
+	}
+	if n, err := r.Read(make([]byte, 1)); n != 0 || !errs.Is(err, errs.Overloaded) || b.Used() != 100 {
+		t.Errorf("more than there is: %d bytes, %v, %d used", n, err, b.Used())
+	}
+	r.Give()
+	if n, err := r.Read(make([]byte, 1)); n != 0 || err == nil || b.Used() != 0 || r.holder.Held() != 0 {
+		t.Errorf("afterwards: %d bytes, %v, %d used, %d held", n, err, b.Used(), r.holder.Held())
 	}
 }

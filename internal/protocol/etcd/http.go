@@ -3,12 +3,14 @@ package etcd
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"net"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -22,13 +24,12 @@ import (
 
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/kv"
-	"github.com/quorate/quorate/internal/protocol/conns"
 )
 
 // mux serves what etcd serves by plain HTTP on its client port, and below /spaces/NAME/ what it does of other spaces.
 func (s *Server) mux() *http.ServeMux {
 	m := http.NewServeMux()
-	s.gate = http.MaxBytesHandler(s.counted(s.gateway()), 2*int64(s.cfg.RequestBytesMax))
+	s.gate = http.MaxBytesHandler(s.inTime(s.counted(s.gateway())), 2*int64(s.cfg.RequestBytesMax))
 	s.serveAll(m, "")
 	if s.cfg.Path {
 		s.serveAll(m, "/"+spacesPrefix+s.cfg.Space)
@@ -195,28 +196,37 @@ func (s *Server) gateway() http.Handler {
 // counted counts the bodies of requests, which are in memory whole, among what waits of all requests.
 func (s *Server) counted(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b := &countedBody{ReadCloser: r.Body, holder: s.cfg.Requests.Holder(), max: s.cfg.Requests.Max()}
-		defer func() { b.holder.Give(b.n) }()
+		b := s.cfg.Requests.Body(r.Body)
+		defer b.Give()
 		r.Body = b
 		next.ServeHTTP(w, r)
 	})
 }
 
-// countedBody fails when there is no room for what it has read.
-type countedBody struct {
+// inTime lets a request's body fail that takes too long to arrive. Nothing is answered before that anyway, not even by a watch: HTTP/1 has one
+// direction at a time. What follows has no bound.
+func (s *Server) inTime(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := http.NewResponseController(w)
+		b := &timedBody{ReadCloser: r.Body, late: time.AfterFunc(s.cfg.RequestTimeout, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })}
+		defer b.late.Stop()
+		r.Body = b
+		next.ServeHTTP(w, r)
+	})
+}
+
+// timedBody stops the time at its end.
+type timedBody struct {
 	io.ReadCloser
-	holder *conns.Holder
-	max    int64
-	n      int
+	late *time.Timer
 }
 
 // Read implements io.Reader.
-func (b *countedBody) Read(p []byte) (int, error) {
+func (b *timedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if !b.holder.Hold(n) {
-		return 0, fmt.Errorf("more than %d bytes of requests wait on this node; try again later, use smaller requests, or another node", b.max)
+	if errors.Is(err, io.EOF) {
+		b.late.Stop()
 	}
-	b.n += n
 	return n, err
 }
 

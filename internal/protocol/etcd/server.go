@@ -47,6 +47,9 @@ type Config struct {
 	ConnectionsMax int
 	// HelloTimeout is how long a connection may take to say what it speaks, and an HTTP request to say what it wants; default 10 s.
 	HelloTimeout time.Duration
+	// RequestTimeout is how long a request may take to arrive, or a message of a stream; default 1 minute. The call is ended then, or the connection
+	// if it is one of HTTP/1.
+	RequestTimeout time.Duration
 	// SendTimeout is how long a client may take to make room for the next 64 KiB of what it is sent, or for what is left of an answer; default
 	// 1 minute. The call is ended then, or the connection.
 	SendTimeout time.Duration
@@ -127,6 +130,9 @@ func (c *Config) fill() {
 	if c.HelloTimeout == 0 {
 		c.HelloTimeout = 10 * time.Second
 	}
+	if c.RequestTimeout == 0 {
+		c.RequestTimeout = time.Minute
+	}
 	if c.SendTimeout == 0 {
 		c.SendTimeout = time.Minute
 	}
@@ -178,6 +184,8 @@ type Server struct {
 	grpc   *rpc.Server
 	// http serves the JSON form and pages, looks the pages alone.
 	http, looks *http.Server
+	// handlers are those of both.
+	handlers conns.Handlers
 	// impls are the implementations of the gRPC services, by the service's name. They do not change after New.
 	impls map[string]any
 	// self is the connection of the gateway, gate, with grpc.
@@ -228,7 +236,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s.rights, s.passwords = &rights{s: s}, newPasswords(cfg.BcryptCost)
 	s.grpc = rpc.New(rpc.Config{
 		MessageBytesMax: cfg.RequestBytesMax + requestOverhead, StreamsMax: streamsMax, HelloTimeout: cfg.HelloTimeout,
-		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, SendTimeout: cfg.SendTimeout, CloseTimeout: cfg.CloseTimeout,
+		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, RequestTimeout: cfg.RequestTimeout, SendTimeout: cfg.SendTimeout, CloseTimeout: cfg.CloseTimeout,
 		Stopped: rpctypes.ErrGRPCStopped, Workers: rpcWorkers, Requests: cfg.Requests, Attach: attach,
 	})
 	to := registrar{s}
@@ -244,8 +252,8 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	})
 	s.registerRecipes(to)
 	grpc_health_v1.RegisterHealthServer(to, health.NewServer())
-	s.http = &http.Server{Handler: s.mux(), ReadHeaderTimeout: cfg.HelloTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelError)}
-	s.looks = &http.Server{Handler: s.pages(), ReadHeaderTimeout: cfg.HelloTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelError)}
+	s.http = &http.Server{Handler: s.handlers.Counted(s.mux()), ReadHeaderTimeout: cfg.HelloTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelError)}
+	s.looks = &http.Server{Handler: s.handlers.Counted(s.pages()), ReadHeaderTimeout: cfg.HelloTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelError)}
 	for _, f := range []func(){
 		func() { _ = s.http.Serve(s.toHTTP) }, func() { _ = s.looks.Serve(s.toPages) }, s.feed.run, s.rights.run, s.watchLeader,
 	} {
@@ -350,6 +358,7 @@ func (s *Server) Close() {
 		}
 		// What is left of the gateway's calls had an answer, or has nobody to be answered.
 		_ = s.self.Close()
+		s.handlers.Wait()
 	})
 	// Other spaces may have connections that came here.
 	all := make(chan struct{})

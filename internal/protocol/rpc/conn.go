@@ -80,8 +80,14 @@ type conn struct {
 	last atomic.Uint32
 	// cut says that the calls which are open end because the server does.
 	cut atomic.Bool
+	// awaited counts the streams of which a request has begun and not ended.
+	awaited atomic.Int64
+	// helpers are the goroutine that writes, and the one that sweeps. The goroutine that reads waits for them.
+	helpers sync.WaitGroup
 
 	mu sync.Mutex
+	// sweeping says that the goroutine that sweeps runs. Guarded by mu.
+	sweeping bool
 	sender
 	leaving
 	streams map[uint32]*stream
@@ -125,8 +131,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 
 // run serves the connection until it ends.
 func (c *conn) run() {
-	var wg sync.WaitGroup
-	wg.Go(c.write)
+	c.helpers.Go(c.write)
 	c.heard.Store(time.Now().UnixNano())
 	keep := newKeeper(c)
 	err := c.read()
@@ -144,7 +149,7 @@ func (c *conn) run() {
 	for _, st := range left {
 		st.drop()
 	}
-	wg.Wait()
+	c.helpers.Wait()
 	c.linger()
 	_ = c.nc.Close()
 }
@@ -198,6 +203,9 @@ func (c *conn) next(n int) ([]byte, error) {
 			c.from, c.buf = 0, buf
 		}
 		for c.to-c.from < n {
+			if c.awaited.Load() > 0 {
+				c.sweep()
+			}
 			m, err := c.nc.Read(c.buf[c.to:])
 			c.to += m
 			if m > 0 {
@@ -427,17 +435,22 @@ func (c *conn) open() error {
 		st.arrived = make(chan struct{}, 1)
 	}
 	if st.refusal != nil || st.arrived != nil {
+		st.begun.Store(true)
 		c.begin(st)
 	}
 	if b.end {
 		return st.data(nil, 0, true)
 	}
+	if !st.begun.Load() {
+		st.in.Lock()
+		st.awaitLocked(true)
+		st.in.Unlock()
+	}
 	return nil
 }
 
-// begin starts a stream's handler.
+// begin starts a stream's handler. The caller has set begun.
 func (c *conn) begin(st *stream) {
-	st.begun = true
 	c.running.Add(1)
 	c.s.start(st)
 }

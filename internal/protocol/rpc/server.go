@@ -37,6 +37,8 @@ type Config struct {
 	// SendTimeout is how long a client may take to make room for 64 KiB of a message, or for what is left of it. A call for which it makes none
 	// is ended with codes.Unavailable, and a connection that takes nothing is closed.
 	SendTimeout time.Duration
+	// RequestTimeout is how long a message of a client's may take to arrive. The call is ended with codes.Unavailable.
+	RequestTimeout time.Duration
 	// CloseTimeout is how long calls have to end when the server closes; those that have not are cancelled, and end with Stopped if they fail
 	// for that.
 	CloseTimeout time.Duration

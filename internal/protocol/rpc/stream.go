@@ -41,8 +41,8 @@ type stream struct {
 	refusal        error
 	// cost is what the header counts in conn.held.
 	cost int
-	// begun says that the handler was started. It belongs to the goroutine that reads.
-	begun bool
+	// begun says that the handler was started, or that none will be. Whoever sets it does that.
+	begun atomic.Bool
 	// left says that the call does not count any more. It belongs to the handler.
 	left bool
 
@@ -64,6 +64,9 @@ type stream struct {
 	failed error
 	// gone says that nobody takes anything any more.
 	gone bool
+	// awaited says that a request has begun and not ended, and sweeps how often sweep has seen that.
+	awaited bool
+	sweeps  int
 	// arrived is sent to when something of the above has changed.
 	arrived chan struct{}
 
@@ -131,6 +134,8 @@ func (st *stream) data(b []byte, size int, end bool) error {
 			st.failed = status.Error(codes.Internal, io.ErrUnexpectedEOF.Error())
 		}
 	}
+	part := st.prefixed > 0 || st.part != nil
+	st.awaitLocked(!end && !st.gone && st.failed == nil && (st.arrived != nil && part || st.arrived == nil && !st.begun.Load()))
 	excess, failed, granted := st.window < 0, st.failed, st.granted
 	st.granted = 0
 	if end {
@@ -145,7 +150,7 @@ func (st *stream) data(b []byte, size int, end bool) error {
 		case st.arrived <- struct{}{}:
 		default:
 		}
-	case !st.begun && (end || failed != nil):
+	case (end || failed != nil) && st.begun.CompareAndSwap(false, true):
 		st.refusal = failed
 		st.c.begin(st)
 	}
@@ -236,6 +241,10 @@ func (st *stream) complete() {
 	if st.part != nil && len(st.part) == st.need {
 		st.messages = append(st.messages, st.part)
 		st.part = nil
+		// What follows in a stream of messages has its own time.
+		if st.arrived != nil {
+			st.sweeps = 0
+		}
 	}
 }
 
@@ -347,7 +356,7 @@ func (st *stream) forget() {
 
 // drop lets go of a call that no handler will see. It is for the goroutine that reads.
 func (st *stream) drop() {
-	if !st.begun {
+	if st.begun.CompareAndSwap(false, true) {
 		st.release()
 		st.c.held.Give(st.cost)
 	}
@@ -375,6 +384,7 @@ func (st *stream) release() {
 	}
 	st.c.held.Give(held)
 	st.part, st.messages, st.gone = nil, nil, true
+	st.awaitLocked(false)
 }
 
 // handle runs the handler and sends what it answers.
