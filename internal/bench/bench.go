@@ -68,6 +68,8 @@ type Result struct {
 	P999       int64  `json:"p999_us"`
 	Max        int64  `json:"max_us"`
 	FirstError string `json:"first_error,omitempty"`
+	// Missing is how many of the requests found no value: reads of keys that are not there cost less than others.
+	Missing int64 `json:"missing,omitempty"`
 }
 
 // Histogram counts durations in buckets that are at most 1/64 wide of their value. The zero value is empty. Add may be
@@ -125,6 +127,7 @@ type run struct {
 	hist     Histogram
 	requests atomic.Int64
 	errors   atomic.Int64
+	missing  atomic.Int64
 	first    atomic.Pointer[string]
 	from, to time.Time
 	start    time.Time
@@ -227,7 +230,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	res := Result{
 		Op: cfg.Op, Clients: cfg.Clients, Pipeline: cfg.Pipeline, Seconds: measured.Seconds(), Requests: r.requests.Load(),
 		Errors: r.errors.Load(), P50: r.hist.Quantile(0.5), P90: r.hist.Quantile(0.9), P99: r.hist.Quantile(0.99),
-		P999: r.hist.Quantile(0.999), Max: r.hist.max.Load(),
+		P999: r.hist.Quantile(0.999), Max: r.hist.max.Load(), Missing: r.missing.Load(),
 	}
 	if measured > 0 {
 		res.PerSecond = float64(res.Requests) / res.Seconds
@@ -382,15 +385,16 @@ func (r *run) talk(ctx context.Context, n int, p *pace, c net.Conn) (open int, e
 			return len(due), err
 		}
 		for i, at := range due {
-			failed := ""
+			failed, missing := "", false
 			for range r.replies() {
-				e, err := readReply(rd)
+				e, null, err := readReply(rd)
 				if err != nil {
 					return len(due) - i, err
 				}
 				if e != "" {
 					failed = e
 				}
+				missing = null
 			}
 			p.answered = true
 			now := time.Now()
@@ -405,6 +409,9 @@ func (r *run) talk(ctx context.Context, n int, p *pace, c net.Conn) (open int, e
 			r.hist.Add(now.Sub(at))
 			if !now.After(r.to) {
 				r.requests.Add(1)
+				if missing {
+					r.missing.Add(1)
+				}
 			}
 		}
 	}
@@ -468,43 +475,42 @@ func appendCommand(b []byte, args ...string) []byte {
 	return append(b, "\r\n"...)
 }
 
-// readReply reads one RESP2 reply and returns the text of an error reply.
-func readReply(r *bufio.Reader) (string, error) {
+// readReply reads one RESP2 reply. It returns the text of an error reply, and whether it is null.
+func readReply(r *bufio.Reader) (failed string, null bool, err error) {
 	line, err := r.ReadSlice('\n')
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	if len(line) < 3 {
-		return "", errs.New(errs.Invalid, "malformed reply")
+		return "", false, errs.New(errs.Invalid, "malformed reply")
 	}
 	body := line[1 : len(line)-2]
 	switch line[0] {
 	case '+', ':':
-		return "", nil
+		return "", false, nil
 	case '-':
-		return string(body), nil
+		return string(body), false, nil
 	case '$', '*':
 		n, err := strconv.Atoi(string(body))
 		if err != nil {
-			return "", errs.Wrap(errs.Invalid, err, "malformed length in a reply")
+			return "", false, errs.Wrap(errs.Invalid, err, "malformed length in a reply")
 		}
 		if line[0] == '$' {
 			if n >= 0 {
 				_, err = io.CopyN(io.Discard, r, int64(n)+2)
 			}
-			return "", err
+			return "", n < 0, err
 		}
-		failed := ""
 		for range max(n, 0) {
-			e, err := readReply(r)
+			e, _, err := readReply(r)
 			if err != nil {
-				return "", err
+				return "", false, err
 			}
 			if e != "" {
 				failed = e
 			}
 		}
-		return failed, nil
+		return failed, n < 0, nil
 	}
-	return "", errs.New(errs.Invalid, "unknown reply type %q", line[0])
+	return "", false, errs.New(errs.Invalid, "unknown reply type %q", line[0])
 }

@@ -218,3 +218,21 @@ func TestRun_EndsWhenNobodyIsThere(t *testing.T) {
 		}
 	}
 }
+
+// A read of a key that is not there is answered, and is no read of a value.
+func TestRun_MissingValuesAreTold(t *testing.T) {
+	var n atomic.Int64
+	addr := serve(t, func() string {
+		if n.Add(1)%2 == 0 {
+			return "$-1\r\n"
+		}
+		return "$1\r\nx\r\n"
+	})
+	r, err := Run(t.Context(), load(addr, 100*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Errors != 0 || r.Missing < r.Requests/2-2 || r.Missing > r.Requests/2+2 {
+		t.Errorf("%d of %d requests found nothing, %d errors", r.Missing, r.Requests, r.Errors)
+	}
+}
