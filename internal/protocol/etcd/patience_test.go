@@ -80,3 +80,31 @@ func TestRange_WhoDoesNotFetchAnAnswerLosesIt(t *testing.T) {
 		_ = nc.Close()
 	}
 }
+
+// A client that takes its large answer slowly may go on, unless others want the room.
+func TestRange_SlowClientsMakeWayWhileRoomIsScarce(t *testing.T) {
+	for _, room := range []int64{20 << 20, 100 << 20} {
+		answers := kv.NewBudget(room)
+		r := newRig(t, Config{Answers: answers, SendTimeout: 300 * time.Millisecond})
+		for i := range 16 {
+			r.put(fmt.Sprintf("large/%d", i), strings.Repeat("x", 1<<20))
+		}
+		body := `{"key": "bGFyZ2Uv", "range_end": "bGFyZ2Uw"}`
+		nc, rd := r.speak(fmt.Sprintf("POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+		if err := nc.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil {
+			t.Fatal(err)
+		}
+		// It takes about 2 s for all that has to go over the wire.
+		n := 0
+		for buf := make([]byte, 256<<10); ; time.Sleep(25 * time.Millisecond) {
+			m, err := io.ReadFull(rd, buf)
+			if n += m; err != nil {
+				break
+			}
+		}
+		if whole := n > 16<<20; whole != (room > 20<<20) {
+			t.Errorf("with %d bytes of room the client was sent %d bytes", room, n)
+		}
+		await(t, "the answer is let go of", func() bool { return answers.Used() == 0 })
+	}
+}

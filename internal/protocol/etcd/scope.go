@@ -4,9 +4,12 @@ import (
 	"expvar"
 	"io"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/quorate/quorate/internal/kv"
 )
 
 // Scope is what an address serves.
@@ -36,9 +39,9 @@ func (s *Server) pass(c *conn, isGRPC bool, scope Scope) bool {
 		s.grpc.Serve(c)
 		return true
 	case !isGRPC && (scope == All || scope == OnlyHTTP):
-		return s.toHTTP.put(&patientConn{conn: c, limit: s.cfg.SendTimeout})
+		return s.toHTTP.put(&patientConn{conn: c, limit: s.cfg.SendTimeout, scarce: s.cfg.Answers.Scarce})
 	case !isGRPC && scope == OnlyMetrics:
-		return s.toPages.put(&patientConn{conn: c, limit: s.cfg.SendTimeout})
+		return s.toPages.put(&patientConn{conn: c, limit: s.cfg.SendTimeout, scarce: s.cfg.Answers.Scarce})
 	case !isGRPC:
 		_ = c.SetDeadline(time.Now().Add(s.cfg.HelloTimeout))
 		_, _ = io.WriteString(c, notHTTP)
@@ -73,6 +76,8 @@ func (s *Server) servePages(m *http.ServeMux, prefix string) {
 type patientConn struct {
 	*conn
 	limit time.Duration
+	// scarce says whether there is little room for other large answers. Then the time is for all of one.
+	scarce func() bool
 }
 
 // patientPiece is as much as a client must take within the time.
@@ -80,7 +85,11 @@ const patientPiece = 64 << 10
 
 // Write implements net.Conn.
 func (c *patientConn) Write(b []byte) (n int, err error) {
+	large, began := len(b) >= kv.LargeBytes, time.Now()
 	for first := true; first || len(b) > 0; first = false {
+		if large && time.Since(began) > c.limit && c.scarce() {
+			return n, os.ErrDeadlineExceeded
+		}
 		if err := c.SetWriteDeadline(time.Now().Add(c.limit)); err != nil {
 			return n, err
 		}

@@ -51,7 +51,7 @@ type Config struct {
 	// if it is one of HTTP/1.
 	RequestTimeout time.Duration
 	// SendTimeout is how long a client may take to make room for the next 64 KiB of what it is sent, or for what is left of an answer; default
-	// 1 minute. The call is ended then, or the connection.
+	// 1 minute. The call is ended then, or the connection. While less than a quarter of Answers is left, it is for a large answer as a whole.
 	SendTimeout time.Duration
 	// CloseTimeout is how long calls have to end when the server closes; default 2 s. Watches, renewals of leases, and who waits for a lock end
 	// at once.
@@ -236,7 +236,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s.rights, s.passwords = &rights{s: s}, newPasswords(cfg.BcryptCost)
 	s.grpc = rpc.New(rpc.Config{
 		MessageBytesMax: cfg.RequestBytesMax + requestOverhead, StreamsMax: streamsMax, HelloTimeout: cfg.HelloTimeout,
-		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, RequestTimeout: cfg.RequestTimeout, SendTimeout: cfg.SendTimeout, CloseTimeout: cfg.CloseTimeout,
+		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, RequestTimeout: cfg.RequestTimeout, SendTimeout: cfg.SendTimeout, Scarce: cfg.Answers.Scarce, CloseTimeout: cfg.CloseTimeout,
 		Stopped: rpctypes.ErrGRPCStopped, Workers: rpcWorkers, Requests: cfg.Requests, Attach: attach,
 	})
 	to := registrar{s}

@@ -15,10 +15,16 @@ import (
 //   - the connection's window, which all calls share: the connection is ended;
 //   - room in the socket: likewise, by a deadline for each piece that is written.
 //
+// A client that takes just that much could hold a large message for days, though. While there is little room for others (Config.Scarce), it may not wait
+// for longer in all.
+//
 // Waiting for the turn of other calls counts for nothing, and neither do streams that have nothing to send.
 
 // pieceBytes is how much of a message a client has to take within Config.SendTimeout.
 const pieceBytes = 64 << 10
+
+// largeBytes is what makes a message large, as in kv.LargeBytes.
+const largeBytes = 1 << 20
 
 // patience is how long a message has waited for its client.
 type patience struct {
@@ -28,9 +34,15 @@ type patience struct {
 	// all is how long the message waited for the connection, since that had moved as many bytes as moved says.
 	all   time.Duration
 	moved int64
+	// large says that the message is, and total is how long it has waited for anything.
+	large bool
+	total time.Duration
 }
 
-func (c *conn) newPatience() patience { return patience{left: pieceBytes, moved: c.moved} }
+// newPatience is for a message of n bytes.
+func (c *conn) newPatience(n int) patience {
+	return patience{left: pieceBytes, moved: c.moved, large: n >= largeBytes}
+}
 
 // sent notes that n bytes of the message were sent.
 func (p *patience) sent(n int) {
@@ -50,6 +62,9 @@ func (p *patience) rest(st *stream) time.Duration {
 // waited notes that a stream has waited, for its own window or for the connection, and says whether that was too long. conn.mu is held.
 func (p *patience) waited(st *stream, own bool, d time.Duration) error {
 	c := st.c
+	if p.total += d; p.large && p.total >= c.s.cfg.SendTimeout && c.s.cfg.Scarce != nil && c.s.cfg.Scarce() {
+		return status.Errorf(codes.Unavailable, "the client has not taken this answer within %v, and others want room; ask for less at a time", c.s.cfg.SendTimeout)
+	}
 	if own {
 		if p.own += d; p.own < c.s.cfg.SendTimeout {
 			return nil

@@ -141,6 +141,40 @@ func TestPatience_Trickle(t *testing.T) {
 	}
 }
 
+// While others want room a large answer has its time in all, a small one as ever.
+func TestPatience_TrickleWhileRoomIsScarce(t *testing.T) {
+	for _, c := range []struct {
+		bytes  int
+		scarce bool
+		want   string
+	}{
+		{2 << 20, false, okTail},
+		{2 << 20, true, " grpc-status=14 grpc-message=the client has not taken this answer within 1m0s, and others want room; ask for less at a time END"},
+		{500_000, true, okTail},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPatient(t, c.bytes)
+			p.s.cfg.Scarce = func() bool { return c.scarce }
+			w := newWire(t, p.s, nil, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+			got := &seen{}
+			w.open(1, "/test.Test/Large", false)
+			w.data(1, message(""), true)
+			began := time.Now()
+			for i := 0; i < 1000 && len(got.rest) == 0; i++ {
+				time.Sleep(10 * time.Second)
+				if p.open() {
+					w.write(func() error { return w.fr.WriteWindowUpdate(1, 20_000) })
+					w.write(func() error { return w.fr.WriteWindowUpdate(0, 20_000) })
+				}
+				w.look(got)
+			}
+			if took := time.Since(began); got.last() != "HEADERS 1"+c.want || c.want != okTail && took > 2*time.Minute {
+				t.Errorf("%d bytes, scarce %v: got %v after %v", c.bytes, c.scarce, got, took)
+			}
+		})
+	}
+}
+
 // The window that all calls share is a matter of the connection.
 func TestPatience_ConnectionsWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

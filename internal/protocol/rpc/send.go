@@ -373,7 +373,7 @@ func (st *stream) putLocked(b []byte) error {
 	c := st.c
 	// The turn of the next comes when this one has sent, or does not send after all.
 	defer c.pass()
-	p := c.newPatience()
+	p := c.newPatience(len(b))
 	for first := true; first || len(b) > 0; first = false {
 		if err := st.wait(len(b) > 0, &p); err != nil {
 			return err
