@@ -347,7 +347,7 @@ func (c *Config) checkPeers() error {
 		if path, ok := strings.CutPrefix(addr, env.SocketPrefix); ok && path != "" {
 			continue
 		}
-		if !isPort(addr) {
+		if !isPort(addr) || !c.alone() && !isTarget(addr) {
 			return errs.New(errs.Invalid, "configuration: peers.%d is %q; write host:port", id, addr)
 		}
 	}
@@ -424,13 +424,23 @@ func (p *port) check(key, advertiseKey string, insecure bool) error {
 	return nil
 }
 
-// isPort says whether an address ends in a port's number or name.
+// isPort says whether an address ends in a port's number or name. Nothing at all would count as 0.
 func isPort(addr string) bool {
 	_, port, err := net.SplitHostPort(addr)
 	if err == nil {
 		_, err = net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
 	}
-	return err == nil
+	return err == nil && port != ""
+}
+
+// isTarget says whether others can connect to an address, as far as its port goes: 0 is any free one to who listens there, and none to others.
+func isTarget(addr string) bool {
+	if !isPort(addr) {
+		return false
+	}
+	_, port, _ := net.SplitHostPort(addr)
+	n, err := net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
+	return err == nil && n != 0
 }
 
 // checkAdvertised checks what clients are told: they must be able to connect to it.
@@ -438,15 +448,19 @@ func (c *Config) checkAdvertised() error {
 	if c.Advertise.Peer != "" {
 		return errs.New(errs.Invalid, "configuration: advertise.peer is %q; nodes know each other by peers, so leave it out", c.Advertise.Peer)
 	}
-	told := map[string]string{"advertise.redis": c.Advertise.Redis, "advertise.kafka": c.Advertise.Kafka, "advertise.http": c.Advertise.HTTP}
-	for _, key := range slices.Sorted(maps.Keys(told)) {
-		addr := told[key]
+	told := map[string]string{"redis": c.Advertise.Redis, "kafka": c.Advertise.Kafka, "http": c.Advertise.HTTP}
+	served := map[string]string{"redis": c.Listen.Redis, "kafka": c.Listen.Kafka, "http": c.Listen.HTTP}
+	for _, port := range slices.Sorted(maps.Keys(told)) {
+		key, addr := "advertise."+port, told[port]
+		if addr != "" && served[port] == "" {
+			return errs.New(errs.Invalid, "configuration: %s is %q, and nobody listens there; set listen.%s, or leave it out", key, addr, port)
+		}
 		if _, ok := strings.CutPrefix(addr, env.SocketPrefix); addr == "" || ok && key == "advertise.http" {
 			continue
 		}
 		host, _, err := net.SplitHostPort(addr)
 		switch {
-		case err != nil || !isPort(addr):
+		case err != nil || !isTarget(addr):
 			return errs.New(errs.Invalid, "configuration: %s is %q; write host:port", key, addr)
 		case wildcard(host):
 			return errs.New(errs.Invalid, "configuration: %s is %q, which clients cannot connect to; write this machine's name or address", key, addr)
@@ -576,10 +590,14 @@ func (c *Config) checkSpaces() error {
 			return bad(name, "tls_names are told apart on listen.etcd with tls.etcd; set both")
 		}
 		for _, n := range s.TLSNames {
-			if by[n] != "" {
-				return bad(name, "tls name %q is that of space %s", n, by[n])
+			switch low := strings.ToLower(n); {
+			case n == "":
+				return bad(name, "tls_names has an empty name, which is what clients ask for that ask for none")
+			case by[low] != "":
+				return bad(name, "tls name %q is that of space %s", n, by[low])
+			default:
+				by[low] = name
 			}
-			by[n] = name
 		}
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -291,7 +292,7 @@ func (s *Server) startEtcd(first bool, jwt *etcd.JWT, log *slog.Logger, reg *pro
 	for _, name := range s.cfg.spaceNames() {
 		srv := start(name, nil)
 		for _, n := range s.cfg.Spaces[name].TLSNames {
-			names[n] = srv
+			names[strings.ToLower(n)] = srv
 		}
 		if s.cfg.Spaces[name].Users {
 			users[name] = srv

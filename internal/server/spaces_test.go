@@ -81,7 +81,7 @@ func TestSpaces_HaveKeysOfTheirOwn(t *testing.T) {
 	clusters := map[string]bool{}
 	doors := []struct{ addr, name, space string }{
 		{main, "", "default"}, {main, "elsewhere.test", "default"}, {main, "billing.test", "billing"}, {own, "", "billing"}, {own, "billing.test", "billing"},
-		{main, "depot.test", "depot"}, {main + "/spaces/depot", "", "depot"}, {main + "/spaces/depot", "depot.test", "depot"},
+		{main, "depot.test", "depot"}, {main, "Depot.Test", "depot"}, {main + "/spaces/depot", "", "depot"}, {main + "/spaces/depot", "depot.test", "depot"},
 	}
 	for _, d := range doors {
 		v := base64.StdEncoding.EncodeToString([]byte(d.space))

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -78,7 +79,7 @@ type Config struct {
 	JWT *JWT
 	// BcryptCost is that of passwords, 4 to 31: it takes 2^BcryptCost steps to compare one. Default 10, as in etcd.
 	BcryptCost int
-	// Names are the servers of spaces beside the default one by the name that clients ask for in TLS: on the main port they get that
+	// Names are the servers of spaces beside the default one by the name, in small letters, that clients ask for in TLS, in any: on the main port they get that
 	// space, on the port of another they are refused. Whoever asks for any other name gets this server.
 	Names map[string]*Server
 	// Users are the servers of spaces into which a user logs in on the main port, as SPACE/USER, by the name of the space. All servers are
@@ -287,7 +288,7 @@ func (s *Server) admit(nc net.Conn, scope Scope) {
 		}
 		to := s
 		if t, ok := c.Conn.(secured); ok {
-			named := s.cfg.Names[t.ConnectionState().ServerName]
+			named := s.cfg.Names[strings.ToLower(t.ConnectionState().ServerName)]
 			if named != nil && named != s && !s.main() {
 				s.log.Debug("connection refused: its name in TLS is that of another space", "named", named.cfg.Space)
 				_ = c.Close()
