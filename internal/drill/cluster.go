@@ -221,31 +221,28 @@ func (p *Process) end(s syscall.Signal, patience time.Duration) {
 
 // Up reports whether the process runs. It is false for one that ended by itself.
 func (p *Process) Up() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.cmd == nil {
-		return false
-	}
-	select {
-	case <-p.exited:
-		return false
-	default:
-		return true
-	}
+	begun, over := p.state()
+	return begun && !over
 }
 
 // Fell reports whether the process ended though nobody had ended it.
 func (p *Process) Fell() bool {
+	_, over := p.state()
+	return over
+}
+
+// state says whether the process was begun, and not ended since by the drill; and whether it is over all the same.
+func (p *Process) state() (begun, over bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cmd == nil {
-		return false
+		return false, false
 	}
 	select {
 	case <-p.exited:
-		return true
+		return true, true
 	default:
-		return false
+		return true, false
 	}
 }
 

@@ -8,23 +8,25 @@ import (
 	"github.com/quorate/quorate/internal/shard"
 )
 
-// far makes each way between two nodes take so long.
-func (r *rig) far(way time.Duration) {
+// newFarRig makes a cluster at rest in which each way between two nodes takes so long.
+func newFarRig(t *testing.T, way time.Duration) (r *rig, lead, other *rigNode) {
+	t.Helper()
+	r = newRig(t, 3, nil)
+	lead, other = r.elect()
+	lead.do("k=1")
 	r.takes = func(shard.NodeID, Outgoing) time.Time { return r.now.Add(way) }
+	r.run(5 * time.Second)
+	if other.host.Shards()[0].Leader != lead.id {
+		t.Fatal("another leader")
+	}
+	return r, lead, other
 }
 
 // An answer that takes longer than the time after which a lost request is repeated is an answer all the same: where the leader is far away there are no
 // others.
 func TestFar_ReadsAreAnswered(t *testing.T) {
 	const way = 200 * time.Millisecond
-	r := newRig(t, 3, nil)
-	lead, other := r.elect()
-	lead.do("k=1")
-	r.far(way)
-	r.run(5 * time.Second)
-	if other.host.Shards()[0].Leader != lead.id {
-		t.Fatal("another leader")
-	}
+	r, lead, other := newFarRig(t, way)
 	for _, c := range []struct {
 		n    *rigNode
 		ways time.Duration
@@ -44,11 +46,7 @@ func TestFar_ReadsAreAnswered(t *testing.T) {
 // What is forwarded to a leader that is far away does not wait for what was forwarded before.
 func TestFar_ForwardsDoNotWaitForEachOther(t *testing.T) {
 	const way = 50 * time.Millisecond
-	r := newRig(t, 3, nil)
-	lead, other := r.elect()
-	lead.do("k=1")
-	r.far(way)
-	r.run(3 * time.Second)
+	r, _, other := newFarRig(t, way)
 	batches := 0
 	r.drop = func(from, _ shard.NodeID, kind byte) bool {
 		if from == other.id && kind == msgForward {

@@ -424,23 +424,26 @@ func (p *port) check(key, advertiseKey string, insecure bool) error {
 	return nil
 }
 
-// isPort says whether an address ends in a port's number or name. Nothing at all would count as 0.
+// isPort says whether an address ends in a port's number or name.
 func isPort(addr string) bool {
-	_, port, err := net.SplitHostPort(addr)
-	if err == nil {
-		_, err = net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
-	}
-	return err == nil && port != ""
+	_, ok := portOf(addr)
+	return ok
 }
 
 // isTarget says whether others can connect to an address, as far as its port goes: 0 is any free one to who listens there, and none to others.
 func isTarget(addr string) bool {
-	if !isPort(addr) {
-		return false
+	n, ok := portOf(addr)
+	return ok && n != 0
+}
+
+// portOf returns the port in which an address ends as its number or name. Nothing at all would count as 0, and is none.
+func portOf(addr string) (n int, ok bool) {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil || port == "" {
+		return 0, false
 	}
-	_, port, _ := net.SplitHostPort(addr)
-	n, err := net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
-	return err == nil && n != 0
+	n, err = net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
+	return n, err == nil
 }
 
 // checkAdvertised checks what clients are told: they must be able to connect to it.

@@ -156,6 +156,26 @@ func TestHTTPPort_WhoAsksKeepsItsPlace(t *testing.T) {
 	}
 }
 
+// askOnce serves a port and sends it one request. The channel tells how serving ended.
+func askOnce(t *testing.T, p *httpPort) (c net.Conn, served <-chan error) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- p.serve(ln, 2) }()
+	c, err = net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	return c, ended
+}
+
 // What a handler looks at is closed behind the port: it must have returned, though its client is gone and its time is over.
 func TestHTTPPort_CloseWaitsForHandlers(t *testing.T) {
 	entered := make(chan struct{})
@@ -167,20 +187,7 @@ func TestHTTPPort_CloseWaitsForHandlers(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		returned.Store(true)
 	}), slog.New(slog.DiscardHandler))
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- p.serve(ln, 2) }()
-	c, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close() //nolint:errcheck // a test's
-	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
+	_, served := askOnce(t, p)
 	<-entered
 	p.close(time.Millisecond)
 	if !returned.Load() {
@@ -193,20 +200,7 @@ func TestHTTPPort_CloseWaitsForHandlers(t *testing.T) {
 func TestHTTPPort_PanicsAreLogged(t *testing.T) {
 	var log strings.Builder
 	p := newHTTPPort(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("broken") }), slog.New(slog.NewTextHandler(&log, nil)).With("node", 1))
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- p.serve(ln, 2) }()
-	c, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close() //nolint:errcheck // a test's
-	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
+	c, served := askOnce(t, p)
 	if b, err := io.ReadAll(c); err != nil || len(b) > 0 {
 		t.Errorf("answered with %q, %v", b, err)
 	}
