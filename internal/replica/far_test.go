@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -74,5 +75,95 @@ func TestFar_ForwardsDoNotWaitForEachOther(t *testing.T) {
 	}
 	if batches > forwardsMax+3 {
 		t.Errorf("%d batches for what comes within %v", batches, 10*time.Millisecond)
+	}
+}
+
+// lostFar makes a cluster with nodes far from each other, one of which gets a snapshot of some hundreds of chunks once the network is healed. A chunk
+// keeps the network busy for so long. under tells how many are under way.
+func lostFar(t *testing.T, way time.Duration, each *time.Duration) (r *rig, lead, other *rigNode, under func() int) {
+	t.Helper()
+	r = newRig(t, 3, func(c *Config) { c.ChunkBytes, c.LogEntriesMax = 512, 5 })
+	lead, other = r.elect()
+	lead.do("first=1")
+	r.isolate(other)
+	for i := range 400 {
+		lead.do(fmt.Sprintf("key%d=%s", i, strings.Repeat("v", 500)))
+	}
+	r.run(3 * time.Second)
+	lead.do("last=1")
+	r.run(time.Second)
+	busy := r.now
+	r.takes = func(from shard.NodeID, f Outgoing) time.Time {
+		if from == lead.id && f.To == other.id && len(f.Data) > 512 {
+			busy = later(busy, r.now).Add(time.Duration(len(f.Data)/512) * *each)
+			return busy.Add(way)
+		}
+		return r.now.Add(way)
+	}
+	return r, lead, other, func() int {
+		for _, o := range lead.host.order[0].out {
+			return o.under
+		}
+		return 0
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// Over a network that is long and wide more chunks are under way; over a narrow one they would only wait for each other, and entries for them.
+func TestFar_SnapshotTakesTheRoomThereIs(t *testing.T) {
+	for _, c := range []struct {
+		way, each, then time.Duration
+		least, most     int
+	}{
+		{100 * time.Millisecond, time.Millisecond, time.Millisecond, chunksAheadMax, chunksAheadMax},
+		{time.Millisecond, 20 * time.Millisecond, 20 * time.Millisecond, chunksAhead, chunksAhead + 2},
+		// It becomes narrow meanwhile.
+		{100 * time.Millisecond, time.Millisecond, 10 * time.Millisecond, chunksAhead, chunksAheadMax - 4},
+	} {
+		each := c.each
+		r, _, other, under := lostFar(t, c.way, &each)
+		r.heal()
+		have := func(n uint64) func() bool {
+			return func() bool { in := other.host.order[0].in; return in != nil && in.next > n }
+		}
+		// With 4 chunks at a time the 800 took 40 s where the way is long.
+		if took := r.until("half of it", have(400)); c.each < c.way && took > 6*time.Second {
+			t.Errorf("way %v, chunks of %v: half of it took %v", c.way, c.each, took)
+		}
+		each = c.then
+		r.until("more", have(500))
+		most := 0
+		r.sent = func(shard.NodeID, Outgoing) { most = max(most, under()) }
+		r.until("value", func() bool { return other.get("last") == "1" })
+		if most < c.least || most > c.most {
+			t.Errorf("way %v, chunks of %v, then of %v: %d chunks under way, want %d to %d", c.way, c.each, c.then, most, c.least, c.most)
+		}
+	}
+}
+
+// What was under way on a link that broke is sent again at once, not after a wait for each.
+func TestFar_SnapshotGoesOnOverANewLink(t *testing.T) {
+	way, each := 100*time.Millisecond, time.Millisecond
+	r, lead, other, under := lostFar(t, way, &each)
+	r.heal()
+	r.until("full window", func() bool { return under() == chunksAheadMax })
+	into := other.host.order[0].in
+	r.flying = nil
+	lead.turn(Link{Node: other.id, Up: false})
+	lead.turn(Link{Node: other.id, Up: true})
+	next := into.next
+	took := r.until("rest", func() bool { return into.next >= next+chunksAheadMax })
+	if limit := 20 * way; took > limit {
+		t.Errorf("what was lost with the link was there after %v, want %v", took, limit)
+	}
+	r.until("value", func() bool { return other.get("last") == "1" })
+	if n := strings.Count(strings.Join(r.notes, "\n"), "receiving a snapshot"); n != 1 {
+		t.Errorf("%d transfers: %v", n, r.notes)
 	}
 }

@@ -73,6 +73,7 @@ func (h *Host) linkAnew(n shard.NodeID) {
 		}
 		for _, o := range r.outTo(n) {
 			o.again = repeats{}
+			o.lost()
 		}
 	}
 }

@@ -35,11 +35,16 @@ type snapshotOut struct {
 	reader *shard.SnapshotReader
 	meta   *raftpb.SnapshotMetadata
 	term   uint64
-	// chunks holds what is sent and not confirmed: chunk number first+i.
+	// chunks holds what is sent and not confirmed: chunk number first+i. The first under of them are under way; those behind were lost with a link, or
+	// not taken, and are to be sent again.
 	chunks []sentChunk
 	first  uint64
+	under  int
 	last   bool
 	sum    *xxhash.Digest
+	// window is how many may be under way, and soonest the least time that one took.
+	window  int
+	soonest time.Duration
 	// at is when the transfer last moved on, or the receiver said that it waits. again tells when the first chunk that is not confirmed was last sent, and wait for how long a
 	// confirmation may take before that is done again.
 	at    time.Time
@@ -51,7 +56,7 @@ type snapshotOut struct {
 
 type sentChunk struct {
 	data []byte
-	// at is when it was sent first.
+	// at is when it was sent, repetitions of the first that is not confirmed aside.
 	at time.Time
 }
 
@@ -67,8 +72,8 @@ type snapshotIn struct {
 	sum   *xxhash.Digest
 	into  *shard.Installer
 	at    time.Time
-	// ahead holds chunks that overtook chunk next: number n is at n % chunksAhead.
-	ahead [chunksAhead]chunk
+	// ahead holds chunks that overtook chunk next: number n is at n % chunksAheadMax.
+	ahead [chunksAheadMax]chunk
 }
 
 // chunk is a received piece of a snapshot. The last one is empty and carries the checksum of all.
@@ -81,10 +86,13 @@ type chunk struct {
 }
 
 const (
-	// chunksAhead is how many chunks may be under way to one replica.
-	chunksAhead = 4
-	// sendingMax is how many snapshots a node sends at once, of all shards together; each has up to chunksAhead chunks in memory. A node whose disk was
-	// replaced needs one of every shard. raft asks again with the next answer to a heartbeat.
+	// chunksAhead is how many chunks may be under way to one replica, chunksAheadMax if it is far away: then most of the time that one takes is not for what
+	// is under way before it. chunksTogether bounds those of all shards that are more than chunksAhead.
+	chunksAhead    = 4
+	chunksAheadMax = 32
+	chunksTogether = 64
+	// sendingMax is how many snapshots a node sends at once, of all shards together. A node whose disk was replaced needs one of every shard. raft asks
+	// again with the next answer to a heartbeat.
 	sendingMax = 32
 	// snapshotRepeatTicks is after how many ticks at least an unconfirmed chunk is sent again.
 	snapshotRepeatTicks = 3
@@ -146,7 +154,7 @@ func (r *replica) startSnapshot(p *peer, m *raftpb.Message) {
 	r.host.transfers++
 	o := &snapshotOut{
 		to: m.GetTo(), transfer: r.host.transfers, reader: r.made, meta: meta, term: m.GetTerm(), sum: xxhash.New(), at: r.host.now,
-		again: repeats{at: r.host.now}, wait: snapshotRepeatTicks * r.host.cfg.Tick,
+		again: repeats{at: r.host.now}, wait: snapshotRepeatTicks * r.host.cfg.Tick, window: chunksAhead,
 	}
 	r.made = nil
 	r.out[o.to] = o
@@ -154,21 +162,28 @@ func (r *replica) startSnapshot(p *peer, m *raftpb.Message) {
 	r.pushChunks(p, o)
 }
 
-// pushChunks sends chunks until enough are under way.
+// pushChunks sends chunks until enough are under way, but only chunksAhead at once: to read them takes time.
 func (r *replica) pushChunks(p *peer, o *snapshotOut) {
-	for len(o.chunks) < chunksAhead && !o.last {
-		c, err := o.reader.Next(r.host.cfg.ChunkBytes)
-		if err != nil {
-			r.host.fatal(err)
-			return
+	for n := 0; n < chunksAhead && o.under < o.window; n++ {
+		if o.under == len(o.chunks) {
+			if o.last {
+				return
+			}
+			c, err := o.reader.Next(r.host.cfg.ChunkBytes)
+			if err != nil {
+				r.host.fatal(err)
+				return
+			}
+			if c == nil {
+				o.last = true
+				c = []byte{}
+			}
+			_, _ = o.sum.Write(c)
+			o.chunks = append(o.chunks, sentChunk{data: c})
 		}
-		if c == nil {
-			o.last = true
-			c = []byte{}
-		}
-		_, _ = o.sum.Write(c)
-		o.chunks = append(o.chunks, sentChunk{c, r.host.now})
-		r.sendChunk(p, o, len(o.chunks)-1)
+		o.chunks[o.under].at = r.host.now
+		r.sendChunk(p, o, o.under)
+		o.under++
 	}
 }
 
@@ -251,7 +266,7 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 		r.in = in
 		h.note(false, r.id, "receiving a snapshot", "from", p.id, "index", index)
 	}
-	if n < in.next || n >= in.next+chunksAhead {
+	if n < in.next || n >= in.next+chunksAheadMax {
 		confirm(in.next, chunkWanted)
 		return
 	}
@@ -261,13 +276,13 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 		confirm(in.next, chunkWaits)
 		return
 	}
-	in.ahead[n%chunksAhead] = c
+	in.ahead[n%chunksAheadMax] = c
 	if n > in.next {
 		return
 	}
 	in.at = h.now
-	for c = in.ahead[in.next%chunksAhead]; c.held && c.n == in.next; c = in.ahead[in.next%chunksAhead] {
-		in.ahead[in.next%chunksAhead] = chunk{}
+	for c = in.ahead[in.next%chunksAheadMax]; c.held && c.n == in.next; c = in.ahead[in.next%chunksAheadMax] {
+		in.ahead[in.next%chunksAheadMax] = chunk{}
 		_, _ = in.sum.Write(c.data)
 		if !(env.Mutant(env.MutantSnapshotChunkSkipped) && in.next == 1) {
 			if err := in.into.Add(c.data); err != nil {
@@ -338,17 +353,16 @@ func (r *replica) receiveChunkOK(p *peer, rd *codec.Reader) {
 		return
 	}
 	if !o.waits {
-		o.took(r.host.now.Sub(o.chunks[next-o.first-1].at), snapshotRepeatTicks*r.host.cfg.Tick)
+		o.took(r.host, o.chunks[next-o.first-1].at)
 	}
 	o.at, o.again = r.host.now, repeats{at: r.host.now}
+	o.under = max(0, o.under-int(next-o.first))
 	o.chunks = o.chunks[next-o.first:]
 	o.first = next
 	if o.waits && state != chunkWaits {
 		// It took none of those behind it either.
 		o.waits = false
-		for i := range o.chunks {
-			r.sendChunk(p, o, i)
-		}
+		o.lost()
 	}
 	if o.last && len(o.chunks) == 0 {
 		r.endSnapshot(o, raft.SnapshotFinish)
@@ -357,13 +371,31 @@ func (r *replica) receiveChunkOK(p *peer, rd *codec.Reader) {
 	r.pushChunks(p, o)
 }
 
-// took learns from the time that a chunk took how long the next may take. With a repetition it may be the time until what was lost was sent again.
-func (o *snapshotOut) took(d, least time.Duration) {
+// took learns from how long a chunk took, which was sent at some time, how long the next may take, and how many may be under way. With a repetition it may be the
+// time until what was lost was sent again.
+func (o *snapshotOut) took(h *Host, sent time.Time) {
+	d := h.now.Sub(sent)
 	if o.again.tries == 0 {
+		if o.soonest == 0 || d < o.soonest {
+			o.soonest = d
+		}
+		// What takes little longer than a chunk on its own does not wait for others, on the way or with the receiver. Those of one frame are confirmed together, and
+		// count as one.
+		switch most := min(max(chunksAhead, chunksTogether/max(1, h.sending)), chunksAheadMax); {
+		case d <= o.soonest+o.soonest/4:
+			if h.now.After(o.at) {
+				o.window = min(o.window+1, most)
+			}
+		case d > o.soonest+o.soonest/2:
+			o.window = max(o.window-1, chunksAhead)
+		}
 		d *= 2
 	}
-	o.wait = max(min(d, snapshotWaitMax), least)
+	o.wait = max(min(d, snapshotWaitMax), snapshotRepeatTicks*h.cfg.Tick)
 }
+
+// lost says that nothing is under way any more.
+func (o *snapshotOut) lost() { o.under, o.window = 0, chunksAhead }
 
 func (r *replica) endSnapshot(o *snapshotOut, st raft.SnapshotStatus) {
 	r.dropSnapshotOut(o)
@@ -385,6 +417,7 @@ func (r *replica) tickSnapshots() {
 			case len(o.chunks) > 0 && o.again.due(h.now, o.wait, 0):
 				// The receiver keeps those behind it.
 				r.sendChunk(h.peers[id], o, 0)
+				o.under, o.window = max(1, o.under), chunksAhead
 			}
 		}
 	}

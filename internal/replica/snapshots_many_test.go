@@ -34,6 +34,7 @@ func TestSnapshot_OfManyShardsTakeTurns(t *testing.T) {
 	lost.stop()
 	lost.newDisk()
 	lost.start(false)
+	r.takes = func(shard.NodeID, Outgoing) time.Time { return r.now.Add(20 * time.Millisecond) }
 	most := 0
 	r.sent = func(from shard.NodeID, _ Outgoing) {
 		under := 0
