@@ -128,6 +128,40 @@ func TestInstall_CutShortLeavesTheOldState(t *testing.T) {
 	b.want("key4", "value4")
 }
 
+// What came of a transfer that was given up is no part of the next one's state, and no state that is over stays on the disk.
+func TestInstall_LeavesNothingElse(t *testing.T) {
+	a, b := newBench(t, MachineConfig{}), newBench(t, MachineConfig{})
+	fill(b, 3)
+	fill(a, 5)
+	a.run(set("gone", "1"))
+	receive(t, a.m, b.m, 200)
+	a.run(func(tx *Tx) ([]byte, error) { tx.Delete([]byte("gone")); return nil, nil })
+	send(t, a.m, b.m, 200)
+	b.want("key4", "value4")
+	b.want("gone", "")
+	rows := func(b *bench) int {
+		t.Helper()
+		n := 0
+		var err error
+		for range b.store.Scan(placeOf(b.m.id, 0), placeOf(b.m.id+1, 0), &err) {
+			n++
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if got, want := rows(b), rows(a); got != want {
+		t.Errorf("the store holds %d rows of the shard, want %d", got, want)
+	}
+	// A crash in the middle of a transfer.
+	receive(t, a.m, b.m, 200)
+	b.open()
+	if got, want := rows(b), rows(a); got != want {
+		t.Errorf("after a crash the store holds %d rows of the shard, want %d", got, want)
+	}
+}
+
 func TestInstall_MalformedChunks(t *testing.T) {
 	b := newBench(t, MachineConfig{})
 	in, err := b.m.Install()
@@ -201,8 +235,9 @@ func TestSnapshot_StaysAsItWas(t *testing.T) {
 }
 
 func TestWipe_ForgetsEverything(t *testing.T) {
-	b := newBench(t, MachineConfig{})
-	fill(b, 5)
+	a, b := newBench(t, MachineConfig{}), newBench(t, MachineConfig{})
+	fill(a, 5)
+	send(t, a.m, b.m, 200)
 	b.m.SetConf([]byte("conf"))
 	if err := b.m.Wipe(); err != nil {
 		t.Fatal(err)
@@ -214,6 +249,9 @@ func TestWipe_ForgetsEverything(t *testing.T) {
 		}
 		if _, ok := b.m.NextTimer(); ok {
 			t.Errorf("a timer is left")
+		}
+		if at, err := b.m.Installed(); err != nil || at != (storage.Position{}) {
+			t.Errorf("a snapshot at %+v is still said to be installed, %v", at, err)
 		}
 		b.want("key0", "")
 	}

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/storage"
@@ -331,7 +334,7 @@ func TestMachine_DigestSeesEveryWrite(t *testing.T) {
 		tx.Delete([]byte("k"))
 		return nil, nil
 	}
-	all := []uint64{digest(), digest(set("k", "1")), digest(set("k", "2")), digest(set("l", "1")), digest(set("k", "1"), set("k", "2")), digest(set("k", "1"), del), digest(set("k", ""))}
+	all := []uint64{digest(), digest(set("k", "1")), digest(set("k", "2")), digest(set("l", "1")), digest(set("k", "1"), set("k", "2")), digest(set("k", "1"), del), digest(set("k", "")), digest(del)}
 	for i, a := range all {
 		for j, b := range all[:i] {
 			if a == b {
@@ -439,4 +442,40 @@ func TestMachine_DiskFailureIsSticky(t *testing.T) {
 	if err := m.Commit(&out); err == nil || err.Error() != "first" {
 		t.Errorf("got %v", err)
 	}
+}
+
+// A row that cannot be read is not one that is not there.
+func TestQuery_FailsWithTheDisk(t *testing.T) {
+	bad := false
+	disk := errorfs.Wrap(storage.MemFS(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if bad && op.Kind.ReadOrWrite() == errorfs.OpIsRead {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	store, err := storage.OpenStore(disk, "state", storage.StoreConfig{Deterministic: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close() //nolint:errcheck // a store in memory
+	b := newBench(t, MachineConfig{})
+	b.store = store
+	b.open()
+	b.run(set("k", "1"))
+	if err := store.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	b.mod.query = func(v View, _ []byte) ([]byte, error) {
+		val, ok := v.Get([]byte("k"))
+		return fmt.Append(nil, string(val), ok), nil
+	}
+	scan := func(v View, _ []byte) ([]byte, error) { return []byte(scanAll(v, "", "")), nil }
+	bad = true
+	for _, query := range []func(View, []byte) ([]byte, error){b.mod.query, scan} {
+		b.mod.query = query
+		if got, err := b.m.Query(Command{Module: 9}); err == nil {
+			t.Errorf("answered %q", got)
+		}
+	}
+	bad = false
 }

@@ -120,6 +120,38 @@ func TestSession_OldIdleOnesAreForgotten(t *testing.T) {
 	check("reopened", sessionsKept+1, false)
 }
 
+// However many sessions there are, what one of the last day has applied is not applied again.
+func TestSession_YoungOnesAreAllRemembered(t *testing.T) {
+	b, send := counter(t)
+	const n = 2*sessionsKept + 10
+	for id := uint64(1); id <= n; id++ {
+		send(id, 1, 1)
+	}
+	b.now = b.now.Add(23 * time.Hour)
+	send(n+1, 1, 1)
+	for id := uint64(1); id <= n; id++ {
+		if out := send(id, 1, 1); out.Duplicates != 1 {
+			t.Fatalf("a batch of session %d of %d is applied again", id, n)
+		}
+	}
+}
+
+// Which of several that are as old as each other is forgotten is the same on all replicas.
+func TestSession_TheSameAreForgottenEverywhere(t *testing.T) {
+	b, send := counter(t)
+	const n = 3 * sessionsKept
+	for id := uint64(1); id <= n; id++ {
+		send(id, 1, 1)
+	}
+	b.now = b.now.Add(25 * time.Hour)
+	send(n+1, 1, 1)
+	for id := uint64(1); id <= n; id++ {
+		if got, want := b.m.SessionApplied(id, 1), id > n-sessionsKept; got != want {
+			t.Errorf("session %d is remembered: %v, want %v", id, got, want)
+		}
+	}
+}
+
 // The clock of a new leader may be wrong by a day; what an older one has applied is not applied again all the same.
 func TestSession_SurvivesALeadersClock(t *testing.T) {
 	b, send := counter(t)

@@ -117,6 +117,36 @@ func TestTx_ErrorDiscardsEverything(t *testing.T) {
 	}
 }
 
+// collector stores what was put off, as one row.
+type collector struct{ script }
+
+func (c *collector) Finish(tx *Tx, items []any) { tx.Set([]byte("items"), fmt.Append(nil, items...)) }
+
+// What a command has put off to the end of the entry is undone with it, and is a write otherwise.
+func TestTx_DeferIsUndoneWithItsCommand(t *testing.T) {
+	c := &collector{script{id: 8}}
+	b := newBench(t, MachineConfig{}, c)
+	put := func(item string, err error) func(*Tx) ([]byte, error) {
+		return func(tx *Tx) ([]byte, error) { tx.Defer(item); return nil, err }
+	}
+	refused := errs.New(errs.Conflict, "no")
+	c.apply = map[string]func(*Tx) ([]byte, error){"a": put("a", nil), "no": put("no", refused), "b": put("b", nil)}
+	call := func(name string) func(*Tx) ([]byte, error) {
+		return func(tx *Tx) ([]byte, error) { return tx.Call(Command{Module: 8, Data: []byte(name)}) }
+	}
+	b.mod.apply["a"], b.mod.apply["no"], b.mod.apply["b"] = call("a"), call("no"), call("b")
+	// A part that is undone leaves the rest.
+	b.mod.apply["part"] = func(tx *Tx) ([]byte, error) { _, _ = call("no")(tx); return call("b")(tx) }
+	rs := b.do("a", "no", "part", "no")
+	if rs[0].Revision != 1 || rs[1].Revision != 1 || rs[2].Revision != 2 || !errs.Is(rs[1].Err, errs.Conflict) {
+		t.Errorf("answers: %+v", rs)
+	}
+	got, err := b.m.Query(Command{Module: 8, Data: []byte("items")})
+	if err != nil || string(got) != "a b" && string(got) != "ab" {
+		t.Errorf("stored are %q, %v", got, err)
+	}
+}
+
 func TestTx_TryUndoesOnlyItsPart(t *testing.T) {
 	b := newBench(t, MachineConfig{})
 	r := b.run(func(tx *Tx) ([]byte, error) {
