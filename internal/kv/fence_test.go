@@ -1,6 +1,7 @@
 package kv
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -153,6 +154,17 @@ func TestFence_Model(t *testing.T) {
 	}
 	if rows[rowFence] != FencesMax || rows[rowFenceOrder] != FencesMax || rows[rowFences] != 1 || refused == 0 || len(seen) < FencesMax+500 {
 		t.Errorf("rows %v after %d locks, %d refused", rows, len(seen), refused)
+	}
+	// A token as old as the oldest that is remembered is refused, which may be that of a lock that was forgotten.
+	oldest := slices.Min(slices.Collect(func(yield func(string) bool) {
+		for k := range dumpRows(t, x.Machine(1)) {
+			if k[0] == rowFenceOrder && !yield(k) {
+				return
+			}
+		}
+	}))
+	if err := x.fence("as old", int64(binary.BigEndian.Uint64([]byte(oldest[1:9]))), false); !errs.Is(err, errs.Fenced) {
+		t.Errorf("a token as old as the oldest: %v", err)
 	}
 	// Whoever acquires a lock that was forgotten gets through.
 	if err := x.fence("l0", token+1, false); err != nil {

@@ -180,6 +180,8 @@ func TestRange_Options(t *testing.T) {
 		{"one at 6", &Range{Key: []byte("b"), Revision: 6}, "b=2@2/2/1", false, 1},
 		{"deleted one at 6", &Range{Key: []byte("d"), Revision: 6}, "d=0@6/6/1", false, 1},
 		{"limit at 7", all(Range{Revision: 7, Limit: 1}), "a=4@5/3/2", true, 4},
+		{"mod filters, both ends", all(Range{MinMod: 4, MaxMod: 5}), "a=4@5/3/2 c=1@4/4/1", false, 3},
+		{"down, limit that is met", all(Range{Order: Descending, Limit: 3}), "c=1@4/4/1 b=9@7/2/2 a=4@5/3/2", false, 3},
 	} {
 		a := x.must(c.o)
 		if got := show(a.KVs); got != c.want || a.More != c.more || a.Count != c.count || a.Revision != 8 {
@@ -189,95 +191,6 @@ func TestRange_Options(t *testing.T) {
 	if _, err := x.do(all(Range{Revision: 9})); !errors.Is(err, ErrFutureRevision) {
 		t.Errorf("future: %v", err)
 	}
-}
-
-func TestTxn_BranchesAndSnapshot(t *testing.T) {
-	x := newTester(t)
-	x.put("a", "1")
-	key := []byte("a")
-	then := func(c ...Compare) Answer {
-		return x.must(&Txn{If: c, Then: []Op{&Range{Key: key}}})
-	}
-	for _, c := range []struct {
-		name string
-		c    Compare
-		want bool
-	}{
-		{"value", Compare{Key: key, Target: Value, Value: []byte("1")}, true},
-		{"value differs", Compare{Key: key, Target: Value, Relation: NotEqual, Value: []byte("1")}, false},
-		{"version", Compare{Key: key, Target: Version, Number: 1}, true},
-		{"create less", Compare{Key: key, Target: CreateRevision, Relation: Less, Number: 2}, false},
-		{"mod greater", Compare{Key: key, Target: ModRevision, Relation: Greater, Number: 1}, true},
-		{"lease", Compare{Key: key, Target: Lease}, true},
-		{"missing: no version", Compare{Key: []byte("x"), Target: Version}, true},
-		{"missing: value never equals", Compare{Key: []byte("x"), Target: Value}, false},
-		{"missing: nor differs", Compare{Key: []byte("x"), Target: Value, Relation: NotEqual, Value: []byte("1")}, false},
-		{"range", Compare{Key: key, End: []byte{0}, Target: Version, Relation: Greater}, true},
-		{"empty range", Compare{Key: []byte("b"), End: []byte("c"), Target: Version}, true},
-	} {
-		if got := then(c.c).Succeeded; got != c.want {
-			t.Errorf("%s: %v, want %v", c.name, got, c.want)
-		}
-	}
-	// Reads inside see the writes before them; conditions inside were decided before.
-	inner := &Txn{
-		If:   []Compare{{Key: []byte("n"), Target: Version}},
-		Then: []Op{&Put{Key: []byte("in"), Value: []byte("then")}}, Else: []Op{&Put{Key: []byte("in"), Value: []byte("else")}},
-	}
-	a := x.must(&Txn{Then: []Op{
-		&Put{Key: []byte("n"), Value: []byte("v")}, inner, &Range{Key: []byte("a"), End: []byte{0}},
-		&Delete{Key: key, WantPrev: true}, &Range{Key: key}, &Range{Key: key, Revision: 2},
-	}})
-	if got := show(a.Answers[2].KVs); got != "a=1@2/2/1 in=then@3/3/1 n=v@3/3/1" || a.Answers[2].Revision != 3 {
-		t.Errorf("inside: %s at %d", got, a.Answers[2].Revision)
-	}
-	if a.Revision != 3 || a.Answers[3].Count != 1 || a.Answers[4].Count != 0 || show(a.Answers[5].KVs) != "a=1@2/2/1" || !a.Answers[1].Succeeded {
-		t.Errorf("got %+v", a)
-	}
-	e, err := x.events(3, 1<<20, false)
-	if err != nil || len(e.Events) != 3 || !e.Events[2].Deleted {
-		t.Errorf("events %+v %v", e, err)
-	}
-}
-
-func TestTxn_RefusedLeavesNothing(t *testing.T) {
-	x := newTester(t)
-	x.put("a", "1")
-	before := x.Machine(1).Digest()
-	a, b := []byte("a"), []byte("b")
-	for _, c := range []struct {
-		o    Op
-		want error
-	}{
-		{&Txn{Then: []Op{&Put{Key: b}, &Put{Key: b}}}, ErrDuplicateKey},
-		{&Txn{Then: []Op{&Put{Key: a}, &Delete{Key: a}}}, ErrDuplicateKey},
-		{&Txn{Then: []Op{&Put{Key: b}, &Put{Key: a, Lease: 7}}}, ErrLeaseNotFound},
-		{&Put{Key: a, Lease: 7}, ErrLeaseNotFound},
-		{&Put{Key: b, KeepValue: true}, ErrKeyNotFound},
-		{&Txn{Then: []Op{&Delete{Key: a}, &Put{Key: a, KeepLease: true}}}, ErrKeyNotFound},
-		{&Txn{Then: []Op{&Put{Key: b}, &Range{Key: a, Revision: 3}}}, ErrFutureRevision},
-		{&Txn{Then: []Op{&Put{Key: b}, &Range{Key: a, Revision: -2}}}, ErrCompacted},
-		{&Txn{Then: []Op{&Txn{Then: []Op{&Range{Key: a, Revision: -2}}}}}, ErrCompacted},
-	} {
-		if _, err := x.do(c.o); !errors.Is(err, c.want) {
-			t.Errorf("%+v: %v, want %v", c.o, err, c.want)
-		}
-	}
-	if x.Machine(1).Digest() != before || x.status().Revision != 2 {
-		t.Error("a refused request left something")
-	}
-	// A condition keeps what would be refused from being looked at.
-	x.must(&Txn{If: []Compare{{Key: a, Target: Version}}, Then: []Op{&Put{Key: a, Lease: 7}}})
-	// As in etcd, -1 is the first revision until there is a compaction; and outside of a transaction any negative one is the newest.
-	last := &Txn{Then: []Op{&Range{Key: a, Revision: -1}}}
-	x.must(last)
-	if err := x.compact(2); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := x.do(last); !errors.Is(err, ErrCompacted) {
-		t.Errorf("revision -1 in a transaction after a compaction: %v, want %v", err, ErrCompacted)
-	}
-	x.must(&Range{Key: a, Revision: -2})
 }
 
 func TestPut_KeepsValueOrLease(t *testing.T) {
@@ -295,8 +208,30 @@ func TestPut_KeepsValueOrLease(t *testing.T) {
 	if kv := x.must(&Range{Key: key}).KVs[0]; kv.Lease != 0 || string(kv.Value) != "2" || kv.Version != 3 {
 		t.Errorf("got %+v", kv)
 	}
-	if _, err := x.submit(EncodeRevoke(5)); err != nil || x.must(&Range{Key: key}).Count != 1 {
-		t.Errorf("a key that left its lease went with it: %v", err)
+	// It is another key that comes after the deletion of one.
+	other := []byte("b")
+	x.must(&Put{Key: other, Lease: 5})
+	x.must(&Delete{Key: other})
+	x.must(&Put{Key: other})
+	last := []byte("c")
+	x.must(&Put{Key: last, Lease: 5})
+	rev, err := DecodeRevision(must(t)(x.submit(EncodeRevoke(5))))
+	if a := x.must(&Range{Key: key, End: []byte{0}}); err != nil || rev != 9 || show(a.KVs) != "a=2@4/2/3 b=@7/7/1" || a.Revision != rev {
+		t.Errorf("after the end of the lease, at %d: %s at %d, %v", rev, show(a.KVs), a.Revision, err)
+	}
+	if l := x.ttl(x.query(EncodeTimeToLive(5, 0, false))); l.TTL != -1 {
+		t.Errorf("a lease that was revoked: %+v", l)
+	}
+}
+
+// must returns answers that are no errors.
+func must(t *testing.T) func(b []byte, err error) []byte {
+	return func(b []byte, err error) []byte {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
 	}
 }
 
@@ -323,6 +258,12 @@ func TestLease_Life(t *testing.T) {
 	}
 	if _, err := x.submit(EncodeGrant(3, LeaseTTLMax+1)); !errors.Is(err, ErrLeaseTTLTooLarge) {
 		t.Errorf("endless: %v", err)
+	}
+	if l := x.ttl(x.submit(EncodeGrant(4, LeaseTTLMax))); l.TTL != LeaseTTLMax {
+		t.Errorf("the longest: %+v", l)
+	}
+	if _, err := x.submit(EncodeRevoke(4)); err != nil {
+		t.Error(err)
 	}
 	x.must(&Put{Key: []byte("k1"), Lease: 2})
 	x.must(&Put{Key: []byte("k2"), Lease: 2})

@@ -103,6 +103,28 @@ func TestLoad_LeasesEndAfterIt(t *testing.T) {
 	}
 }
 
+// A lease whose time passes while parts are still to come has it again from then on, also if that is before the last of them.
+func TestLoad_LeasesThatWaited(t *testing.T) {
+	x := newTester(t)
+	parts := loads()
+	for _, l := range parts[:2] {
+		if err := x.load(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.Advance(90 * time.Second)
+	if err := x.load(parts[2]); err != nil {
+		t.Fatal(err)
+	}
+	if n := x.must(&Range{Key: []byte("a")}).Count; n != 1 {
+		t.Errorf("%d keys of a lease that had to wait", n)
+	}
+	x.Advance(61 * time.Second)
+	if n := x.must(&Range{Key: []byte("a")}).Count; n != 0 {
+		t.Errorf("%d keys of a lease that nobody renewed", n)
+	}
+}
+
 func TestLoad_Refused(t *testing.T) {
 	x := newTester(t)
 	bad := func(l Load) {
@@ -120,7 +142,10 @@ func TestLoad_Refused(t *testing.T) {
 	bad(Load{KVs: []KeyValue{{Create: 1, Mod: 1, Version: 1}}})
 	bad(Load{Leases: []LeaseTTL{{0, 1}}})
 	bad(Load{Leases: []LeaseTTL{{1, 0}}})
+	bad(Load{Leases: []LeaseTTL{{1, LeaseTTLMax + 1}}})
 	bad(Load{Events: []LoadEvent{{Key: []byte("k")}}})
+	bad(Load{Revision: -1})
+	bad(Load{KVs: []KeyValue{{Key: []byte("k"), Create: 8, Mod: 8, Version: 1}}, Revision: 9, Events: []LoadEvent{{Key: []byte("k")}}})
 	bad(Load{Revision: 9, Events: []LoadEvent{{Key: []byte("never written")}}})
 	if s := x.status(); s.Revision != 1 {
 		t.Errorf("status %+v", s)
@@ -131,5 +156,12 @@ func TestLoad_Refused(t *testing.T) {
 	x.put("k", "v")
 	if err := x.load(loads()[0]); !errors.Is(err, ErrNotEmpty) {
 		t.Errorf("into what was written to: %v", err)
+	}
+	x = newTester(t)
+	if err := x.compact(1); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.load(loads()[0]); !errors.Is(err, ErrNotEmpty) {
+		t.Errorf("into what was compacted: %v", err)
 	}
 }
