@@ -75,9 +75,20 @@ func TestLock_TwiceWithOneLeaseIsOnce(t *testing.T) {
 	c := newClient(t)
 	lease := grant(t, c, 60)
 	a, err := c.Lock(within(t), []byte("l"), lease)
+	put(t, c, "something else", 0)
 	b, err2 := c.Lock(within(t), []byte("l"), lease)
-	if err != nil || err2 != nil || string(a.Key) != string(b.Key) || a.Token != b.Token {
+	if err != nil || err2 != nil || string(a.Key) != string(b.Key) || a.Token != b.Token || b.Revision != a.Revision+1 {
 		t.Errorf("%+v %v, then %+v %v", a, err, b, err2)
+	}
+	// Nor does it change the value of a key that an election has.
+	if a, err = c.Campaign(within(t), []byte("e"), lease, []byte("v")); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = c.Lock(within(t), []byte("e"), lease); err != nil || b.Token != a.Token {
+		t.Errorf("lock of a name that the lease leads: %+v %v, want token %d", b, err, a.Token)
+	}
+	if l, _, err := c.Leader(within(t), []byte("e")); err != nil || string(l.Value) != "v" {
+		t.Errorf("leader after that: %+v %v", l, err)
 	}
 	if cl, err := c.Lock(within(t), []byte("other"), 0); err != nil || cl.Lease == 0 {
 		t.Errorf("without a lease: %+v %v", cl, err)
