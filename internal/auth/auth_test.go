@@ -239,8 +239,14 @@ func TestTokens_EndWithWhatTheyStandOn(t *testing.T) {
 	}
 	x.do(EncodeRoleAdd(boss, "s"), EncodeUserGrant(boss, "ann", "s"), EncodeUserRevoke(boss, "ann", "s"), EncodeUserAdd(boss, NewUser{Name: "bob"}))
 	check("after other changes", nil)
+	ann = now("ann")
 	x.do(EncodeUserPassword(boss, "ann", []byte("new")))
-	check("after a new password", ErrInvalidToken)
+	check("after a new password, though nothing else changed since the token was issued", ErrInvalidToken)
+	if b, err := x.query(EncodeLogin("ann")); err != nil {
+		t.Error(err)
+	} else if l, err := DecodeLogin(b); err != nil || string(l.Hash) != "new" || l.NoPassword {
+		t.Errorf("login after a new password: %+v %v", l, err)
+	}
 	ann = now("ann")
 	check("with a new token", nil)
 	x.do(EncodeUserDelete(boss, "ann"))
@@ -270,13 +276,15 @@ func TestChanges_RulesAndRevision(t *testing.T) {
 		}
 	}
 	perm := func(key, end string) Permission { return Permission{PermitBoth, []byte(key), []byte(end)} }
-	long := strings.Repeat("x", NameBytesMax+1)
+	long, longest := strings.Repeat("x", NameBytesMax+1), strings.Repeat("x", NameBytesMax)
 	c := nobody
 	for range 2 {
 		step(EncodeEnable(c, secret), ErrRootUserMissing, 0)
 		step(EncodeDisable(c), nil, 0)
 		step(EncodeUserAdd(c, NewUser{}), ErrUserEmpty, 0)
 		step(EncodeUserAdd(c, NewUser{Name: long}), ErrNameTooLong, 0)
+		step(EncodeUserAdd(c, NewUser{Name: longest}), nil, 1)
+		step(EncodeUserDelete(c, longest), nil, 1)
 		step(EncodeUserAdd(c, NewUser{Name: Root, Hash: []byte("h")}), nil, 1)
 		step(EncodeUserAdd(c, NewUser{Name: Root}), ErrUserExists, 0)
 		step(EncodeEnable(c, secret), ErrRootRoleMissing, 0)
@@ -322,6 +330,13 @@ func TestChanges_RulesAndRevision(t *testing.T) {
 		step(EncodeUserDelete(c, Root), ErrInvalidChange, 0)
 		step(EncodeRoleDelete(c, Root), ErrInvalidChange, 0)
 		step(EncodeUserRevoke(c, Root, Root), ErrInvalidChange, 0)
+		// Only root's own role is kept from going.
+		step(EncodeUserGrant(c, Root, "r"), nil, 1)
+		step(EncodeUserRevoke(c, Root, "r"), nil, 1)
+		step(EncodeUserGrant(c, "ann", Root), nil, 1)
+		step(EncodeUserRevoke(c, "ann", Root), nil, 1)
+		step(EncodeRoleAdd(c, longest), nil, 1)
+		step(EncodeRoleDelete(c, longest), nil, 1)
 		for _, cmd := range [][]byte{EncodeRoleAdd(nobody, "s"), EncodeDisable(nobody), EncodeEnable(nobody, secret)} {
 			step(cmd, ErrUserEmpty, 0)
 		}
@@ -332,6 +347,8 @@ func TestChanges_RulesAndRevision(t *testing.T) {
 			t.Errorf("disabled: %+v", s)
 		}
 		c = nobody
+		step(EncodeUserRevoke(c, Root, Root), nil, 1)
+		step(EncodeEnable(c, secret), ErrRootRoleMissing, 0)
 		step(EncodeRoleDelete(c, "none"), ErrRoleNotFound, 0)
 		step(EncodeRoleDelete(c, "r"), nil, 1)
 		if b, err := x.query(EncodeUser(c, "ann")); err != nil || b[0] != 0 {
