@@ -296,16 +296,16 @@ func TestBigHash_RemovedInBackground(t *testing.T) {
 		r.do(drop)
 		r.want("hlen other", ":0")
 		r.c.Advance(time.Millisecond)
-		if left := countRows(t, r, rowField); left != 0 {
+		if left := countRows(t, r.c.Machine(1), rowField); left != 0 {
 			t.Errorf("%s: %d field rows are left", drop, left)
 		}
 	}
 }
 
 // countRows counts the module's rows of a kind, by a snapshot.
-func countRows(t *testing.T, r *rig, kind byte) int {
+func countRows(t *testing.T, m *shard.Machine, kind byte) int {
 	t.Helper()
-	snap, err := r.c.Machine(1).Snapshot()
+	snap, err := m.Snapshot()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -413,6 +413,8 @@ func TestGlob(t *testing.T) {
 		{"*", "", true}, {"*", "abc", true}, {"a*c", "abc", true}, {"a*c", "abd", false}, {"?", "", false}, {"h?llo", "hello", true},
 		{"h[ae]llo", "hallo", true}, {"h[^e]llo", "hello", false}, {"h[^e]llo", "hallo", true}, {"h[a-c]llo", "hbllo", true},
 		{"h[c-a]llo", "hbllo", true}, {`h\*llo`, "h*llo", true}, {`h\*llo`, "hello", false}, {"a**b", "axxb", true},
+		{"[^a]x", "^x", true}, {"[^^]x", "^x", false}, {"[a-c]x", "-x", false}, {"[a-c]x", "ax", true}, {"[a-c]x", "cx", true}, {"[a-c]x", "dx", false},
+		{`[\]]x`, "]x", true}, {`[\a]x`, "ax", true}, {`[\a]x`, `\x`, false}, {`[a\-c]x`, "bx", false}, {`[a\-c]x`, "-x", true}, {"[ab", "b", true},
 		{"[", "[", false}, {"[a", "a", true}, {`a\`, `a\`, true}, {"", "", true}, {"", "a", false}, {"*a*b*c", "xxaxxbxxc", true},
 	} {
 		if got := Match([]byte(tc.pattern), []byte(tc.s)); got != tc.want {
