@@ -544,7 +544,19 @@ func TestAppend_WakesWatchers(t *testing.T) {
 }
 
 func TestQueryTime_AgainstModel(t *testing.T) {
+	// Retention may cut a stretch of the time index, the open one too, and take the batch with the latest time.
+	for _, keep := range []int{0, 250, 10} {
+		queryTimes(t, keep)
+	}
+}
+
+// queryTimes looks for all times before and after retention has left so many batches, 0 for all.
+func queryTimes(t *testing.T, keep int) {
+	t.Helper()
 	w := newWorld(t)
+	if keep > 0 {
+		w.must(EncodePlaceTopic(Topic{ID: topicA, Name: "t", Partitions: 1, RetentionBytes: int64(keep * len(batchOf(1, 1)))}))
+	}
 	type b struct{ base, max int64 }
 	var model []b
 	seed := uint64(42)
@@ -553,10 +565,14 @@ func TestQueryTime_AgainstModel(t *testing.T) {
 		return int64(seed>>33) % n
 	}
 	at := int64(1000)
-	for range 400 {
+	for i := range 400 {
 		at += next(20) - 5
-		base := w.append(0, batchOf(at, at-3)).Base
-		model = append(model, b{base, at})
+		latest := at
+		if i == 100 {
+			latest = 1_000_000
+		}
+		base := w.append(0, batchOf(latest, latest-3)).Base
+		model = append(model, b{base, latest})
 	}
 	check := func() {
 		t.Helper()
@@ -588,6 +604,11 @@ func TestQueryTime_AgainstModel(t *testing.T) {
 		if h, _ := ReadBatchHeader(v); h.BaseOffset != want {
 			t.Errorf("latest: got %d, want %d", h.BaseOffset, want)
 		}
+	}
+	check()
+	w.c.Advance(time.Hour)
+	if start, want := w.ends(1).Start, model[min(400-keep, 399)].base; keep > 0 && start != want {
+		t.Fatalf("the log starts at %d, want %d", start, want)
 	}
 	check()
 	if d, at, ok, err := FindTime(batchOf(5, 9), BatchHeader{Records: 2, FirstTimestamp: 5}, nil, 6); !ok || d != 1 || at != 9 || err != nil {
