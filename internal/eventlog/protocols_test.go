@@ -47,7 +47,7 @@ func TestGroup_MembersWithNothingInCommon(t *testing.T) {
 			t.Errorf("%q with %v: %v, want %q", j.MemberID+j.NewID, j.Protocols, err, want)
 		}
 	}
-	other := joinWith("", "other", "a")
+	other := joinWith("", "other", "b")
 	other.ProtocolType = "connect"
 	join(joinWith("", "m0", "ab"), "")
 	join(joinWith("", "m1", "bc"), "")
