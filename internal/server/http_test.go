@@ -84,14 +84,14 @@ func TestHTTPPort_ConnectionsAreBounded(t *testing.T) {
 		_, err := c.Read(b)
 		return err
 	}
-	for range httpConnectionsMax {
+	for range s.files.operators() {
 		if err := ask(dial()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	// A monitor finds room, however many are idle, and those that asked last keep theirs.
 	if err := ask(dial()); err != nil {
-		t.Errorf("with %d idle connections: %v", httpConnectionsMax, err)
+		t.Errorf("with %d idle connections: %v", s.files.operators(), err)
 	}
 	if _, err := open[0].Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the connection that was idle longest: %v, want that it was closed", err)

@@ -55,12 +55,16 @@ type Server struct {
 	answers *kv.Budget
 	// redisAnswers and redisWrites bound what large answers of Redis' clients take: to reads and to writes.
 	redisAnswers, redisWrites *kv.Budget
+	// places are what connections of all clients take, but for those of the HTTP port.
+	places *conns.Places
 	// requests bounds what unfinished requests of Redis' and etcd's clients take.
 	requests *conns.Budget
 	// tls is what ports have that are secured, by name.
 	tls    map[string]*secure
 	serves chan struct{}
 	memory memory
+	// files is how many descriptors there are.
+	files descriptors
 	// closing says that listeners end since the node stops.
 	closing atomic.Bool
 }
@@ -104,7 +108,11 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	log = log.With("node", cfg.Node)
 	log.Info("starting", "version", version, "config", cfg.String())
 	s := &Server{cfg: cfg, log: log, serves: make(chan struct{}), etcd: map[string]*etcd.Server{}, spaceAddr: map[string]string{}, doors: map[string][]door{},
-		memory: ownMemory()}
+		memory: ownMemory(), files: ownDescriptors()}
+	if s.files > 0 && s.files < descriptorsFew {
+		log.Warn("this process may have few files open: clients beyond clients_max are refused; raise the limit, as with ulimit -n", "limit", int(s.files), "clients_max", s.files.clients())
+	}
+	s.places = conns.NewPlaces(s.files.clients())
 	s.answers = kv.NewBudget(s.memory.share(8, 32<<20, answersBytesMax))
 	s.redisAnswers, s.redisWrites = kv.NewBudget(s.memory.share(16, 16<<20, redisAnswersBytesMax)), kv.NewBudget(s.memory.share(32, 16<<20, redisWritesBytesMax))
 	s.requests = conns.NewBudget(s.memory.share(12, 24<<20, requestsBytesMax))
@@ -215,7 +223,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 		peerLn = join(peerLns)
 		opened = append(opened, peerLn)
 	}
-	if s.dir, err = openDir(cfg, s.memory); err != nil {
+	if s.dir, err = openDir(cfg, s.memory, s.files); err != nil {
 		return nil, inUse(cfg.Data, err)
 	}
 	if d := s.dir.Recovery; d.TornBytes > 0 {
@@ -259,10 +267,14 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 		return nil, err
 	}
 	s.kafka = kafka.New(kafka.Config{
+		Places:        s.places,
 		FrameBytesMax: int(s.memory.share(8, 16<<20, 100<<20)), RequestBytesMax: int(s.memory.share(8, 32<<20, 256<<20)),
 		FetchBytesAllMax: int(s.memory.share(8, 32<<20, 256<<20)),
 	}, s.engine, log, reg)
-	s.redis = redis.New(redis.Config{ClusterMode: true, Version: version, CloseTimeout: lastAnswers, Requests: s.requests, Answers: s.redisAnswers, WriteAnswers: s.redisWrites}, s.engine, s.kafka.Topics(), log, reg)
+	s.redis = redis.New(redis.Config{
+		ConnectionsMax: min(redis.ConnectionsMax, s.files.clients()), Places: s.places,
+		ClusterMode: true, Version: version, CloseTimeout: lastAnswers, Requests: s.requests, Answers: s.redisAnswers, WriteAnswers: s.redisWrites,
+	}, s.engine, s.kafka.Topics(), log, reg)
 	s.startEtcd(cfg.servesEtcd(), jwt, log, reg)
 	s.http = newHTTPPort(s.mux(reg), log)
 	s.serve(redisLn, kafkaLn, httpLn)
@@ -283,7 +295,7 @@ func (s *Server) startEtcd(first bool, jwt *etcd.JWT, log *slog.Logger, reg *pro
 			ProgressInterval: s.cfg.EtcdProgressInterval,
 			AuthTokenTTL:     time.Duration(s.cfg.EtcdAuth.TokenTTL) * time.Second, BcryptCost: s.cfg.EtcdAuth.BcryptCost, JWT: jwt,
 			RequestBytesMax: s.cfg.EtcdRequestBytesMax, TxnOpsMax: s.cfg.EtcdTxnOpsMax, SlowRequest: s.cfg.EtcdSlowRequest,
-			Members: s.cfg.members(), Answers: s.answers, Requests: s.requests,
+			Members: s.cfg.members(), Answers: s.answers, Requests: s.requests, Places: s.places,
 			Compaction: etcd.Compaction{Period: s.cfg.EtcdCompaction.Period, Revisions: s.cfg.EtcdCompaction.Revisions},
 		}, s.engine, log.With("space", space), prometheus.WrapRegistererWith(labels, reg))
 		s.etcd[space] = srv
@@ -322,7 +334,7 @@ func (s *Server) info(id shard.ID) etcd.Info {
 }
 
 // openDir opens the data directory, or one in memory.
-func openDir(cfg Config, own memory) (*storage.Dir, error) {
+func openDir(cfg Config, own memory, files descriptors) (*storage.Dir, error) {
 	at, path := storage.OSFS(), cfg.Data
 	switch {
 	case cfg.Data == "":
@@ -332,7 +344,7 @@ func openDir(cfg Config, own memory) (*storage.Dir, error) {
 	}
 	owner := storage.Owner{Cluster: cfg.identity(), Node: cfg.Node, Shards: uint32(cfg.Shards)}
 	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{
-		OnlyCopy: cfg.alone(), CacheBytes: own.share(32, 8<<20, 32<<20), MemTableBytes: int(own.share(32, 8<<20, 32<<20)),
+		OnlyCopy: cfg.alone(), CacheBytes: own.share(32, 8<<20, 32<<20), MemTableBytes: int(own.share(32, 8<<20, 32<<20)), OpenFilesMax: files.tables(),
 	})
 }
 
@@ -359,7 +371,7 @@ func (s *Server) serve(redisLn, kafkaLn, httpLn net.Listener) {
 			start("etcd", d.Listener, func(ln net.Listener) error { return s.etcd[name].ServeScope(ln, d.scope) })
 		}
 	}
-	start("http", httpLn, func(ln net.Listener) error { return s.http.serve(ln, httpConnectionsMax) })
+	start("http", httpLn, func(ln net.Listener) error { return s.http.serve(ln, s.files.operators()) })
 	go func() {
 		for range n {
 			<-done

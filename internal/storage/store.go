@@ -24,6 +24,8 @@ type StoreConfig struct {
 	MemTableBytes int
 	// MemTableRows is the number of different rows at which it is flushed all the same; default 200,000.
 	MemTableRows int
+	// OpenFilesMax is how many files may be open to be read; default 1000. Fewer than some 74 have no effect.
+	OpenFilesMax int
 	// OnlyCopy says that no peer has what is in the store, so that it must not be given up.
 	OnlyCopy bool
 	// Deterministic does all work of flushes and compactions while the caller waits, so that what a crash leaves behind
@@ -101,6 +103,9 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	if cfg.MemTableRows == 0 {
 		cfg.MemTableRows = 200_000
 	}
+	if cfg.OpenFilesMax == 0 {
+		cfg.OpenFilesMax = 1000
+	}
 	s := &Store{cfg: cfg, dir: dir, active: &memTable{}, end: make(chan struct{})}
 	s.changed = sync.NewCond(&s.mu)
 	s.background = newBackground(dir, s.end, s.damaged)
@@ -115,7 +120,7 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       sublevelsStop,
 		LBaseMaxBytes:               64 << 20,
-		MaxOpenFiles:                1000,
+		MaxOpenFiles:                cfg.OpenFilesMax,
 		DisableAutomaticCompactions: cfg.Deterministic,
 	}
 	opts.Experimental.ValueSeparationPolicy = separateValues

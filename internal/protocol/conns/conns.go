@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/telemetry"
 )
 
 // Why Go takes in no connection.
@@ -24,12 +25,18 @@ var (
 // acceptRetry is the pause after a connection could not be accepted.
 const acceptRetry = 100 * time.Millisecond
 
+// sayEvery is how often it is logged that connections find no room, so that nobody can fill the log.
+const sayEvery = time.Minute
+
 // Set is the listeners and connections of one server; a C stands for a connection. Make it with New. Its methods may be called from any
 // goroutine.
 type Set[C comparable] struct {
 	protocol string
 	max      int
+	places   *Places
 	log      *slog.Logger
+	// full and failed are for lines of the log: that there is no room, and that the system lets nobody in.
+	full, failed telemetry.Seldom
 	// wg counts calls of Serve and what Go runs. It is added to under mu and only while closed is false, or by what it counts already.
 	wg   sync.WaitGroup
 	done chan struct{}
@@ -41,16 +48,16 @@ type Set[C comparable] struct {
 	open      map[C]struct{}
 }
 
-// New returns an empty set of at most max connections, 1 or more. The protocol's name is for errors and the log.
-func New[C comparable](protocol string, max int, log *slog.Logger) *Set[C] {
+// New returns an empty set of at most max connections, 1 or more, which take places. The protocol's name is for errors and the log.
+func New[C comparable](protocol string, max int, places *Places, log *slog.Logger) *Set[C] {
 	return &Set[C]{
-		protocol: protocol, max: max, log: log, done: make(chan struct{}), listeners: map[net.Listener]struct{}{}, open: map[C]struct{}{},
+		protocol: protocol, max: max, places: places, log: log, done: make(chan struct{}), listeners: map[net.Listener]struct{}{}, open: map[C]struct{}{},
 	}
 }
 
 // Serve accepts connections until the listener or the set is closed, takes the listener over, and calls admit for each connection. It returns
 // nil then, and fails if the set is closed already. Whatever else Accept fails with is logged and tried again after a pause: it is a lack of
-// file descriptors, most likely, and those who are connected go on meanwhile.
+// file descriptors, most likely, and those who are connected go on meanwhile. The log has a line a minute at most.
 func (s *Set[C]) Serve(ln net.Listener, admit func(net.Conn)) error {
 	s.mu.Lock()
 	if s.closed {
@@ -76,7 +83,9 @@ func (s *Set[C]) Serve(ln net.Listener, admit func(net.Conn)) error {
 		if s.Closed() || errors.Is(err, net.ErrClosed) {
 			return nil
 		}
-		s.log.Error("cannot accept a connection", "protocol", s.protocol, "listen", ln.Addr().String(), "error", err)
+		if unsaid, say := s.failed.Say(time.Now(), sayEvery); say {
+			s.log.Error("cannot accept a connection", "protocol", s.protocol, "listen", ln.Addr().String(), "error", err, "not_logged", unsaid)
+		}
 		select {
 		case <-s.done:
 		case <-time.After(acceptRetry):
@@ -84,7 +93,8 @@ func (s *Set[C]) Serve(ln net.Listener, admit func(net.Conn)) error {
 	}
 }
 
-// Go takes in a connection, which counts until Remove, and runs f on a goroutine. If it cannot, it returns ErrFull or ErrClosed.
+// Go takes in a connection, which counts until Remove, and runs f on a goroutine. If it cannot, it returns ErrFull or ErrClosed. That there is no room it logs,
+// once a minute at most.
 func (s *Set[C]) Go(c C, f func()) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,6 +102,10 @@ func (s *Set[C]) Go(c C, f func()) error {
 	case s.closed:
 		return ErrClosed
 	case len(s.open) >= s.max:
+		s.sayFull(s.max)
+		return ErrFull
+	case !s.places.take():
+		s.sayFull(int(s.places.max))
 		return ErrFull
 	}
 	s.open[c] = struct{}{}
@@ -99,11 +113,21 @@ func (s *Set[C]) Go(c C, f func()) error {
 	return nil
 }
 
+// sayFull logs that so many connections are all that may be open.
+func (s *Set[C]) sayFull(most int) {
+	if unsaid, say := s.full.Say(time.Now(), sayEvery); say {
+		s.log.Warn("connection refused: too many are open", "protocol", s.protocol, "connections_max", most, "not_logged", unsaid)
+	}
+}
+
 // Remove says that a connection has ended. It may be called more than once.
 func (s *Set[C]) Remove(c C) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.open, c)
+	if _, open := s.open[c]; open {
+		delete(s.open, c)
+		s.places.give()
+	}
 }
 
 // Len returns how many connections are open.

@@ -1,6 +1,7 @@
 package conns
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -55,7 +56,7 @@ func serve(s *Set[net.Conn], ln net.Listener, admit func(net.Conn)) <-chan error
 }
 
 func TestSet_BoundsWhatIsOpen(t *testing.T) {
-	s := New[int]("test", 2, quiet)
+	s := New[int]("test", 2, nil, quiet)
 	end := make(chan struct{})
 	wait := func() { <-end }
 	for i, want := range []error{nil, nil, ErrFull} {
@@ -82,9 +83,49 @@ func TestSet_BoundsWhatIsOpen(t *testing.T) {
 	s.Wait()
 }
 
+// Servers share places, each of which is given back once. That none is left is logged once a minute.
+func TestSet_SharesPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		places := NewPlaces(2)
+		one, two := New[int]("one", 10, places, quiet), New[int]("two", 10, places, slog.New(slog.NewTextHandler(&log, nil)))
+		end := make(chan struct{})
+		wait := func() { <-end }
+		if err := errors.Join(one.Go(1, wait), two.Go(2, wait)); err != nil {
+			t.Fatal(err)
+		}
+		full := func() {
+			t.Helper()
+			if err := two.Go(3, wait); err != ErrFull {
+				t.Errorf("got %v, want %v", err, ErrFull)
+			}
+		}
+		full()
+		full()
+		if got := strings.Count(log.String(), "connections_max=2"); got != 1 {
+			t.Errorf("%d lines, want one:\n%s", got, log.String())
+		}
+		one.Remove(1)
+		one.Remove(1)
+		if err := two.Go(4, wait); err != nil {
+			t.Errorf("after one left: %v", err)
+		}
+		time.Sleep(sayEvery)
+		full()
+		if !strings.Contains(log.String(), "not_logged=1") {
+			t.Errorf("a minute later:\n%s", log.String())
+		}
+		close(end)
+		one.Close()
+		two.Close()
+		one.Wait()
+		two.Wait()
+	})
+}
+
 func TestServe_EndsWithCloseAndIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New[net.Conn]("test", 10, quiet)
+		s := New[net.Conn]("test", 10, nil, quiet)
 		ln, nc := newScripted(), &net.TCPConn{}
 		ran := false
 		end := make(chan struct{})
@@ -113,7 +154,7 @@ func TestServe_EndsWithCloseAndIsWaitedFor(t *testing.T) {
 }
 
 func TestServe_AfterCloseFailsAndClosesTheListener(t *testing.T) {
-	s := New[net.Conn]("test", 1, quiet)
+	s := New[net.Conn]("test", 1, nil, quiet)
 	s.Close()
 	ln := newScripted()
 	err := s.Serve(ln, nil)
@@ -126,7 +167,7 @@ func TestServe_AfterCloseFailsAndClosesTheListener(t *testing.T) {
 }
 
 func TestServe_EndsWithTheListener(t *testing.T) {
-	s := New[net.Conn]("test", 1, quiet)
+	s := New[net.Conn]("test", 1, nil, quiet)
 	ln := newScripted()
 	done := serve(s, ln, nil)
 	ln.next <- net.ErrClosed
@@ -143,7 +184,7 @@ func TestServe_EndsWithTheListener(t *testing.T) {
 func TestServe_GoesOnAfterAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
-		s := New[net.Conn]("test", 1, slog.New(slog.NewTextHandler(&log, nil)))
+		s := New[net.Conn]("test", 1, nil, slog.New(slog.NewTextHandler(&log, nil)))
 		ln := newScripted()
 		admitted := 0
 		done := serve(s, ln, func(net.Conn) { admitted++ })
@@ -154,6 +195,7 @@ func TestServe_GoesOnAfterAPause(t *testing.T) {
 			t.Errorf("went on after %v, want %v", took, acceptRetry)
 		}
 		// Close ends the pause.
+		time.Sleep(sayEvery)
 		ln.next <- io.ErrUnexpectedEOF
 		synctest.Wait()
 		start = time.Now()

@@ -46,6 +46,8 @@ type Config struct {
 	TxnOpsMax int
 	// ConnectionsMax bounds the open connections; default 10,000. More are closed at once.
 	ConnectionsMax int
+	// Places bounds them together with those of other servers; nil is no bound.
+	Places *conns.Places
 	// HelloTimeout is how long a connection may take to say what it speaks, and an HTTP request to say what it wants; default 10 s.
 	HelloTimeout time.Duration
 	// RequestTimeout is how long a request may take to arrive, or a message of a stream; default 1 minute. The call is ended then, or the connection
@@ -230,7 +232,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s := &Server{
 		cfg: cfg, client: client, log: log.With("protocol", "etcd"), m: newMetrics(reg),
 		toHTTP: newQueue(), toPages: newQueue(), impls: map[string]any{},
-		conns: conns.New[*conn]("etcd", cfg.ConnectionsMax, log), strict: map[*strictStream]struct{}{},
+		conns: conns.New[*conn]("etcd", cfg.ConnectionsMax, cfg.Places, log), strict: map[*strictStream]struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.feed = newFeed(s)
@@ -304,9 +306,6 @@ func (s *Server) admit(nc net.Conn, scope Scope) {
 	})
 	if err != nil {
 		_ = nc.Close()
-	}
-	if errors.Is(err, conns.ErrFull) {
-		s.log.Warn("connection refused: too many are open", "connections_max", s.cfg.ConnectionsMax)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/protocol/conns"
 	"github.com/quorate/quorate/internal/shard"
 )
 
@@ -19,6 +20,8 @@ type Config struct {
 	NoAutoCreate bool
 	// ConnectionsMax bounds the open connections; more are closed at once. Default 10,000.
 	ConnectionsMax int
+	// Places bounds them together with those of other servers; nil is no bound.
+	Places *conns.Places
 	// InFlight bounds the requests of one connection that were read and not answered. Default 32.
 	InFlight int
 	// FrameBytesMax is the largest request. Default 100 MiB, which is Kafka's (socket.request.max.bytes) and what clients fill

@@ -43,7 +43,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 		topics: NewTopics(client, cfg.Space, cfg.Partitions),
 		frames: newBudget(cfg.RequestBytesMax, budgetUnit), fetches: newBudget(cfg.FetchBytesAllMax, budgetUnit),
 		unpack: newUnpacker(), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
-		conns: conns.New[*conn]("kafka", cfg.ConnectionsMax, log),
+		conns: conns.New[*conn]("kafka", cfg.ConnectionsMax, cfg.Places, log),
 	}
 	s.topics.rand = cfg.Rand
 	s.table = s.apis()
@@ -75,7 +75,6 @@ func (s *Server) admit(nc net.Conn) {
 	}
 	if errors.Is(err, conns.ErrFull) {
 		s.m.refused.WithLabelValues("too_many").Inc()
-		s.log.Warn("connection refused: too many are open", "connections_max", s.cfg.ConnectionsMax)
 	}
 }
 

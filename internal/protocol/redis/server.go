@@ -54,6 +54,9 @@ const (
 	lingerBytesMax = 16 << 20
 )
 
+// ConnectionsMax is how many connections may be open unless Config says otherwise.
+const ConnectionsMax = 10_000
+
 // Config sets up a Server. The zero value means the defaults.
 type Config struct {
 	// Space is the space that is served; default "default".
@@ -67,8 +70,10 @@ type Config struct {
 	Version string
 	// Durability is the space's durability class, for INFO; default "majority-fsync".
 	Durability string
-	// ConnectionsMax bounds the open connections; default 10000. The next one gets an error and is closed.
+	// ConnectionsMax bounds the open connections; default ConnectionsMax. The next one gets an error and is closed.
 	ConnectionsMax int
+	// Places bounds them together with those of other servers; nil is no bound.
+	Places *conns.Places
 	// RequestTimeout bounds the wait for one answer; default 10 s. Past it the outcome is unknown.
 	RequestTimeout time.Duration
 	// PartialTimeout is how long a request that has begun may go on without a byte; default 30 s. In all it may take ten
@@ -117,7 +122,7 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	if c.ConnectionsMax == 0 {
-		c.ConnectionsMax = 10_000
+		c.ConnectionsMax = ConnectionsMax
 	}
 	if c.loneMin == 0 {
 		c.loneMin = 64
@@ -181,7 +186,7 @@ func New(cfg Config, client shard.Client, topics Topics, log *slog.Logger, reg p
 	cfg = cfg.withDefaults()
 	s := &Server{
 		cfg: cfg, client: client, topics: topics, log: log, commands: map[string]*command{},
-		conns: conns.New[*conn]("redis", cfg.ConnectionsMax, log), started: client.Now(), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
+		conns: conns.New[*conn]("redis", cfg.ConnectionsMax, cfg.Places, log), started: client.Now(), tokens: coord.NewTokens(coord.New(client, coord.Home(client, cfg.Space))),
 	}
 	s.metric = newMetrics(reg)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
