@@ -70,7 +70,8 @@ func (c *conn) sweepAll() {
 // sweep ends the call if its request has been seen to be unfinished for most times already, or its time is over.
 func (st *stream) sweep(most int) {
 	st.in.Lock()
-	late := st.awaited && st.Err() != nil
+	// What a server that stops cancels is no matter of time.
+	late := st.awaited && st.Err() != nil && !st.c.cut.Load()
 	var err error
 	if late {
 		err = status.FromContextError(st.Err()).Err()
