@@ -21,6 +21,7 @@ import (
 
 	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/telemetry"
 )
 
 // NodeID numbers a node within its cluster.
@@ -168,6 +169,9 @@ func (t *Transport) untrack(c net.Conn) {
 	_ = c.Close()
 }
 
+// acceptSayEvery is how often it is logged that no link can be accepted.
+const acceptSayEvery = time.Minute
+
 // Serve accepts links until the transport closes; it owns the listener from then on.
 func (t *Transport) Serve(ln net.Listener) {
 	t.mu.Lock()
@@ -181,13 +185,16 @@ func (t *Transport) Serve(ln net.Listener) {
 	t.wg.Add(1)
 	go func() {
 		defer t.wg.Done()
+		var failed telemetry.Seldom
 		for {
 			c, err := ln.Accept()
 			if err != nil {
 				if t.ctx.Err() != nil {
 					return
 				}
-				t.log.Warn("peer listener", "error", err)
+				if unsaid, say := failed.Say(time.Now(), acceptSayEvery); say {
+					t.log.Warn("peer listener", "error", err, "not_logged", unsaid)
+				}
 				select {
 				case <-t.ctx.Done():
 					return
