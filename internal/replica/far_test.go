@@ -82,20 +82,14 @@ func TestFar_ForwardsDoNotWaitForEachOther(t *testing.T) {
 // keeps the network busy for so long. under tells how many are under way.
 func lostFar(t *testing.T, way time.Duration, each *time.Duration) (r *rig, lead, other *rigNode, under func() int) {
 	t.Helper()
-	r = newRig(t, 3, func(c *Config) { c.ChunkBytes, c.LogEntriesMax = 512, 5 })
-	lead, other = r.elect()
-	lead.do("first=1")
-	r.isolate(other)
-	for i := range 400 {
-		lead.do(fmt.Sprintf("key%d=%s", i, strings.Repeat("v", 500)))
-	}
-	r.run(3 * time.Second)
-	lead.do("last=1")
-	r.run(time.Second)
+	r, lead, other = behindBy(t, 400, 500, func(c *Config) { c.ChunkBytes = 512 })
 	busy := r.now
 	r.takes = func(from shard.NodeID, f Outgoing) time.Time {
 		if from == lead.id && f.To == other.id && len(f.Data) > 512 {
-			busy = later(busy, r.now).Add(time.Duration(len(f.Data)/512) * *each)
+			if busy.Before(r.now) {
+				busy = r.now
+			}
+			busy = busy.Add(time.Duration(len(f.Data)/512) * *each)
 			return busy.Add(way)
 		}
 		return r.now.Add(way)
@@ -106,13 +100,6 @@ func lostFar(t *testing.T, way time.Duration, each *time.Duration) (r *rig, lead
 		}
 		return 0
 	}
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }
 
 // Over a network that is long and wide more chunks are under way; over a narrow one they would only wait for each other, and entries for them.

@@ -15,13 +15,23 @@ import (
 
 // behind makes a follower fall behind the cut of the log.
 func behind(t *testing.T, rows int) (r *rig, lead, other *rigNode) {
-	r = newRig(t, 3, func(c *Config) { c.LogEntriesMax = 5 })
+	return behindBy(t, rows, 50, nil)
+}
+
+// behindBy is behind with values of so many bytes, and a configuration that cfg, if not nil, changes.
+func behindBy(t *testing.T, rows, valueBytes int, cfg func(*Config)) (r *rig, lead, other *rigNode) {
+	r = newRig(t, 3, func(c *Config) {
+		c.LogEntriesMax = 5
+		if cfg != nil {
+			cfg(c)
+		}
+	})
 	lead, other = r.elect()
 	lead.do("first=1")
 	r.same("first", "1")
 	r.isolate(other)
 	for i := range rows {
-		lead.do(fmt.Sprintf("key%d=%s", i, strings.Repeat("v", 50)))
+		lead.do(fmt.Sprintf("key%d=%s", i, strings.Repeat("v", valueBytes)))
 	}
 	r.run(3 * time.Second)
 	lead.do("last=1")
