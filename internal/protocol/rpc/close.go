@@ -2,7 +2,9 @@ package rpc
 
 import (
 	"io"
+	"maps"
 	"math"
+	"slices"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -84,8 +86,27 @@ func (c *conn) stop() {
 	c.cut.Store(true)
 	c.mu.Lock()
 	c.lastCall()
+	open := slices.Collect(maps.Values(c.streams))
 	c.mu.Unlock()
 	c.cancel()
+	for _, st := range open {
+		st.stop()
+	}
+}
+
+// stop answers a call that no handler answers, since its request is not complete.
+func (st *stream) stop() {
+	st.in.Lock()
+	// One that is being opened is not awaited yet: who opens it stops it.
+	begins := st.awaited && st.begun.CompareAndSwap(false, true)
+	if begins {
+		st.awaitLocked(false)
+		st.refusal = st.c.s.cfg.Stopped
+	}
+	st.in.Unlock()
+	if begins {
+		st.c.begin(st)
+	}
 }
 
 // hangUp ends a connection for a reason that the client is told. conn.mu is held.

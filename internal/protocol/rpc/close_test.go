@@ -91,12 +91,14 @@ func TestClose_CutsOffWhatTakesTooLong(t *testing.T) {
 			w.open(uint32(2*i+1), path, false)
 			w.data(uint32(2*i+1), message("a"), i < 2)
 		}
-		// Of this call there is less than its request, so that nothing can answer it.
+		// Of these calls there is less than their requests, so that no handler has begun.
 		w.open(7, "/test.Test/Wait", false)
+		w.open(9, "/test.Test/Wait", false)
+		w.data(9, message("abc")[:6], false)
 		synctest.Wait()
 		began := time.Now()
 		s.Close()
-		if took := time.Since(began); took != cfg.CloseTimeout+lastWords {
+		if took := time.Since(began); took != cfg.CloseTimeout {
 			t.Errorf("it took %v", took)
 		}
 		var got []string
@@ -106,7 +108,9 @@ func TestClose_CutsOffWhatTakesTooLong(t *testing.T) {
 		all := strings.Join(got, "\n")
 		for _, want := range []string{
 			"HEADERS 1" + okHead + " grpc-status=14 grpc-message=the server has stopped END", "HEADERS 3" + okHead + " grpc-status=10 grpc-message=own END",
-			"HEADERS 5 grpc-status=14 grpc-message=the server has stopped END", "GOAWAY NO_ERROR 7 ",
+			"HEADERS 5 grpc-status=14 grpc-message=the server has stopped END",
+			"HEADERS 7" + okHead + " grpc-status=14 grpc-message=the server has stopped END", "HEADERS 9" + okHead + " grpc-status=14 grpc-message=the server has stopped END",
+			"GOAWAY NO_ERROR 9 ",
 		} {
 			if !strings.Contains(all, want) {
 				t.Errorf("no %q in\n%s", want, all)

@@ -445,6 +445,9 @@ func (c *conn) open() error {
 		st.in.Lock()
 		st.awaitLocked(true)
 		st.in.Unlock()
+		if c.cut.Load() {
+			st.stop()
+		}
 	}
 	return nil
 }
