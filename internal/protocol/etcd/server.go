@@ -239,7 +239,7 @@ func New(cfg Config, client shard.Client, log *slog.Logger, reg prometheus.Regis
 	s.rights, s.passwords = &rights{s: s}, newPasswords(cfg.BcryptCost)
 	s.grpc = rpc.New(rpc.Config{
 		MessageBytesMax: cfg.RequestBytesMax + requestOverhead, StreamsMax: streamsMax, HelloTimeout: cfg.HelloTimeout,
-		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, RequestTimeout: cfg.RequestTimeout, SendTimeout: cfg.SendTimeout, Scarce: cfg.Answers.Scarce, CloseTimeout: cfg.CloseTimeout,
+		PingMin: keepAliveMin, PingEvery: keepAliveInterval, PingTimeout: keepAliveTimeout, RequestTimeout: cfg.RequestTimeout, SendTimeout: cfg.SendTimeout, Scarce: cfg.Answers.Scarce, LargeBytes: kv.LargeBytes, CloseTimeout: cfg.CloseTimeout,
 		Stopped: rpctypes.ErrGRPCStopped, Workers: rpcWorkers, Requests: cfg.Requests, Attach: attach,
 	})
 	to := registrar{s}

@@ -23,9 +23,6 @@ import (
 // pieceBytes is how much of a message a client has to take within Config.SendTimeout.
 const pieceBytes = 64 << 10
 
-// largeBytes is what makes a message large, as in kv.LargeBytes.
-const largeBytes = 1 << 20
-
 // patience is how long a message has waited for its client.
 type patience struct {
 	// own is how long the present piece waited for the stream's window, and left how much of it is to be sent.
@@ -41,7 +38,7 @@ type patience struct {
 
 // newPatience is for a message of n bytes.
 func (c *conn) newPatience(n int) patience {
-	return patience{left: pieceBytes, moved: c.moved, large: n >= largeBytes}
+	return patience{left: pieceBytes, moved: c.moved, large: n >= c.s.cfg.LargeBytes}
 }
 
 // sent notes that n bytes of the message were sent.

@@ -60,7 +60,7 @@ var errStopped = status.Error(codes.Unavailable, "the server has stopped")
 func config() Config {
 	return Config{
 		MessageBytesMax: 4 << 20, StreamsMax: 1000, HelloTimeout: 5 * time.Second, PingMin: 5 * time.Second, PingEvery: 2 * time.Hour,
-		PingTimeout: 20 * time.Second, RequestTimeout: time.Minute, SendTimeout: time.Minute, CloseTimeout: 50 * time.Millisecond, Stopped: errStopped, Workers: 4, Attach: func(nc net.Conn) any { return "from " + nc.LocalAddr().Network() },
+		PingTimeout: 20 * time.Second, RequestTimeout: time.Minute, SendTimeout: time.Minute, LargeBytes: 1 << 20, CloseTimeout: 50 * time.Millisecond, Stopped: errStopped, Workers: 4, Attach: func(nc net.Conn) any { return "from " + nc.LocalAddr().Network() },
 	}
 }
 

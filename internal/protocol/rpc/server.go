@@ -22,7 +22,7 @@ import (
 	"github.com/quorate/quorate/internal/protocol/conns"
 )
 
-// Config describes a server. All fields but Requests, Scarce and Attach must be set.
+// Config describes a server. All fields but Requests, Scarce, LargeBytes and Attach must be set.
 type Config struct {
 	// MessageBytesMax bounds a message of a client's, in bytes. Longer ones are refused with codes.ResourceExhausted.
 	MessageBytesMax int
@@ -37,9 +37,10 @@ type Config struct {
 	// SendTimeout is how long a client may take to make room for 64 KiB of a message, or for what is left of it. A call for which it makes none
 	// is ended with codes.Unavailable, and a connection that takes nothing is closed.
 	SendTimeout time.Duration
-	// Scarce, unless it is nil, says whether there is little room for other large messages, those of largeBytes or more. Then one has SendTimeout in all
+	// Scarce, unless it is nil, says whether there is little room for other large messages, those of LargeBytes or more. Then one has SendTimeout in all
 	// to wait for its client.
-	Scarce func() bool
+	Scarce     func() bool
+	LargeBytes int
 	// RequestTimeout is how long a message of a client's may take to arrive. The call is ended with codes.Unavailable.
 	RequestTimeout time.Duration
 	// CloseTimeout is how long calls have to end when the server closes; those that have not are cancelled, and end with Stopped if they fail
