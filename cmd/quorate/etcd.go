@@ -305,6 +305,10 @@ func fromEnvironment(fs *pflag.FlagSet) error {
 func (f *etcdFlags) config() (server.Config, error) {
 	// Who gives etcd's flags says where to listen, and expects that it is done: the server warns of ports that check nobody.
 	cfg := server.Config{Cluster: f.token, Data: f.data, Insecure: true, EtcdProgressInterval: f.progress}
+	if f.progress > 0 {
+		// etcd takes less for this much, too.
+		cfg.EtcdProgressInterval = max(f.progress, server.EtcdProgressIntervalMin)
+	}
 	if cfg.Data == "" {
 		cfg.Data = f.name + ".etcd"
 	}

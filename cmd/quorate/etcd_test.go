@@ -38,6 +38,11 @@ func TestEtcdFlags(t *testing.T) {
 	if cfg, err = tokens.config(); err != nil || cfg.EtcdAuth != (server.EtcdAuth{BcryptCost: 5, TokenTTL: 180, JWT: server.EtcdJWT{Method: "ES256", PublicKey: "/p", PrivateKey: "/k"}}) {
 		t.Errorf("JWT: %+v %v", cfg.EtcdAuth, err)
 	}
+	often := plain
+	often.progress = time.Millisecond
+	if cfg, err = often.config(); err != nil || cfg.EtcdProgressInterval != server.EtcdProgressIntervalMin {
+		t.Errorf("progress every millisecond: %v %v", cfg.EtcdProgressInterval, err)
+	}
 	// The order of the members is not the same on every command line.
 	three := plain
 	three.cluster = []string{"c=http://127.0.0.1:3", "a=http://127.0.0.1:4", "b=http://127.0.0.1:2"}

@@ -53,8 +53,8 @@ type Config struct {
 	TLS Ports `yaml:"tls"`
 	// EtcdAuth holds what may be chosen of etcd's authentication, which its clients enable.
 	EtcdAuth EtcdAuth `yaml:"etcd_auth"`
-	// EtcdProgressInterval is how often a quiet etcd watch that asked for it is told how far it is. Default 10 minutes, as in etcd;
-	// Kubernetes wants 5 seconds.
+	// EtcdProgressInterval is how often a quiet etcd watch that asked for it is told how far it is, 100 ms or more. Default 10 minutes, as in
+	// etcd; Kubernetes wants 5 seconds.
 	EtcdProgressInterval time.Duration `yaml:"etcd_progress_interval"`
 	// EtcdRequestBytesMax bounds one request of an etcd client, up to 10 MiB; default 1.5 MiB, as in etcd.
 	EtcdRequestBytesMax int `yaml:"etcd_request_bytes_max"`
@@ -135,6 +135,9 @@ const (
 	requestBytesLimit = 10 << 20
 	txnOpsLimit       = 10_000
 )
+
+// EtcdProgressIntervalMin is the least Config.EtcdProgressInterval, that of etcd (minWatchProgressInterval): streams with many watches have much to say.
+const EtcdProgressIntervalMin = 100 * time.Millisecond
 
 // compactPeriodMax is a year.
 const compactPeriodMax = 365 * 24 * time.Hour
@@ -261,8 +264,8 @@ func (c *Config) fill() error {
 	if ttl := c.EtcdAuth.TokenTTL; ttl < 1 || ttl > tokenTTLMax {
 		return bad("etcd_auth.token_ttl is %d s; it must be between 1 and %d", ttl, tokenTTLMax)
 	}
-	if c.EtcdProgressInterval < 0 {
-		return bad("etcd_progress_interval is %v; it must be positive", c.EtcdProgressInterval)
+	if d := c.EtcdProgressInterval; d != 0 && d < EtcdProgressIntervalMin {
+		return bad("etcd_progress_interval is %v; it must be at least %v", d, EtcdProgressIntervalMin)
 	}
 	if c.EtcdSlowRequest < 0 {
 		return bad("etcd_slow_request is %v; it must be positive, or 0 for never", c.EtcdSlowRequest)
