@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -127,7 +128,7 @@ drill is safe and each control is violated, else 8, or 5 or 1 if nothing worse t
 				return err
 			}
 			r, err := runDrill(cmd.Context(), d, f.Options, f.keep, s)
-			if err != nil {
+			if err != nil && !r.Interrupted() {
 				return err
 			}
 			if f.asJSON {
@@ -136,6 +137,9 @@ drill is safe and each control is violated, else 8, or 5 or 1 if nothing worse t
 				}
 			}
 			s.report(r)
+			if err != nil {
+				return err
+			}
 			if code := drillCode(r); code != exitOK {
 				return exitError{code: code}
 			}
@@ -177,8 +181,8 @@ func runDrill(ctx context.Context, d drill.Drill, o drill.Options, keep bool, s 
 		r.Dir = dir
 		s.say("Data and logs: %s", dir)
 	}
-	if ctx.Err() != nil {
-		return r, exitError{code: exitInterrupted, msg: "interrupted: the drill has no verdict; its nodes are stopped"}
+	if r.Interrupted() {
+		return r, exitError{code: exitInterrupted, msg: "interrupted: not everything was checked; the nodes are stopped"}
 	}
 	return r, err
 }
@@ -219,6 +223,22 @@ func runAllDrills(cmd *cobra.Command, f *drillFlags, s *drillShow) error {
 			code = c
 		}
 	}
+	show := func() error {
+		s.table(res.Reports)
+		if f.asJSON {
+			return printJSON(cmd.OutOrStdout(), res)
+		}
+		return nil
+	}
+	// stopped shows what there is when a run has failed.
+	stopped := func(r drill.Report, err error) error {
+		if !r.Interrupted() {
+			return err
+		}
+		res.OK, res.Reports = false, append(res.Reports, r)
+		s.verdict(r)
+		return cmp.Or(show(), err)
+	}
 	for _, d := range drill.Drills() {
 		if d.Hidden {
 			continue
@@ -229,7 +249,7 @@ func runAllDrills(cmd *cobra.Command, f *drillFlags, s *drillShow) error {
 		}
 		r, err := runDrill(cmd.Context(), d, o, f.keep, s)
 		if err != nil {
-			return err
+			return stopped(r, err)
 		}
 		res.Reports = append(res.Reports, r)
 		s.verdict(r)
@@ -243,7 +263,7 @@ func runAllDrills(cmd *cobra.Command, f *drillFlags, s *drillShow) error {
 			for try := range controlTries {
 				o.Seed = f.Seed + uint64(try)
 				if r, err = runDrill(cmd.Context(), d, o, f.keep, s); err != nil {
-					return err
+					return stopped(r, err)
 				}
 				if r.Caught() {
 					break
@@ -256,11 +276,8 @@ func runAllDrills(cmd *cobra.Command, f *drillFlags, s *drillShow) error {
 			}
 		}
 	}
-	s.table(res.Reports)
-	if f.asJSON {
-		if err := printJSON(cmd.OutOrStdout(), res); err != nil {
-			return err
-		}
+	if err := show(); err != nil {
+		return err
 	}
 	if code != exitOK {
 		return exitError{code: code}
@@ -355,9 +372,10 @@ func (s *drillShow) verdict(r drill.Report) {
 		s.say("  Not checked (%s): %s", u.Kind, u.Text)
 	}
 	if r.Control != "" {
-		if r.Caught() {
+		switch {
+		case r.Caught():
 			s.say("The control was caught: the drill finds the fault when %s is on.", r.Control)
-		} else {
+		case !r.Interrupted():
 			s.say("The control was NOT caught: the fault was there and the drill did not meet it. Try another seed or a longer run.")
 		}
 	}

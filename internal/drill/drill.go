@@ -108,10 +108,13 @@ type Event struct {
 // Reason says why a verdict is unknown.
 type Reason struct {
 	// Kind is "cluster" if the cluster did not do in time what the drill waited for, or nothing was broken, "checker" if the history could not be
-	// judged in time.
+	// judged in time, Interrupted if the drill was ended from outside.
 	Kind string `json:"kind"`
 	Text string `json:"text"`
 }
+
+// Interrupted is the Kind of a Reason.
+const Interrupted = "interrupted"
 
 // Counter is a number that a drill reports.
 type Counter struct {
@@ -155,6 +158,11 @@ func (r *Report) Counter(name string) int64 {
 	return 0
 }
 
+// Interrupted reports whether the drill was ended from outside, so that what it reports is what it had until then.
+func (r *Report) Interrupted() bool {
+	return slices.ContainsFunc(r.Unknown, func(u Reason) bool { return u.Kind == Interrupted })
+}
+
 // Caught reports whether a run with a control found the fault.
 func (r *Report) Caught() bool { return r.Control != "" && r.Verdict == Violated }
 
@@ -181,7 +189,8 @@ func (d Drill) Check(o Options) error {
 }
 
 // Run runs the drill. It fails only if the options are wrong, the cluster cannot be started, or ctx ends, and not if something was
-// found before; everything else is part of the report. No process of the cluster is left when it returns.
+// found before; everything else is part of the report. If ctx ends, there is a report of what was found until then beside the error. No
+// process of the cluster is left when it returns.
 func (d Drill) Run(ctx context.Context, o Options) (Report, error) {
 	if err := d.Check(o); err != nil {
 		return Report{}, err
@@ -205,12 +214,13 @@ func (d Drill) Run(ctx context.Context, o Options) (Report, error) {
 		Counters: []Counter{}, Events: []Event{},
 	}
 	err := r.guarded(ctx)
-	if ctx.Err() != nil {
-		return r.report, ctx.Err()
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	var ended error
 	switch {
+	case ctx.Err() != nil:
+		ended = ctx.Err()
+		r.report.Unknown = append(r.report.Unknown, Reason{Interrupted, "the drill was interrupted before it had checked everything"})
 	case errs.Is(err, errs.Invalid) && len(r.report.Findings) == 0:
 		return r.report, err
 	case errs.Is(err, errs.Corrupt):
@@ -227,7 +237,7 @@ func (d Drill) Run(ctx context.Context, o Options) (Report, error) {
 	default:
 		r.report.Verdict = Safe
 	}
-	return r.report, nil
+	return r.report, ended
 }
 
 func (d Drill) replay(o Options) string {

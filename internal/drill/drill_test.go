@@ -120,7 +120,7 @@ func testCancel(t *testing.T, bin string) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	started := false
-	_, err = d.Run(ctx, Options{Binary: bin, Dir: dir, For: time.Minute, Event: func(e Event) {
+	r, err := d.Run(ctx, Options{Binary: bin, Dir: dir, For: time.Minute, Event: func(e Event) {
 		if strings.HasPrefix(e.Text, "kill") || strings.HasSuffix(e.Text, "ready") {
 			started = true
 			cancel()
@@ -128,6 +128,9 @@ func testCancel(t *testing.T, bin string) {
 	}})
 	if !errors.Is(err, context.Canceled) || !started {
 		t.Errorf("got error %v, started %v; want a cancelled run", err, started)
+	}
+	if r.Verdict != Unknown || !r.Interrupted() {
+		t.Errorf("the report of a cancelled run:\n%s", asJSON(t, r))
 	}
 	// A node locks its data directory for as long as it lives, and its name is in its command line.
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -137,6 +140,40 @@ func testCancel(t *testing.T, bin string) {
 	for _, p := range procs {
 		if b, err := os.ReadFile(p); err == nil && strings.Contains(string(b), dir) {
 			t.Errorf("%s still runs: %q", p, b)
+		}
+	}
+}
+
+// What was found before a drill was interrupted is not lost, and what is missing because of that is no finding.
+func TestRun_InterruptedTellsWhatItHas(t *testing.T) {
+	for _, found := range []bool{false, true} {
+		ctx, cancel := context.WithCancel(t.Context())
+		d := Drill{Name: "d", run: func(ctx context.Context, r *run) error {
+			r.says(func() string { return "3 writes acknowledged" })
+			if found {
+				r.find("a write is lost")
+			}
+			r.count("writes", 3)
+			cancel()
+			<-ctx.Done()
+			r.find("no answer")
+			return ctx.Err()
+		}}
+		r, err := d.Run(ctx, Options{For: time.Second})
+		want, findings := Unknown, 0
+		if found {
+			want, findings = Violated, 1
+		}
+		if !errors.Is(err, context.Canceled) || r.Verdict != want || len(r.Findings) != findings || !r.Interrupted() || r.Counter("writes") != 3 {
+			t.Errorf("found something %v: %v\n%s", found, err, asJSON(t, r))
+		}
+		if len(r.Events) != 1 || r.Events[0].Text != "interrupted: 3 writes acknowledged" {
+			t.Errorf("events %v", r.Events)
+		}
+		// Nothing is started any more.
+		d.run = func(context.Context, *run) error { t.Error("it was run"); return nil }
+		if r, err := d.Run(ctx, Options{For: time.Second}); !errors.Is(err, context.Canceled) || r.Verdict != Unknown {
+			t.Errorf("interrupted before its start: %v, %s", err, r.Verdict)
 		}
 	}
 }

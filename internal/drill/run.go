@@ -26,11 +26,18 @@ type run struct {
 	report Report
 	status func() string
 	left   int // findings beyond the bound
+	// interrupted says that the drill is ended from outside. What is not answered then, or not there, is no finding.
+	interrupted func() bool
 }
 
 // guarded runs the drill with a goroutine beside it that reports progress.
 func (r *run) guarded(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	redis.SetLogger(silent{})
+	outside := ctx
+	r.interrupted = func() bool { return outside.Err() != nil }
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Add(1)
@@ -50,6 +57,14 @@ func (r *run) guarded(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel()
 	err := r.drill.run(ctx, r)
+	if r.interrupted() {
+		r.mu.Lock()
+		status := r.status
+		r.mu.Unlock()
+		if status != nil {
+			r.event("interrupted: %s", status())
+		}
+	}
 	if r.left > 0 {
 		r.mu.Lock()
 		r.report.Findings = append(r.report.Findings, fmt.Sprintf("and %d more", r.left))
@@ -99,6 +114,9 @@ func (r *run) event(format string, args ...any) {
 func (r *run) find(words ...string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.interrupted != nil && r.interrupted() {
+		return
+	}
 	for _, w := range words {
 		if len(r.report.Findings) >= findingsMax {
 			r.left++
