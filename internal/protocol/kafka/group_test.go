@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -338,6 +340,17 @@ func TestJoinGroup_AnyTimeToJoinAgain(t *testing.T) {
 		req.RebalanceTimeoutMillis = ms
 		if r := ask[*kmsg.JoinGroupResponse](b.dial(), req, 3); r.ErrorCode != 0 || r.Generation != 1 {
 			t.Errorf("%d ms: %+v", ms, r)
+		}
+	}
+}
+
+// A member's id begins with its client's, cut to what is kept of that, which must stay text: clients send it back as they have read it.
+func TestJoinGroup_MemberIDsAreText(t *testing.T) {
+	w := newBench(t, 1, Config{}).dial()
+	for client, want := range map[string]string{"": "member-", "app": "app-", strings.Repeat("x", 200): strings.Repeat("x", 128) + "-", strings.Repeat("x", 127) + "üü": strings.Repeat("x", 127) + "-"} {
+		w.f = kmsg.NewRequestFormatter(kmsg.FormatterClientID(client))
+		if r := ask[*kmsg.JoinGroupResponse](w, joinReq("names", ""), 4); !strings.HasPrefix(r.MemberID, want) || !utf8.ValidString(r.MemberID) {
+			t.Errorf("client id %q: member id %q", client, r.MemberID)
 		}
 	}
 }

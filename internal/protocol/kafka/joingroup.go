@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"time"
+	"unicode/utf8"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -64,6 +65,21 @@ func (s *Server) groupCode(group string, err error) int16 {
 	return codeOf(err, faceGroup)
 }
 
+// clientIDKept is how many bytes of a client's id its member keeps.
+const clientIDKept = 128
+
+// prefix returns the beginning of a text, of at most so many bytes. It does not cut a character: clients send a member's id back as they have read it,
+// and Java's replace what is no character.
+func prefix(s string, bytesMax int) string {
+	if len(s) <= bytesMax {
+		return s
+	}
+	for bytesMax > 0 && !utf8.RuneStart(s[bytesMax]) {
+		bytesMax--
+	}
+	return s[:bytesMax]
+}
+
 func value(s *string) string {
 	if s == nil {
 		return ""
@@ -105,9 +121,7 @@ func (s *Server) join(c *conn, h header, req *kmsg.JoinGroupRequest, resp *kmsg.
 	}
 	// Kafka takes any, and max.poll.interval.ms is often the largest number there is.
 	j.RebalanceMs = min(j.RebalanceMs, int32(eventlog.SessionMax/time.Millisecond))
-	if len(j.ClientID) > 128 {
-		j.ClientID = j.ClientID[:128]
-	}
+	j.ClientID = prefix(j.ClientID, clientIDKept)
 	if j.MemberID == "" {
 		name := j.ClientID
 		if name == "" {
