@@ -162,6 +162,58 @@ func TestCluster_NodesThatHoldNothing(t *testing.T) {
 	}
 }
 
+// Who cannot be sent to a leader that can be reached is served here.
+func TestCluster_NobodyToSendTo(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{ClusterMode: true})
+	c := r.dial()
+	if got := c.do("hello"); !strings.Contains(got, `"mode" "cluster"`) {
+		t.Errorf("hello: %s", got)
+	}
+	if got := c.do("info", "server"); !strings.Contains(got, `redis_mode:cluster\r\n`) {
+		t.Errorf("info: %s", got)
+	}
+	c.want("config get cluster-enabled", `["cluster-enabled" "yes"]`)
+	c.do("cluster", "slots")
+	for name, leader := range map[string]shard.Node{
+		"none": {}, "one that is not known": {ID: 9}, "one without an address": {ID: 2, Up: true},
+	} {
+		r.c.SetTopology(func(t *shard.Topology) {
+			t.Nodes = []shard.Node{{ID: 1, Up: true, Addr: map[string]string{"redis": "10.0.0.1:6379"}}, {ID: 2, Up: true}}
+			t.Shards = []shard.ShardInfo{{ID: 1, Leader: leader.ID, Term: 2, Replicas: []shard.NodeID{1, 2}}}
+		})
+		if got := c.do("set", "a", "1"); got != "+OK" {
+			t.Errorf("the leader is %s: %s", name, got)
+		}
+	}
+	r.c.SetTopology(func(t *shard.Topology) {
+		t.Nodes[1].Addr = map[string]string{"redis": "10.0.0.2:6379"}
+		t.Shards[0].Leader = 2
+	})
+	c.want("set a 1", "-MOVED 15495 10.0.0.2:6379")
+	c.want("readonly", "+OK")
+	c.want("get a", `"1"`)
+	c.want("set a 1", "-MOVED 15495 10.0.0.2:6379")
+	// It does not hold the shard.
+	r.c.SetTopology(func(t *shard.Topology) { t.Shards[0].Replicas = []shard.NodeID{2, 3} })
+	c.want("get a", "-MOVED 15495 10.0.0.2:6379")
+}
+
+// WAIT tells what every write is sure to have, in the shard where that is least.
+func TestWait_CountsTheSmallestMajority(t *testing.T) {
+	r := newRig(t, shardtest.Options{Shards: 2}, Config{})
+	c := r.dial()
+	for _, n := range [][2]int{{3, 5}, {5, 3}} {
+		r.c.SetTopology(func(t *shard.Topology) {
+			shards := append([]shard.ShardInfo(nil), t.Shards...)
+			for i := range shards {
+				shards[i].Replicas = make([]shard.NodeID, n[i])
+			}
+			t.Shards = shards
+		})
+		c.want("wait 9 0", ":1")
+	}
+}
+
 func TestEventAdd_LongKey(t *testing.T) {
 	c := newRig(t, shardtest.Options{}, Config{}).dial()
 	if got := c.do("event.add", "t", "v", "key", strings.Repeat("k", datatypes.KeyBytesMax)); got != "[:0 :0]" {
