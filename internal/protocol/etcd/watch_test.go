@@ -14,6 +14,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
@@ -215,27 +216,38 @@ func TestWatch_SlowStream(t *testing.T) {
 func TestWatch_Fragments(t *testing.T) {
 	r := newRig(t, Config{RequestBytesMax: 10_000})
 	w := r.watching(r.ctx())
-	w.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), Fragment: true, WatchId: 1})
-	w.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), WatchId: 2})
+	w.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), Fragment: true, PrevKv: true, WatchId: 1})
+	w.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), PrevKv: true, WatchId: 2})
 	w.want("1@1 created")
 	w.want("2@1 created")
-	// Both are with the feed: one revision after the other, then three that are too much for a message.
-	var ops []*pb.RequestOp
-	for i := range 9 {
-		ops = append(ops, put(fmt.Sprint("k", i), strings.Repeat("v", 1000)))
-	}
-	if _, err := r.kv.Txn(r.ctx(), &pb.TxnRequest{Success: ops}); err != nil {
-		t.Fatal(err)
-	}
-	seen := map[int64]int{}
-	for seen[1] < 9 || seen[2] < 9 {
-		m := w.recv()
-		if m.WatchId == 2 && len(m.Events) != 9 {
-			t.Errorf("a revision was cut: %d events", len(m.Events))
+	// The first revision fits into a message, and the second, with the versions before it, does not.
+	for rev := 1; rev <= 2; rev++ {
+		var ops []*pb.RequestOp
+		for i := range 9 {
+			ops = append(ops, put(fmt.Sprint("k", i), strings.Repeat("v", 1000)))
 		}
-		seen[m.WatchId] += len(m.Events)
-		if m.WatchId == 1 && m.Fragment != (seen[1] < 9) {
-			t.Errorf("fragment %v after %d events", m.Fragment, seen[1])
+		if _, err := r.kv.Txn(r.ctx(), &pb.TxnRequest{Success: ops}); err != nil {
+			t.Fatal(err)
+		}
+		keys, parts := map[int64]string{}, 0
+		for len(keys[1]) < 18 || len(keys[2]) < 18 {
+			m := w.recv()
+			if m.WatchId == 2 && len(m.Events) != 9 {
+				t.Errorf("a revision was cut: %d events", len(m.Events))
+			}
+			for _, e := range m.Events {
+				keys[m.WatchId] += string(e.Kv.Key)
+			}
+			if m.WatchId != 1 {
+				continue
+			}
+			parts++
+			if size := proto.Size(m); size >= 10_000 || m.Header.GetRevision() != int64(rev+1) || m.Fragment != (len(keys[1]) < 18) {
+				t.Errorf("part %d of revision %v has %d bytes, and more follows: %v", parts, m.Header, size, m.Fragment)
+			}
+		}
+		if keys[1] != "k0k1k2k3k4k5k6k7k8" || keys[2] != keys[1] || parts != 2*rev-1 {
+			t.Errorf("revision %d in %d parts: %v", rev+1, parts, keys)
 		}
 	}
 }
