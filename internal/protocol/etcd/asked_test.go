@@ -2,6 +2,8 @@ package etcd
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,7 +19,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/quorate/quorate/internal/auth"
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/shard"
 )
 
 func compare(key string, target pb.Compare_CompareTarget, result pb.Compare_CompareResult, number int64) *pb.Compare {
@@ -114,6 +118,120 @@ func TestKV_WhatCannotBeAsked(t *testing.T) {
 	} {
 		if got, want := status.Convert(c.got), status.Convert(c.want); got.Code() != want.Code() || got.Message() != want.Message() {
 			t.Errorf("%s: %v, want %v", name, c.got, c.want)
+		}
+	}
+}
+
+// spy notes how fresh what clients asked of the key space had to be.
+type spy struct {
+	shard.Client
+	stale chan bool
+}
+
+func (c spy) Query(ctx context.Context, r shard.Route, at shard.Consistency, q shard.Command) ([]byte, error) {
+	// What the server wants to know for itself is no request of a client's.
+	if q.Module == shard.ModuleAuth && !bytes.Equal(q.Data, auth.EncodeState()) {
+		c.stale <- at.Stale
+	}
+	return c.Client.Query(ctx, r, at, q)
+}
+
+// Reads are linearizable unless the client says that they need not be.
+func TestReads_AreAsFreshAsAskedFor(t *testing.T) {
+	c := spy{stale: make(chan bool, 100)}
+	r := newRigOver(t, Config{}, func(own shard.Client) shard.Client { c.Client = own; return c })
+	r.put("a", "1")
+	g, err := r.lease.LeaseGrant(r.ctx(), &pb.LeaseGrantRequest{TTL: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(stale bool) *pb.RequestOp {
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("a"), Serializable: stale}}}
+	}
+	txn := func(then, els []*pb.RequestOp) func() error {
+		return func() error {
+			_, err := r.kv.Txn(r.ctx(), &pb.TxnRequest{Success: then, Failure: els})
+			return err
+		}
+	}
+	ops := func(list ...*pb.RequestOp) []*pb.RequestOp { return list }
+	stream := func(stale bool) func() error {
+		return func() error {
+			st, err := r.kv.RangeStream(r.ctx(), &pb.RangeRequest{Key: []byte("a"), Serializable: stale})
+			if err == nil {
+				_, err = st.Recv()
+			}
+			return err
+		}
+	}
+	members := func(linearizable bool) func() error {
+		return func() error {
+			_, err := pb.NewClusterClient(r.conn).MemberList(r.ctx(), &pb.MemberListRequest{Linearizable: linearizable})
+			return err
+		}
+	}
+	for name, ask := range map[string]struct {
+		call  func() error
+		stale bool
+	}{
+		"range": {func() error { _, err := r.kv.Range(r.ctx(), &pb.RangeRequest{Key: []byte("a")}); return err }, false},
+		"serializable range": {func() error {
+			_, err := r.kv.Range(r.ctx(), &pb.RangeRequest{Key: []byte("a"), Serializable: true})
+			return err
+		}, true},
+		"transaction":                                   {txn(ops(read(false)), nil), false},
+		"transaction of nothing":                        {txn(nil, nil), false},
+		"serializable transaction":                      {txn(ops(read(true)), ops(read(true))), true},
+		"transaction of which one read is serializable": {txn(ops(read(true), read(false)), nil), false},
+		"transaction that is serializable if it holds":  {txn(ops(read(true)), ops(read(false))), false},
+		"transaction with another inside":               {txn(ops(read(true), nested(ops(read(true)), nil)), nil), false},
+		"stream":                                        {stream(false), false},
+		"serializable stream":                           {stream(true), true},
+		"time of a lease": {func() error {
+			_, err := r.lease.LeaseTimeToLive(r.ctx(), &pb.LeaseTimeToLiveRequest{ID: g.ID})
+			return err
+		}, false},
+		"leases":               {func() error { _, err := r.lease.LeaseLeases(r.ctx(), &pb.LeaseLeasesRequest{}); return err }, false},
+		"members":              {members(false), true},
+		"linearizable members": {members(true), false},
+		"users": {func() error {
+			_, err := pb.NewAuthClient(r.conn).UserList(r.ctx(), &pb.AuthUserListRequest{})
+			return err
+		}, false},
+	} {
+		for len(c.stale) > 0 {
+			<-c.stale
+		}
+		if err := ask.call(); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got := <-c.stale; got != ask.stale {
+			t.Errorf("%s: stale %v, want %v", name, got, ask.stale)
+		}
+	}
+}
+
+// A key may be put once by all of a transaction, however deep inside, but for two of which only one is done.
+func TestTxn_KeysPutTwiceDeepInside(t *testing.T) {
+	r := newRig(t, Config{})
+	one := func(ops ...*pb.RequestOp) *pb.RequestOp { return nested(ops, nil) }
+	x, y := put("x", ""), put("y", "")
+	for name, c := range map[string]struct {
+		ops  []*pb.RequestOp
+		want error
+	}{
+		"in two":                      {[]*pb.RequestOp{one(x), one(x)}, rpctypes.ErrGRPCDuplicateKey},
+		"in one and not the other":    {[]*pb.RequestOp{one(x), one(y)}, nil},
+		"twice in one":                {[]*pb.RequestOp{one(x, x)}, rpctypes.ErrGRPCDuplicateKey},
+		"twice, deeper":               {[]*pb.RequestOp{one(one(x), x)}, rpctypes.ErrGRPCDuplicateKey},
+		"in what is not done with it": {[]*pb.RequestOp{nested([]*pb.RequestOp{x}, []*pb.RequestOp{x})}, nil},
+		"in either, and again":        {[]*pb.RequestOp{nested([]*pb.RequestOp{y}, []*pb.RequestOp{x}), x}, rpctypes.ErrGRPCDuplicateKey},
+		"and deleted by another":      {[]*pb.RequestOp{one(del("a", "z")), one(x)}, rpctypes.ErrGRPCDuplicateKey},
+		"and deleted with others":     {[]*pb.RequestOp{one(x), del("a", "z")}, rpctypes.ErrGRPCDuplicateKey},
+	} {
+		if _, err := r.kv.Txn(r.ctx(), &pb.TxnRequest{Success: c.ops}); !same(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
 }

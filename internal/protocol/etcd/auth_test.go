@@ -786,6 +786,10 @@ func TestPasswords_FloodIsBounded(t *testing.T) {
 			t.Errorf("waiter: %v", err)
 		}
 	}
+	// Neither those that waited nor those that might not do so any more.
+	if n := p.waiting.Load(); n != 0 {
+		t.Errorf("%d still count", n)
+	}
 	<-p.slots
 	if ok, err := p.matches(t.Context(), nil, "x"); ok || err != nil {
 		t.Errorf("no hash: %v %v", ok, err)

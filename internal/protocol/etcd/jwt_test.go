@@ -100,6 +100,17 @@ func TestJWT_EachMethod(t *testing.T) {
 			}
 		}
 	}
+	otherP256, _ := curve(elliptic.P256())
+	_, otherEd, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherEdPriv, _ := pems(t, otherEd, otherEd.Public())
+	for method, keys := range map[string][2][]byte{"ES256": {otherP256, p256Pub}, "EdDSA": {otherEdPriv, edPub}} {
+		if _, err := NewJWT(method, keys[1], keys[0]); err == nil || !strings.Contains(err.Error(), "the public key is not that of the private key") {
+			t.Errorf("%s, keys of two pairs: %v", method, err)
+		}
+	}
 	_, other, otherPub := newRSA(t)
 	// Go makes no key so small, and takes none for a signature.
 	_, small := pems(t, edPriv, &rsa.PublicKey{N: new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 512), big.NewInt(569)), E: 65537})

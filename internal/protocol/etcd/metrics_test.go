@@ -51,3 +51,30 @@ func TestMetrics_HaveEtcdsNames(t *testing.T) {
 		}
 	}
 }
+
+func TestMetrics_OfAnElection(t *testing.T) {
+	r := newRig(t, Config{Info: func(shard.ID) Info { return Info{} }})
+	value := func(name string) float64 {
+		t.Helper()
+		for _, f := range r.s.asEtcds() {
+			if f.GetName() == name {
+				return f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		t.Fatalf("no %s", name)
+		return 0
+	}
+	for leader, want := range map[shard.NodeID][2]float64{0: {0, 0}, 1: {1, 1}, 2: {1, 0}} {
+		r.shard.SetTopology(func(t *shard.Topology) {
+			t.Shards = []shard.ShardInfo{t.Shards[0]}
+			t.Shards[0].Leader = leader
+		})
+		if has, is := value("etcd_server_has_leader"), value("etcd_server_is_leader"); has != want[0] || is != want[1] {
+			t.Errorf("the leader is %d: has_leader %v, is_leader %v", leader, has, is)
+		}
+		m := pb.NewMaintenanceClient(r.conn)
+		if st, err := m.Status(r.ctx(), &pb.StatusRequest{}); err != nil || (len(st.Errors) > 0) != (leader == 0) || (st.Leader == 0) != (leader == 0) || (st.Leader == st.Header.MemberId) != (leader == 1) {
+			t.Errorf("the leader is %d: status %v %v", leader, st, err)
+		}
+	}
+}
