@@ -69,8 +69,8 @@ func (a *authority) write(name, kind string, der []byte) string {
 	return f
 }
 
-// sign makes files of a certificate for a name on loopback.
-func (a *authority) sign(file, name string) (cert, key string) {
+// sign makes files of a certificate for a name on loopback, and for DNS names.
+func (a *authority) sign(file, name string, dns ...string) (cert, key string) {
 	a.t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -79,7 +79,7 @@ func (a *authority) sign(file, name string) (cert, key string) {
 	a.n++
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(1 + a.n), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: dns, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}, a.cert, &k.PublicKey, a.key)
 	if err != nil {
 		a.t.Fatal(err)
@@ -171,6 +171,12 @@ func TestTLS_PortsCheckClientsAndAreProbed(t *testing.T) {
 	}
 	if err := ca.ping(s.Addr().Redis, cert, key); err == nil || !strings.Contains(err.Error(), "bad certificate") {
 		t.Errorf("a client of another name: %v", err)
+	}
+	for dns, allowed := range map[string]bool{"app": true, "apps": false} {
+		c, k := ca.sign("dns", "somebody", "first."+dns, dns)
+		if err := ca.ping(s.Addr().Redis, c, k); (err == nil) != allowed {
+			t.Errorf("a client whose DNS name is %s: %v, allowed %v", dns, err, allowed)
+		}
 	}
 	foreignCert, foreignKey := other.sign("app", "app")
 	if err := ca.ping(s.Addr().Redis, foreignCert, foreignKey); err == nil {
