@@ -190,7 +190,12 @@ func TestPatience_ConnectionsWindow(t *testing.T) {
 			t.Fatalf("got %v", got)
 		}
 		time.Sleep(3 * time.Second)
-		if w.look(got); len(got.rest) != 2 || got.rest[0] != "GOAWAY ENHANCE_YOUR_CALM the client takes no more data" || got.rest[1] != "closed" || len(p.ended) != 10 {
+		if w.look(got); p.open() {
+			// With its frames' heads the first window is a piece. If all calls were waiting before any of it was sent, it has bought them a minute.
+			time.Sleep(time.Minute)
+			w.look(got)
+		}
+		if len(got.rest) != 2 || got.rest[0] != "GOAWAY ENHANCE_YOUR_CALM the client takes no more data" || got.rest[1] != "closed" || len(p.ended) != 10 {
 			t.Fatalf("got %v, %d calls ended", got, len(p.ended))
 		}
 	})
