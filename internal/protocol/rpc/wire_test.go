@@ -252,6 +252,21 @@ func TestWire_BrokenClients(t *testing.T) {
 			})
 			w.data(1, "x", false)
 		}, "GOAWAY PROTOCOL_ERROR"},
+		"continuation of another header": {func(w *wire) {
+			w.write(func() error {
+				return w.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: w.request(1, "/x")})
+			})
+			w.write(func() error { return w.fr.WriteContinuation(3, true, nil) })
+		}, "GOAWAY PROTOCOL_ERROR"},
+		"header that is cut off": {func(w *wire) {
+			b := w.request(1, "/test.Test/Echo", "x", "yyyyyyyy")
+			w.write(func() error {
+				return w.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: b[:len(b)-1], EndHeaders: true})
+			})
+		}, "GOAWAY COMPRESSION_ERROR"},
+		"padded header without its padding": {func(w *wire) {
+			w.write(func() error { return w.fr.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersPadded, 1, []byte{9, 1}) })
+		}, "GOAWAY PROTOCOL_ERROR"},
 		"continuation of nothing": {func(w *wire) { w.write(func() error { return w.fr.WriteContinuation(1, true, nil) }) }, "GOAWAY PROTOCOL_ERROR"},
 		"header of many fields":   {func(w *wire) { w.many(1, 200, long) }, "HEADERS 1 :status=431"},
 		"header without end":      {func(w *wire) { w.many(1, 400, long) }, "GOAWAY ENHANCE_YOUR_CALM"},
@@ -287,6 +302,9 @@ func TestWire_BrokenClients(t *testing.T) {
 		}, "GOAWAY FLOW_CONTROL_ERROR"},
 		"a frame size too small": {func(w *wire) {
 			w.write(func() error { return w.fr.WriteSettings(http2.Setting{ID: http2.SettingMaxFrameSize, Val: 100}) })
+		}, "GOAWAY PROTOCOL_ERROR"},
+		"a frame size too large": {func(w *wire) {
+			w.write(func() error { return w.fr.WriteSettings(http2.Setting{ID: http2.SettingMaxFrameSize, Val: 1 << 24}) })
 		}, "GOAWAY PROTOCOL_ERROR"},
 		"push neither on nor off": {func(w *wire) {
 			w.write(func() error { return w.fr.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 2}) })
@@ -661,6 +679,52 @@ func TestPing_TooManyEndTheConnection(t *testing.T) {
 		_ = w.nc.Close()
 		s.Close()
 	})
+}
+
+// Without a call a client need not ask whether its connection is there, however seldom that is.
+func TestPing_WithoutACallTooOftenIsSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(t, wireServer(t, nil), nil)
+		for n := range pingStrikes + 2 {
+			// The first is no matter of how long ago the last was.
+			if n > 0 {
+				time.Sleep(pingAlone - time.Second)
+			}
+			w.write(func() error { return w.fr.WritePing(false, [8]byte{}) })
+			if got := w.next(); got != "PING ack=true" {
+				t.Fatalf("ping %d: %s", n, got)
+			}
+		}
+		if got := w.next(); got != "GOAWAY ENHANCE_YOUR_CALM too_many_pings" {
+			t.Errorf("at the end: %s", got)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(t, wireServer(t, func(cfg *Config) { cfg.PingEvery = 100 * pingAlone }), nil)
+		for range 10 {
+			time.Sleep(pingAlone)
+			w.write(func() error { return w.fr.WritePing(false, [8]byte{}) })
+			if got := w.next(); got != "PING ack=true" {
+				t.Fatalf("as often as it may: %s", got)
+			}
+		}
+	})
+}
+
+func TestWire_SettingsAtTheirBounds(t *testing.T) {
+	for _, set := range []http2.Setting{
+		{ID: http2.SettingEnablePush, Val: 0}, {ID: http2.SettingEnablePush, Val: 1}, {ID: http2.SettingMaxFrameSize, Val: frameMax}, {ID: http2.SettingMaxFrameSize, Val: 1<<24 - 1},
+		{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1}, {ID: http2.SettingMaxHeaderListSize, Val: 0}, {ID: 0x77, Val: 5},
+	} {
+		w := newWire(t, wireServer(t, nil), nil, set)
+		w.open(1, "/test.Test/Echo", false, "grpc-encoding", "identity")
+		w.data(1, message("a"), true)
+		for _, want := range []string{"HEADERS 1" + okHead, fmt.Sprintf("DATA 1 %q", message("a")), "HEADERS 1" + okTail} {
+			if got := w.next(); got != want {
+				t.Errorf("%v: got %s, want %s", set, got, want)
+			}
+		}
+	}
 }
 
 func TestPing_SilentClientIsAskedAndThenDropped(t *testing.T) {
