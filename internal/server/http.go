@@ -121,6 +121,10 @@ func newHTTPPort(h http.Handler, log *slog.Logger) *httpPort {
 			// The connection is gone.
 			return
 		}
+		if nc, ok := r.Context().Value(connKey{}).(*oneOfFew); ok && r.Body != http.NoBody {
+			nc.asks(false)
+			r.Body = arriving{r.Body, nc}
+		}
 		h.ServeHTTP(w, r)
 	}
 	p := &httpPort{}
@@ -131,11 +135,30 @@ func newHTTPPort(h http.Handler, log *slog.Logger) *httpPort {
 	return p
 }
 
+// connKey is the key of a request's connection in its context.
+type connKey struct{}
+
 // serve serves at most so many connections at a time.
 func (p *httpPort) serve(ln net.Listener, most int) error {
 	few := newFewListener(ln, most)
 	p.ConnState = few.state
+	p.ConnContext = func(ctx context.Context, nc net.Conn) context.Context { return context.WithValue(ctx, connKey{}, nc) }
 	return p.Serve(few)
+}
+
+// arriving is the body of a request, which counts as one when all of it is here.
+type arriving struct {
+	io.ReadCloser
+	of *oneOfFew
+}
+
+// Read implements io.Reader.
+func (a arriving) Read(b []byte) (int, error) {
+	n, err := a.ReadCloser.Read(b)
+	if errors.Is(err, io.EOF) {
+		a.of.asks(true)
+	}
+	return n, err
 }
 
 // close lets what is under way go on for some time, ends it, and waits for it: handlers look at the disk.

@@ -108,10 +108,16 @@ func TestHTTPPort_ConnectionsAreBounded(t *testing.T) {
 	}
 }
 
-// A connection whose request is under way makes way for nobody; one that has sent no whole header, or is idle, does.
+// A connection whose request is under way makes way for nobody; one that has sent no whole header, or no whole body, or is idle, does.
 func TestHTTPPort_WhoAsksKeepsItsPlace(t *testing.T) {
-	entered, release := make(chan struct{}), make(chan struct{})
-	p := newHTTPPort(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+	entered, reads, release := make(chan struct{}), make(chan struct{}, 10), make(chan struct{})
+	p := newHTTPPort(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			reads <- struct{}{}
+			if _, err := io.ReadAll(r.Body); err != nil {
+				return
+			}
+		}
 		entered <- struct{}{}
 		<-release
 	}), slog.New(slog.DiscardHandler))
@@ -141,13 +147,26 @@ func TestHTTPPort_WhoAsksKeepsItsPlace(t *testing.T) {
 			t.Errorf("read: %v, want that it was closed", err)
 		}
 	}
-	const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-	one := dial(request)
-	<-entered
+	enters := func() {
+		t.Helper()
+		select {
+		case <-entered:
+		case <-time.After(time.Minute):
+			t.Fatal("the request did not get in")
+		}
+	}
+	const request, whole = "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+	one := dial(whole)
+	<-reads
+	enters()
 	silent := dial("GET / HTTP/1.1\r\nHost:")
-	two := dial(request)
-	<-entered
+	// That it has begun to send its body is no request yet.
+	half := dial(whole[:len(whole)-1])
+	<-reads
 	closed(silent)
+	two := dial(request)
+	enters()
+	closed(half)
 	closed(dial(request))
 	close(release)
 	for _, c := range []*bufio.Reader{one, two} {

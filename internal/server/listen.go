@@ -224,7 +224,7 @@ func (u *unread) Read(b []byte) (int, error) {
 }
 
 // fewListener bounds how many connections of an http.Server are open. When one more comes, that which has asked nothing for the longest time makes way:
-// it is idle, or has said nothing yet. If there is none, the new one is closed.
+// it is idle, or has said nothing yet, or not all of its request. If there is none, the new one is closed.
 type fewListener struct {
 	net.Listener
 	max int
@@ -276,20 +276,10 @@ func (l *fewListener) enter(c *oneOfFew) bool {
 	return true
 }
 
-// state is for http.Server.ConnState. A request counts as one when its header is complete.
+// state is for http.Server.ConnState. A request counts as one when its header is complete, and one with a body when that is.
 func (l *fewListener) state(nc net.Conn, st http.ConnState) {
-	c, ok := nc.(*oneOfFew)
-	if !ok || st != http.StateActive && st != http.StateIdle {
-		return
-	}
-	since := time.Time{}
-	if st == http.StateIdle {
-		since = time.Now()
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if _, open := l.open[c]; open {
-		l.open[c] = since
+	if c, ok := nc.(*oneOfFew); ok && (st == http.StateActive || st == http.StateIdle) {
+		c.asks(st == http.StateActive)
 	}
 }
 
@@ -297,6 +287,19 @@ func (l *fewListener) state(nc net.Conn, st http.ConnState) {
 type oneOfFew struct {
 	net.Conn
 	of *fewListener
+}
+
+// asks notes whether the client asks something from now on.
+func (c *oneOfFew) asks(yes bool) {
+	since := time.Time{}
+	if !yes {
+		since = time.Now()
+	}
+	c.of.mu.Lock()
+	defer c.of.mu.Unlock()
+	if _, open := c.of.open[c]; open {
+		c.of.open[c] = since
+	}
 }
 
 // Close implements net.Conn.
