@@ -351,7 +351,7 @@ func TestListOffsets_Refusals(t *testing.T) {
 		if r := ends(c.topic, c.part, -1, c.epoch); r.ErrorCode != c.want || r.Offset != end || c.want == 0 && r.LeaderEpoch != 1 {
 			t.Errorf("%s/%d, epoch %d: %+v, want %d", c.topic, c.part, c.epoch, r, c.want)
 		}
-		if r := epochs(c.topic, c.part, c.epoch); r.ErrorCode != c.want || r.EndOffset != end {
+		if r := epochs(c.topic, c.part, c.epoch); r.Partition != c.part || r.ErrorCode != c.want || r.EndOffset != end {
 			t.Errorf("end of an epoch, %s/%d, epoch %d: %+v, want %d", c.topic, c.part, c.epoch, r, c.want)
 		}
 	}

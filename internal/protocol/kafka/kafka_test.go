@@ -602,6 +602,9 @@ func TestDescribe_ConfigsClusterEpochs(t *testing.T) {
 		if len(r[0].Configs) != 7 || len(r[1].Configs) != 3 || r[2].ErrorCode != codeUnknownTopicOrPartition || r[3].ErrorCode != codeInvalidRequest || r[4].ErrorCode != codeInvalidRequest {
 			t.Errorf("configs version %d: %+v", v, r)
 		}
+		if d := r[0].Configs[0].Documentation; v >= 3 && (d == nil || *d == "") {
+			t.Errorf("configs version %d without the documentation that was asked for", v)
+		}
 		req.Resources = req.Resources[:1]
 		req.Resources[0].ConfigNames = []string{"retention.ms"}
 		if r := ask[*kmsg.DescribeConfigsResponse](w, req, v).Resources[0]; len(r.Configs) != 1 || *r.Configs[0].Value != "-1" {
