@@ -193,8 +193,14 @@ func TestWatch_SlowStream(t *testing.T) {
 	}
 	r.s.feed.mu.Lock()
 	for w := range r.s.feed.ranges {
-		if w.st.bytes > 30_000 {
-			t.Errorf("%d bytes wait for a stream", w.st.bytes)
+		waits := 0
+		for _, m := range w.st.queue {
+			for _, e := range m.Events {
+				waits += len(e.Kv.Value)
+			}
+		}
+		if waits > 30_000 || w.st.bytes > 30_000 {
+			t.Errorf("%d bytes wait for a stream, of which %d count", waits, w.st.bytes)
 		}
 	}
 	r.s.feed.mu.Unlock()
