@@ -141,6 +141,7 @@ func TestFence_MistakesRefuseLaterWrites(t *testing.T) {
 	c := r.dial()
 	token := r.holders(t).next()
 	for _, bad := range []string{"fence l x", "fence l 0", "fence l -1", "fence l 99999999999999999999", "fence on", `fence "" 5`, "fence " + strings.Repeat("l", 1025) + " 5"} {
+		c.want("fence off", "+OK")
 		c.want(bad, "-ERR ...")
 		c.want("set a 1", "-FENCED this connection does not write...")
 		c.want("get a", "nil")
