@@ -137,6 +137,28 @@ func TestInfo_Sections(t *testing.T) {
 	}
 }
 
+func TestInfo_CountsWhomItTurnsAway(t *testing.T) {
+	r := newRig(t, shardtest.Options{}, Config{ConnectionsMax: 1})
+	c := r.dial()
+	c.want("ping", "+PONG")
+	for range 3 {
+		if got := r.dial().recv(); got != "-ERR max number of clients reached" {
+			t.Errorf("one too many: %s", got)
+		}
+	}
+	for section, want := range map[string][]string{
+		"stats": {"rejected_connections:3", "total_connections_received:1"}, "clients": {"connected_clients:1", "maxclients:1"},
+		"memory": {"maxmemory:0", "maxmemory_policy:noeviction"}, "server": {"uptime_in_seconds:0", "redis_mode:standalone"}, "persistence": {"loading:0", "rdb_changes_since_last_save:0"},
+	} {
+		got := c.do("info", section)
+		for _, w := range want {
+			if !strings.Contains(got, `\r\n`+w+`\r\n`) {
+				t.Errorf("no %s in %s", w, got)
+			}
+		}
+	}
+}
+
 func TestCluster_NodesThatHoldNothing(t *testing.T) {
 	r := newRig(t, shardtest.Options{}, Config{ClusterMode: true})
 	r.c.SetTopology(func(t *shard.Topology) {

@@ -821,6 +821,7 @@ func TestMetrics_CountAnswers(t *testing.T) {
 	c.want("set a x", "+OK")
 	c.want("incr a", "-ERR...")
 	c.want("event.add t v", "-ERR this node serves no event log")
+	c.want("ping", "+PONG")
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -835,7 +836,7 @@ func TestMetrics_CountAnswers(t *testing.T) {
 	}
 	for k, want := range map[string]float64{
 		"quorate_redis_commands_total set ok": 1, "quorate_redis_commands_total incr error": 1, "quorate_redis_commands_total incr ok": 0,
-		"quorate_redis_connections": 1,
+		"quorate_redis_connections": 1, "quorate_redis_commands_total ping ok": 1, "quorate_redis_commands_total event.add error": 1,
 	} {
 		if got[k] != want {
 			t.Errorf("%s = %v, want %v", k, got[k], want)
