@@ -223,3 +223,25 @@ func TestEtcdCommand_SaysWhatHasNoEffect(t *testing.T) {
 		t.Errorf("a flag with an effect is there:\n%s", log.String())
 	}
 }
+
+// Who wishes for security, in whatever way, is not to have a port without.
+func TestEtcdFlags_AWishForSecurityIsNotPassedOver(t *testing.T) {
+	for name, wish := range map[string]etcdTLS{
+		"cert-file": {cert: "c"}, "key-file": {key: "k"}, "trusted-ca-file": {ca: "a"}, "auto-tls": {auto: true}, "client-cert-auth": {auth: true}, "crl-file": {crl: "r"},
+		"allowed-cn": {cn: "app"}, "allowed-hostname": {host: "app"},
+	} {
+		wish.common = &etcdTLSCommon{}
+		if _, err := wish.tls("listen-client-urls", false); err == nil || !strings.Contains(err.Error(), "write https") {
+			t.Errorf("%s without https: %v", name, err)
+		}
+	}
+	none := etcdTLS{common: &etcdTLSCommon{}}
+	if out, err := none.tls("listen-client-urls", false); err != nil || out.Cert != "" {
+		t.Errorf("no wish: %+v %v", out, err)
+	}
+	// A certificate that is given is used, also if one would be made.
+	both := etcdTLS{cert: "c", key: "k", auto: true, common: &etcdTLSCommon{}}
+	if out, err := both.tls("listen-client-urls", true); err != nil || out.Auto || out.Cert != "c" {
+		t.Errorf("a certificate and auto-tls: %+v %v", out, err)
+	}
+}
