@@ -146,7 +146,7 @@ func (p *httpPort) serve(ln net.Listener, most int) error {
 	return p.Serve(few)
 }
 
-// arriving is the body of a request, which counts as one when all of it is here.
+// arriving is the body of a request, which counts as one when all of it is here. Until then, who has sent nothing for the longest time makes way first.
 type arriving struct {
 	io.ReadCloser
 	of *oneOfFew
@@ -155,9 +155,7 @@ type arriving struct {
 // Read implements io.Reader.
 func (a arriving) Read(b []byte) (int, error) {
 	n, err := a.ReadCloser.Read(b)
-	if errors.Is(err, io.EOF) {
-		a.of.asks(true)
-	}
+	a.of.asks(errors.Is(err, io.EOF))
 	return n, err
 }
 

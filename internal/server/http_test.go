@@ -254,3 +254,26 @@ func TestConfig_Members(t *testing.T) {
 		t.Errorf("with TLS: %v", m)
 	}
 }
+
+// Of two whose requests are not there whole, that which sent something goes on.
+func TestHTTPPort_WhoSendsMakesWayLast(t *testing.T) {
+	l := newFewListener(nil, 2)
+	enter := func() (*oneOfFew, net.Conn) {
+		ours, theirs := net.Pipe()
+		c := &oneOfFew{Conn: ours, of: l}
+		if !l.enter(c) {
+			t.Fatal("no room")
+		}
+		return c, theirs
+	}
+	open := func(c *oneOfFew) bool { l.mu.Lock(); defer l.mu.Unlock(); _, ok := l.open[c]; return ok }
+	first, client := enter()
+	second, _ := enter()
+	go client.Write([]byte("a")) //nolint:errcheck // whoever reads it says so
+	if _, err := (arriving{first, first}).Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if enter(); !open(first) || open(second) {
+		t.Errorf("open: %v, %v; want the first", open(first), open(second))
+	}
+}
