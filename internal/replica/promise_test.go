@@ -242,6 +242,8 @@ func TestRepair_NothingIsConfirmedForTheOldID(t *testing.T) {
 	r.holdSync[other.id] = false
 	other.sync()
 	r.rebuilt(other, old, "k", "1")
+	// Nor does it wait for the writes of the old one.
+	r.until("sleep", r.asleep)
 }
 
 // A replica that is restored, and does not vote yet, is not read: it may lack what the one before it has answered.
