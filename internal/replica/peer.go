@@ -164,6 +164,9 @@ func (r *replica) receiveRaft(m *raftpb.Message, flags byte) {
 		// A leader may still count on what this node promised before it was started.
 		return
 	}
+	if m.GetFrom() == r.lead {
+		r.lonelyTicks = 0
+	}
 	if !r.chatter(m) {
 		r.wake()
 	}

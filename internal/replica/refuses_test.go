@@ -278,3 +278,19 @@ func TestRepair_WhoLearnsVotesWhenItHasCaughtUp(t *testing.T) {
 		r.rebuilt(other, old, "k", "4")
 	})
 }
+
+// A replica that has the entry by which it votes, and has not heard that this is committed, wakes the others: it cannot call an election, and nobody
+// else has anything to say.
+func TestRepair_WhoDoesNotKnowThatItVotesIsTold(t *testing.T) {
+	r, lead, other, old := learner(t, func(byte) bool { return false })
+	r.until("all entries", func() bool { return other.hasAllOf(lead) })
+	rep, before := other.host.reps[1], lead.last()
+	lead.host.reps[1].promotedAt = time.Time{}
+	r.drop = func(_, to shard.NodeID, _ byte) bool { return to == other.id && rep.view.last.Index > before }
+	r.until("sleep of the others", func() bool { return !lead.host.Shards()[0].Awake && other.votes() })
+	if s := other.host.Shards()[0]; s.Voter(s.Replica) {
+		t.Fatal("it knows")
+	}
+	r.heal()
+	r.rebuilt(other, old, "k", "4")
+}

@@ -41,7 +41,7 @@ type replica struct {
 	// awake says that raft's timers run; listed that the replica is in Host.awake.
 	awake, listed bool
 	idleTicks     int
-	// lonelyTicks counts the ticks without a leader.
+	// lonelyTicks counts the ticks without a word of a leader.
 	lonelyTicks int
 
 	lead uint64
@@ -581,12 +581,9 @@ func (r *replica) tick() {
 }
 
 // callOut wakes the other replicas when this one has heard of no leader for an election time-out. One that votes calls an
-// election, which does the same; one that does not know yet that it votes would wait for ever for a shard that sleeps.
+// election, which does the same; one that does not know yet that it votes would wait for ever for a shard that sleeps, and raft
+// lets it believe all the while in the leader that it had.
 func (r *replica) callOut() {
-	if r.lead != raft.None {
-		r.lonelyTicks = 0
-		return
-	}
 	if r.lonelyTicks++; r.lonelyTicks%r.host.cfg.ElectionTicks != 0 {
 		return
 	}
