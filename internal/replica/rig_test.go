@@ -59,6 +59,8 @@ type rigNode struct {
 	reads   map[*shard.Future]*shard.Machine
 	// flushes counts the flushes that were asked for.
 	flushes int
+	// wakesAll counts how often watchers were told that all of a shard may have changed.
+	wakesAll int
 }
 
 // pairs is a module that stores "key=value", fails on "!", and sets a timer on "@key=delay".
@@ -208,6 +210,11 @@ func (n *rigNode) turn(in ...Input) Output {
 			r.Errorf("node %d released a read twice", n.id)
 		}
 		n.reads[rd.Future] = rd.Machine
+	}
+	for _, w := range out.Wakes {
+		if w.All {
+			n.wakesAll++
+		}
 	}
 	n.counts.Duplicates += out.Counts.Duplicates
 	n.counts.Asleep += out.Counts.Asleep
