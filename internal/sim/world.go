@@ -173,17 +173,22 @@ func Run(o Options) Report {
 	was := crand.Reader
 	crand.Reader = io.Reader(seededReader{rand.New(rand.NewPCG(o.Seed, 0xc0de))})
 	defer func() { crand.Reader = was }()
+	w := newWorld(o)
+	w.run()
+	for _, n := range w.nodes {
+		n.close()
+	}
+	return Report{Options: o, Err: w.err, Trace: w.trace, Virtual: w.now.Sub(w.start), Stats: w.stats, Log: w.log}
+}
+
+func newWorld(o Options) *world {
 	start := time.UnixMilli(1_700_000_000_000).UTC()
 	w := &world{
 		o: o, rng: rand.New(rand.NewPCG(o.Seed, 0x5eed)), now: start, start: start, cut: map[[2]int]bool{}, free: map[lane]time.Time{}, chaos: true,
 		trace: 14695981039346656037, broken: map[int]bool{},
 	}
 	w.check = newChecker(w)
-	w.run()
-	for _, n := range w.nodes {
-		n.close()
-	}
-	return Report{Options: o, Err: w.err, Trace: w.trace, Virtual: w.now.Sub(start), Stats: w.stats, Log: w.log}
+	return w
 }
 
 func (w *world) run() {
