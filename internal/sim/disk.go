@@ -50,6 +50,37 @@ func (d *disk) crash(rng *rand.Rand) *disk {
 	return c
 }
 
+// kill returns the disk as the end of the process leaves it: everything that was written is there, and what was not synced is not synced yet.
+func (d *disk) kill() *disk {
+	none := vfs.CrashCloneCfg{}
+	all := vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))}
+	c := &disk{log: d.log.CrashClone(none), state: d.state.CrashClone(all)}
+	from := d.log.CrashClone(all)
+	there := files(from, "log")
+	for _, name := range files(c.log, "log") {
+		if !slices.Contains(there, name) {
+			if err := c.log.Remove(name); err != nil {
+				panic(err)
+			}
+		}
+	}
+	for _, name := range there {
+		was, b := contents(c.log, name), contents(from, name)
+		if bytes.Equal(was, b) {
+			continue
+		}
+		f, err := c.log.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
+		if err == nil {
+			_, err = f.WriteAt(b, 0)
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			panic(err)
+		}
+	}
+	return c
+}
+
 // mix writes a file anew from the sectors of two versions of it.
 func mix(fs vfs.FS, name string, synced, all []byte, pct int, rng *rand.Rand) {
 	if synced == nil || all == nil || bytes.Equal(synced, all) {

@@ -18,7 +18,7 @@ func stack() string { return string(debug.Stack()) }
 // scheduleFaults starts one stream of faults a kind and node.
 func (w *world) scheduleFaults() {
 	for _, n := range w.nodes {
-		w.repeat(w.o.Crash, func() { w.crash(n) })
+		w.repeat(w.o.Crash, func() { w.atSync(n, func() { w.crash(n, w.kills()) }) })
 		w.repeat(w.o.Pause, func() { w.pause(n) })
 		w.repeat(w.o.DiskStall, func() { w.stall(n) })
 		w.repeat(w.o.SyncError, func() { w.syncError(n) })
@@ -33,13 +33,42 @@ func (w *world) scheduleFaults() {
 	w.repeat(w.o.Squeeze, w.squeeze)
 	w.repeat(w.o.Recant, w.recant)
 	w.repeat(w.o.PowerCut, func() {
-		w.note("power cut: all nodes")
-		w.stats.PowerCuts++
-		for _, n := range w.nodes {
-			w.crash(n)
+		n := w.nodes[0]
+		if w.o.AtSyncs {
+			n = w.nodes[w.rng.IntN(len(w.nodes))]
 		}
+		w.atSync(n, func() {
+			w.note("power cut: all nodes")
+			w.stats.PowerCuts++
+			for _, n := range w.nodes {
+				w.crash(n, false)
+			}
+		})
 	})
 }
+
+// atSyncWait is for how long a crash waits for a sync.
+const atSyncWait = time.Second
+
+// atSync calls f at once, or with AtSyncs while a node's next sync is under way, or a moment after it: most promises are about what is on disk by then, and
+// to come upon that by chance takes many crashes.
+func (w *world) atSync(n *node, f func()) {
+	if !w.o.AtSyncs || n.boot == 0 || n.atSync != nil {
+		f()
+		return
+	}
+	once := func() {
+		if f != nil && w.chaos {
+			f()
+		}
+		f, n.atSync = nil, nil
+	}
+	n.atSync = func(sync time.Duration) { w.after(time.Duration(w.rng.Int64N(int64(2*sync))), once) }
+	w.after(atSyncWait, once)
+}
+
+// kills says whether a crash is one of the process and not of the machine.
+func (w *world) kills() bool { return w.o.Kill > 0 && w.rng.Float64() < w.o.Kill }
 
 // repeat calls f at random moments, on average rate times a second, while faults are on.
 func (w *world) repeat(rate float64, f func()) {
@@ -55,12 +84,18 @@ func (w *world) repeat(rate float64, f func()) {
 	})
 }
 
-func (w *world) crash(n *node) {
+// crash ends a node. If it is killed, the system writes what it has of the node's files, sooner or later.
+func (w *world) crash(n *node, killed bool) {
 	if n.boot == 0 {
 		return
 	}
 	w.stats.Crashes++
-	n.die("crash")
+	if killed {
+		w.stats.Kills++
+		n.dieOf("is killed", true)
+	} else {
+		n.die("crash")
+	}
 	w.refused(n)
 	w.after(time.Duration(w.rng.Int64N(int64(w.o.RestartMax))), n.boots)
 }
@@ -124,6 +159,9 @@ func (w *world) mayBreak(n *node) bool {
 	return len(w.broken) < (w.o.Nodes-1)/2 && w.now.Sub(w.start) > 3*time.Second
 }
 
+// breaks notes that a node's data are about to be damaged.
+func (w *world) breaks(n *node) { w.broken[int(n.id)], n.harmed = true, true }
+
 // bitFlip damages files of a node while it is down.
 func (w *world) bitFlip(n *node) {
 	if !w.mayBreak(n) {
@@ -134,7 +172,7 @@ func (w *world) bitFlip(n *node) {
 	proven := n.boot != 0 && !n.disk.failSync && errors.Join(n.log.Sync(), n.log.Seal(), n.log.Sync()) == nil
 	n.die("for a bit flip")
 	w.stats.Flips++
-	w.broken[int(n.id)] = true
+	w.breaks(n)
 	name := ""
 	if proven && w.rng.IntN(3) > 0 {
 		name = flip(n.disk.log, "log", w.rng)
@@ -152,7 +190,7 @@ func (w *world) wipe(n *node) {
 	}
 	n.die("for a new disk")
 	w.stats.Wipes++
-	w.broken[int(n.id)] = true
+	w.breaks(n)
 	n.disk = newDisk()
 	n.logID++
 	maps.Copy(n.floor, n.had)
@@ -168,7 +206,7 @@ func (w *world) forget(n *node) {
 	}
 	n.die("to forget the end of its log")
 	w.stats.Forgets++
-	w.broken[int(n.id)] = true
+	w.breaks(n)
 	w.note("node %d: damage at the end of %q", n.id, forgetEnd(n.disk.log, "log", false))
 	w.after(time.Duration(w.rng.IntN(w.rng.IntN(2000)+1))*time.Millisecond, n.boots)
 }
@@ -400,7 +438,7 @@ func (w *world) voted(n *node, ws []storage.Write) {
 			}
 			n.die("to forget a vote")
 			w.stats.Recants++
-			w.broken[int(n.id)] = true
+			w.breaks(n)
 			w.note("node %d: damage at the end of %q", n.id, forgetEnd(n.disk.log, "log", far))
 			w.alone(w.away, false)
 			w.alone(int(to.id)-1, true)

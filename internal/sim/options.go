@@ -17,6 +17,10 @@ type Options struct {
 	Clients       int
 	// Faults are rates per virtual second and node.
 	Crash, PowerCut, Pause, Partition, Squeeze, DiskStall, SyncError, BitFlip, Wipe, Forget float64
+	// Kill is which part of the crashes ends the process and not the machine.
+	Kill float64
+	// AtSyncs makes crashes and power cuts wait for a sync, to come while it is under way or soon after.
+	AtSyncs bool
 	// Recant is how often a vote is lost by damage and asked for again.
 	Recant float64
 	// Slow is how often a node's network becomes slow for a while.
@@ -49,6 +53,8 @@ type Options struct {
 	CacheBytes int
 	// LocalReads runs stale reads that ask for no revision on what the node has, without asking the host, as the engine does.
 	LocalReads bool
+	// SegmentBytes is how large the files of the raft log are.
+	SegmentBytes int64
 	// FlushMax is how long a flush may take.
 	FlushMax time.Duration
 }
@@ -90,6 +96,7 @@ func FromSeed(seed uint64) Options {
 	o.Squeeze = maybe(0.3, 0.05)
 	o.CacheBytes = []int{0, -1, 1000}[r.IntN(3)]
 	o.LocalReads = r.IntN(3) > 0
+	o.SegmentBytes = 64 << 10
 	if o.Nodes == 1 {
 		// A single node has nobody to repair it, and nobody to lose contact with.
 		o.BitFlip, o.Wipe, o.Partition, o.Squeeze = 0, 0, 0, 0
@@ -110,6 +117,9 @@ func FromSeed(seed uint64) Options {
 	}
 	if later := rand.New(rand.NewPCG(seed, 0x510e)); later.IntN(4) == 0 && o.Nodes > 1 {
 		o.Slow = 0.1 * later.Float64()
+	}
+	if later := rand.New(rand.NewPCG(seed, 0x5c4e)); later.IntN(2) == 0 {
+		o.AtSyncs, o.Kill, o.SegmentBytes = true, 0.6*later.Float64(), []int64{16 << 10, 64 << 10}[later.IntN(2)]
 	}
 	return o
 }

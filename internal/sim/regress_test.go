@@ -11,7 +11,7 @@ func quietOptions(seed uint64) Options {
 		Seed: seed, Nodes: 3, Shards: 1, Chaos: 25 * time.Second, Settle: 40 * time.Second, Clients: 4 + int(seed%4),
 		DelayMax: time.Duration(1+seed%30) * time.Millisecond, Skew: 500 * time.Millisecond, Drift: 0.01,
 		RestartMax: 4 * time.Second, ThinkMax: time.Duration(10+seed*37%150) * time.Millisecond, ElectionTicks: 10,
-		ChunkBytes: 512, FlushMax: 100 * time.Millisecond,
+		ChunkBytes: 512, FlushMax: 100 * time.Millisecond, SegmentBytes: 64 << 10,
 	}
 }
 
@@ -19,6 +19,7 @@ func quietOptions(seed uint64) Options {
 func asDrawn(seed uint64) Options {
 	o := FromSeed(seed)
 	o.Move, o.Forget, o.Recant = 0, 0, 0
+	o.AtSyncs, o.Kill, o.SegmentBytes = false, 0, 64<<10
 	return o
 }
 

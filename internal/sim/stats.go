@@ -12,7 +12,7 @@ type Stats struct {
 	// Work.
 	Steps, Frames, Acked, Failed, Unknown, Overloaded, Reads, TokenReads, Timers int
 	// Faults.
-	Crashes, PowerCuts, Pauses, Partitions, Squeezes, Stalls, SyncErrors, Flips, Wipes, Forgets, Recants, Refusals, Flushes, Moves, Slows int
+	Crashes, Kills, PowerCuts, Pauses, Partitions, Squeezes, Stalls, SyncErrors, Flips, Wipes, Forgets, Recants, Refusals, Flushes, Moves, Slows int
 	// Elections are changes of leader, Moved those that somebody asked for and was told of.
 	Elections, Moved int
 	// SnapshotsSent and SnapshotsInstalled are whole states that moved; SnapshotsCut are those whose node died meanwhile.

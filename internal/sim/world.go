@@ -85,10 +85,14 @@ type node struct {
 	pending []storage.Write
 	pendSeq uint64
 	stallTo time.Time
-	offset  time.Duration
-	rate    float64
-	logID   uint64
-	lost    bool
+	// atSync, if there is one, is called when a sync begins, with how long it takes.
+	atSync func(time.Duration)
+	offset time.Duration
+	rate   float64
+	logID  uint64
+	lost   bool
+	// harmed says that its data were damaged at some time.
+	harmed bool
 	// unsettled says that the log is in doubt as a whole until the first writes are durable.
 	unsettled bool
 	futures   map[*shard.Future]*operation
@@ -290,7 +294,7 @@ func (n *node) boots() {
 	if n.boot != 0 || w.err != nil {
 		return
 	}
-	lg, rec, err := storage.OpenLog(logFS{n.disk.log, n.disk}, "log", storage.LogConfig{SegmentBytes: 64 << 10, ZeroBytes: 4 << 10, ID: n.logID})
+	lg, rec, err := storage.OpenLog(logFS{n.disk.log, n.disk}, "log", storage.LogConfig{SegmentBytes: w.o.SegmentBytes, ZeroBytes: 4 << 10, ID: n.logID})
 	if err != nil {
 		w.fail("node %d: open log: %v", n.id, err)
 		return
@@ -304,7 +308,7 @@ func (n *node) boots() {
 	if len(rec.Damaged) > 0 {
 		w.stats.LogsDamaged++
 		// Damage stays in segments that are not cut yet, without anyone being in doubt any more.
-		if !w.broken[int(n.id)] && (rec.AllSuspect || len(rec.Suspect) > 0) {
+		if !n.harmed || !w.broken[int(n.id)] && (rec.AllSuspect || len(rec.Suspect) > 0) {
 			w.fail("node %d: log damaged although nobody did: %+v", n.id, rec)
 			return
 		}
@@ -444,7 +448,10 @@ func (n *node) close() {
 }
 
 // die ends the node as a power cut does: what was not synced is gone, and what its clients wait for is unknown.
-func (n *node) die(why string) {
+func (n *node) die(why string) { n.dieOf(why, false) }
+
+// dieOf is die, or with kept the end of the process alone: what it has written is still there.
+func (n *node) dieOf(why string, kept bool) {
 	if n.boot == 0 {
 		return
 	}
@@ -457,9 +464,14 @@ func (n *node) die(why string) {
 	}
 	n.w.check.died(n)
 	n.store.Rest()
-	crashed := n.disk.crash(n.w.rng)
+	var left *disk
+	if kept {
+		left = n.disk.kill()
+	} else {
+		left = n.disk.crash(n.w.rng)
+	}
 	n.close()
-	n.disk = crashed
+	n.disk = left
 	ops := n.futures
 	n.futures, n.moves, n.taken = nil, nil, nil
 	for _, c := range n.w.clients {
@@ -644,6 +656,9 @@ func (n *node) writeLog() {
 	d := time.Duration(50+w.rng.IntN(1000)) * time.Microsecond
 	if n.stallTo.After(w.now) {
 		d += n.stallTo.Sub(w.now)
+	}
+	if n.atSync != nil {
+		n.atSync(d)
 	}
 	boot := n.boot
 	w.after(d, func() {
