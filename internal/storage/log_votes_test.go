@@ -182,3 +182,31 @@ func TestVotes_AreSaidAgainWhenTheyChange(t *testing.T) {
 		t.Errorf("shards %s", got)
 	}
 }
+
+// What is cut takes no term or vote back: those that it has are believed where they are later than what is known, or the only ones.
+func TestVotes_OlderOnesAreNotTakenOver(t *testing.T) {
+	l := mustOpen(t, MemFS(), votesLog)
+	must(t, l.Append([]Write{{Shard: 1, Replica: 11, State: HardState{Term: 5, Vote: 2}}, {Shard: 2, Replica: 21, State: HardState{Term: 5}}}))
+	r := &recovery{l: l, out: &Recovery{}}
+	for _, c := range []struct {
+		shard      ShardID
+		replica    uint64
+		says, want HardState
+	}{
+		{1, 11, HardState{Term: 4, Vote: 3}, HardState{Term: 5, Vote: 2}},
+		{1, 11, HardState{Term: 5, Vote: 3}, HardState{Term: 5, Vote: 2}},
+		{1, 11, HardState{Term: 5}, HardState{Term: 5, Vote: 2}},
+		{2, 21, HardState{Term: 5}, HardState{Term: 5}},
+		{2, 21, HardState{Term: 5, Vote: 3}, HardState{Term: 5, Vote: 3}},
+		{2, 21, HardState{Term: 6}, HardState{Term: 6}},
+	} {
+		r.keepVote(&subRecord{shard: c.shard, flags: subReplica | subState, replica: c.replica, state: c.says}, nil, nil)
+		if got := l.State(c.shard); got != c.want {
+			t.Errorf("shard %d: %+v leads to %+v, want %+v", c.shard, c.says, got, c.want)
+		}
+	}
+	if r.out.Votes != 2 {
+		t.Errorf("%d votes were taken over, want 2", r.out.Votes)
+	}
+	must(t, l.Close())
+}
