@@ -361,6 +361,42 @@ func TestEngine_DoubtIsOverWhenTheLogSaysWhatBecomesOfIt(t *testing.T) {
 	}
 }
 
+// A state store that was given up is so for one start: when the log says what becomes of its replicas, the next does not empty it again.
+func TestEngine_AStoreIsGivenUpOnce(t *testing.T) {
+	fs := storage.MemFS()
+	for i, lost := range []bool{false, true, false} {
+		d, err := storage.OpenDir(fs, "data", storage.Owner{Cluster: "t", Node: 1, Shards: 1}, storage.LogConfig{}, storage.StoreConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.StoreLost != lost {
+			t.Errorf("start %d: the store was given up: %v, want %v", i, d.StoreLost, lost)
+		}
+		e, err := Start(Config{
+			Cluster: "t", Node: 1, Peers: map[shard.NodeID]string{2: "127.0.0.1:1", 3: "127.0.0.1:1"},
+			Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1}}},
+		}, d, []shard.Module{register{}}, nil, env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i < 2 {
+			until(t, "first write", func() bool {
+				e.writing.Lock()
+				defer e.writing.Unlock()
+				return e.repaired
+			})
+		}
+		if i == 0 {
+			if err := d.MarkDamaged(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(e.Close(), d.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // What is configured is taken, and what is not has its default.
 func TestStart_Defaults(t *testing.T) {
 	for _, c := range []struct {
