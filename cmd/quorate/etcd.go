@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"math"
@@ -149,7 +150,11 @@ one) does the same. Flags may come from the environment, as ETCD_NAME for --name
 has no effect; what would weaken a promise is refused.`,
 		Example: "  quorate etcd --data-dir ./data\n  ln -s quorate etcd && ./etcd --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.complete(cmd.Flags()); err != nil {
+			err := f.complete(cmd.Context(), cmd.Flags())
+			if cmd.Context().Err() != nil {
+				return exitError{code: exitOK}
+			}
+			if err != nil {
 				return err
 			}
 			cfg, err := f.config()
@@ -272,7 +277,7 @@ func (i *ignoredFlag) Set(v string) error {
 }
 
 // complete sets what the command line did not, from the file if there is one, and else from the environment.
-func (f *etcdFlags) complete(fs *pflag.FlagSet) error {
+func (f *etcdFlags) complete(ctx context.Context, fs *pflag.FlagSet) error {
 	name := "ETCD_" + strings.ToUpper(strings.ReplaceAll(configFlag, "-", "_"))
 	if f.file == "" {
 		f.file = os.Getenv(name)
@@ -283,7 +288,7 @@ func (f *etcdFlags) complete(fs *pflag.FlagSet) error {
 	if err := onlyFile(fs); err != nil {
 		return err
 	}
-	return fromFile(fs, f.file)
+	return fromFile(ctx, fs, f.file)
 }
 
 // fromEnvironment sets the flags that the command line did not.

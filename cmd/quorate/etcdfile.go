@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"slices"
 	"strings"
 
@@ -34,8 +35,8 @@ var etcdFileOnly = []string{
 }
 
 // fromFile sets flags to what etcd's configuration file says.
-func fromFile(fs *pflag.FlagSet, path string) error {
-	all, err := server.ReadSettings(path)
+func fromFile(ctx context.Context, fs *pflag.FlagSet, path string) error {
+	all, err := server.ReadSettings(ctx, path)
 	if err != nil {
 		return err
 	}

@@ -62,7 +62,7 @@ log-outputs: [stderr]
 	}
 	// The environment counts as little as flags.
 	t.Setenv("ETCD_NAME", "other")
-	if err := f.complete(c.Flags()); err != nil {
+	if err := f.complete(t.Context(), c.Flags()); err != nil {
 		t.Fatal(err)
 	}
 	cfg, err := f.config()
@@ -98,15 +98,15 @@ func TestEtcdConfigFile_WhatIsWrongIsNamed(t *testing.T) {
 		"peer-transport-security: {skip-client-san-verification: true}": "addresses are not compared",
 		"a: [": "line 1",
 	} {
-		err := fromFile(newEtcd().Flags(), writeFile(t, text))
+		err := fromFile(t.Context(), newEtcd().Flags(), writeFile(t, text))
 		if err == nil || !strings.Contains(err.Error(), want) || errs.KindOf(err) != errs.Invalid {
 			t.Errorf("%q: %v, want %q", text, err, want)
 		}
 	}
-	if err := fromFile(newEtcd().Flags(), "/nowhere"); errs.KindOf(err) != errs.Invalid {
+	if err := fromFile(t.Context(), newEtcd().Flags(), "/nowhere"); errs.KindOf(err) != errs.Invalid {
 		t.Errorf("no file: %v", err)
 	}
-	if err := fromFile(newEtcd().Flags(), writeFile(t, "# nothing\n")); err != nil {
+	if err := fromFile(t.Context(), newEtcd().Flags(), writeFile(t, "# nothing\n")); err != nil {
 		t.Errorf("an empty file: %v", err)
 	}
 	var f etcdFlags
@@ -114,7 +114,7 @@ func TestEtcdConfigFile_WhatIsWrongIsNamed(t *testing.T) {
 	if err := c.ParseFlags([]string{"--config-file", "x", "--name", "y"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.complete(c.Flags()); err == nil || !strings.Contains(err.Error(), "leave out --name") {
+	if err := f.complete(t.Context(), c.Flags()); err == nil || !strings.Contains(err.Error(), "leave out --name") {
 		t.Errorf("with another flag: %v", err)
 	}
 }

@@ -39,7 +39,10 @@ func newServer() *cobra.Command {
 			if file == "" {
 				return errs.New(errs.Invalid, "which configuration? write a file as the help shows, and give its name with --config")
 			}
-			cfg, err := server.ReadConfig(file)
+			cfg, err := server.ReadConfig(cmd.Context(), file)
+			if cmd.Context().Err() != nil {
+				return exitError{code: exitOK}
+			}
 			if err != nil {
 				return err
 			}

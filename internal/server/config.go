@@ -198,11 +198,11 @@ type Sandbox struct {
 	NoVerify bool `yaml:"no_verify"`
 }
 
-// ReadConfig reads a node's configuration from a YAML file, strictly.
-func ReadConfig(path string) (Config, error) {
-	b, err := os.ReadFile(path)
+// ReadConfig reads a node's configuration from a YAML file, strictly. The file may be a pipe; ReadConfig waits for who writes it until ctx ends.
+func ReadConfig(ctx context.Context, path string) (Config, error) {
+	b, err := readFile(ctx, path)
 	if err != nil {
-		return Config{}, errs.Wrap(errs.Invalid, err, "read configuration")
+		return Config{}, err
 	}
 	var c Config
 	var doc yaml.Node

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,7 +26,7 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 		if err := os.WriteFile(name, []byte(yaml), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		_, err := ReadConfig(name)
+		_, err := ReadConfig(t.Context(), name)
 		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, want an error with %q", yaml, err, want)
 		}
@@ -148,7 +150,7 @@ func TestReadConfig_Good(t *testing.T) {
 	if err := os.WriteFile(name, []byte("node: 2\ndata: d\nlisten: {redis: '127.0.0.1:0'}\npeers: {1: '127.0.0.1:1', 2: '127.0.0.1:2', 3: '127.0.0.1:3'}\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	c, err := ReadConfig(name)
+	c, err := ReadConfig(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,9 +165,60 @@ func TestReadConfig_AnchorsAndMerges(t *testing.T) {
 	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	c, err := ReadConfig(name)
+	c, err := ReadConfig(t.Context(), name)
 	if err != nil || c.TLS.Redis.MinVersion != "1.3" || !c.TLS.Kafka.Auto {
 		t.Errorf("got %+v, %v", c.TLS, err)
+	}
+}
+
+// Shells make pipes of <(...). One that nobody writes must not keep the process from its end.
+func TestReadConfig_FromAPipe(t *testing.T) {
+	written, silent := filepath.Join(t.TempDir(), "pipe"), filepath.Join(t.TempDir(), "pipe")
+	if err := errors.Join(syscall.Mkfifo(written, 0o600), syscall.Mkfifo(silent, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	wrote := make(chan error, 1)
+	go func() { wrote <- os.WriteFile(written, []byte("node: 7\nlisten: {redis: '127.0.0.1:0'}\n"), 0) }()
+	if c, err := ReadConfig(t.Context(), written); err != nil || c.Node != 7 {
+		t.Errorf("got %+v, %v", c, err)
+	}
+	if err := <-wrote; err != nil {
+		t.Error(err)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := ReadConfig(ctx, silent); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := ReadSettings(ctx, silent); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	// Whoever waits there yet goes on.
+	if w, err := os.OpenFile(silent, os.O_RDWR, 0); err != nil || w.Close() != nil {
+		t.Error(err)
+	}
+}
+
+func TestReadConfig_LongFilesAreRefused(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "c.yaml")
+	text := "node: 2\nlisten: {redis: '127.0.0.1:0'}\n#" + strings.Repeat("x", configBytesMax)
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, read := range []func() error{
+		func() error { _, err := ReadConfig(t.Context(), name); return err },
+		func() error { _, err := ReadSettings(t.Context(), name); return err },
+	} {
+		if err := read(); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "longer than 4 MiB") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if err := os.Truncate(name, configBytesMax); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := ReadConfig(t.Context(), name); err != nil || c.Node != 2 {
+		t.Errorf("got %+v, %v", c, err)
 	}
 }
 

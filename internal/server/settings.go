@@ -1,6 +1,8 @@
 package server
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,15 +25,14 @@ type Setting struct {
 }
 
 // ReadSettings reads a YAML file of names and values, of which some may stand in sections. It fails with errs.Invalid for what is no such file, and for a
-// name that stands there twice.
-func ReadSettings(path string) ([]Setting, error) {
-	f, err := os.Open(path)
+// name that stands there twice. The file may be a pipe; ReadSettings waits for who writes it until ctx ends.
+func ReadSettings(ctx context.Context, path string) ([]Setting, error) {
+	b, err := readFile(ctx, path)
 	if err != nil {
-		return nil, errs.Wrap(errs.Invalid, err, "read configuration")
+		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // nothing is written
 	var doc yaml.Node
-	if err := yaml.NewDecoder(f).Decode(&doc); errors.Is(err, io.EOF) {
+	if err := yaml.NewDecoder(bytes.NewReader(b)).Decode(&doc); errors.Is(err, io.EOF) {
 		return nil, nil
 	} else if err != nil {
 		return nil, errs.New(errs.Invalid, "configuration %s: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
@@ -39,6 +40,38 @@ func ReadSettings(path string) ([]Setting, error) {
 	r := settings{path: path, seen: map[string]bool{}}
 	err = r.section("", doc.Content[0])
 	return r.out, err
+}
+
+// configBytesMax bounds a file of settings: one of thousands of spaces has less. Parsed, it takes some fifty times as much memory.
+const configBytesMax = 4 << 20
+
+// readFile reads a file of settings. Opening a pipe waits for who writes it, and nothing but that ends it, so that it is left alone when ctx ends: the
+// process is about to.
+func readFile(ctx context.Context, path string) ([]byte, error) {
+	var b []byte
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var f *os.File
+		if f, err = os.Open(path); err != nil {
+			return
+		}
+		defer f.Close() //nolint:errcheck // nothing is written
+		b, err = io.ReadAll(io.LimitReader(f, configBytesMax+1))
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return nil, errs.Wrap(errs.Unavailable, ctx.Err(), "read configuration %s", path)
+	}
+	switch {
+	case err != nil:
+		return nil, errs.Wrap(errs.Invalid, err, "read configuration")
+	case len(b) > configBytesMax:
+		return nil, errs.New(errs.Invalid, "configuration %s is longer than %d MiB; that is some other file", path, configBytesMax>>20)
+	}
+	return b, nil
 }
 
 // settings collects those of a file.
