@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/quorate/quorate/internal/auth"
+	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/kv"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -43,10 +44,6 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 	}
 	_, t, _ := c.s.where()
 	resp := &pb.MemberListResponse{Header: c.s.header(now.Revision)}
-	scheme := "http://"
-	if c.s.cfg.TLS {
-		scheme = "https://"
-	}
 	for _, n := range t.Nodes {
 		m := &pb.Member{ID: memberID(t, n.ID), Name: fmt.Sprintf("node%d", n.ID)}
 		if is, ok := c.s.cfg.Members[n.ID]; ok {
@@ -62,18 +59,36 @@ func (c clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) 
 				path = "/" + spacesPrefix + c.s.cfg.Space
 			}
 		}
-		for u := range strings.SplitSeq(addrs, ",") {
-			if u == "" {
-				continue
-			}
-			if !strings.Contains(u, "://") {
-				u = scheme + u
-			}
-			m.ClientURLs = append(m.ClientURLs, u+path)
-		}
+		m.ClientURLs = clientURLs(addrs, path, c.s.cfg.TLS)
 		resp.Members = append(resp.Members, m)
 	}
 	return resp, nil
+}
+
+// clientURLs returns the addresses that a node advertises, with commas between, as URLs: host:port, unix:PATH or a URL. The name of a socket's file ends the URL.
+func clientURLs(addrs, path string, secure bool) (out []string) {
+	s := ""
+	if secure {
+		s = "s"
+	}
+	for u := range strings.SplitSeq(addrs, ",") {
+		file, socket := strings.CutPrefix(u, env.SocketPrefix)
+		switch {
+		case u == "":
+			continue
+		case strings.Contains(u, "://"):
+			socket = socket || strings.HasPrefix(u, "unixs://")
+		case socket:
+			u = "unix" + s + "://" + file
+		default:
+			u = "http" + s + "://" + u
+		}
+		if !socket {
+			u += path
+		}
+		out = append(out, u)
+	}
+	return out
 }
 
 const (
