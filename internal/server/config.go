@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -222,7 +223,7 @@ func ReadConfig(ctx context.Context, path string) (Config, error) {
 	if l := c.Listen; l == (Listen{}) && len(c.ListenMore) == 0 && len(c.Spaces) == 0 {
 		return Config{}, errs.New(errs.Invalid, "configuration %s: no port is set, so that nobody could reach the node; set listen.redis, listen.kafka, listen.etcd or listen.http", path)
 	}
-	return c, nil
+	return c, c.checkAdvertisedEtcd()
 }
 
 // nodeMax is the largest node number. Replica ids bear 32 bits of it, but Kafka's broker ids are signed, and nobody has that
@@ -470,6 +471,47 @@ func (c *Config) checkAdvertised() error {
 			return errs.New(errs.Invalid, "configuration: %s is %q; write host:port", key, addr)
 		case wildcard(host):
 			return errs.New(errs.Invalid, "configuration: %s is %q, which clients cannot connect to; write this machine's name or address", key, addr)
+		}
+	}
+	return nil
+}
+
+// checkAdvertisedEtcd does so for etcd's clients. It is for configuration files: of --advertise-client-urls etcd takes wildcards, and many set them.
+func (c *Config) checkAdvertisedEtcd() error {
+	check := func(key, told, listen string, served bool) error {
+		bad := func(format string, args ...any) error {
+			return errs.New(errs.Invalid, "configuration: %s is %q"+format, append([]any{key, told}, args...)...)
+		}
+		if told == "" {
+			return nil
+		}
+		if !served {
+			return bad(", and nobody listens there; set %s, or leave it out", listen)
+		}
+		for addr := range strings.SplitSeq(told, ",") {
+			if !strings.Contains(addr, "://") && !strings.HasPrefix(addr, env.SocketPrefix) {
+				addr = "http://" + addr
+			}
+			u, err := url.Parse(addr)
+			switch {
+			case err != nil || u.Host+u.Path+u.Opaque == "" || u.Scheme != "unix" && u.Scheme != "unixs" && u.Scheme != "http" && u.Scheme != "https":
+				return bad("; write host:port or a URL, with nothing but commas between several")
+			case strings.HasPrefix(u.Scheme, "unix"):
+			case !isTarget(u.Host):
+				return bad("; write host:port")
+			case wildcard(u.Hostname()):
+				return bad(", which clients cannot connect to; write this machine's name or address")
+			}
+		}
+		return nil
+	}
+	if err := check("advertise.etcd", c.Advertise.Etcd, "listen.etcd", c.servesEtcd()); err != nil {
+		return err
+	}
+	for _, name := range c.spaceNames() {
+		key := "spaces." + name
+		if err := check(key+".advertise_etcd", c.Spaces[name].AdvertiseEtcd, key+".etcd", c.Spaces[name].Etcd != ""); err != nil {
+			return err
 		}
 	}
 	return nil

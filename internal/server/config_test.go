@@ -73,6 +73,17 @@ func TestReadConfig_NamesWhatIsWrong(t *testing.T) {
 	f("data: d\npeers: {1: '127.0.0.1:1', 2: '127.0.0.1:0', 3: '127.0.0.1:3'}", `peers.2 is "127.0.0.1:0"; write host:port`)
 	f("listen: {etcd: '127.0.0.1:1'}\ntls: {etcd: {auto: true}}\nspaces: {a: {tls_names: ['']}}", "tls_names has an empty name")
 	f("listen: {etcd: '127.0.0.1:1'}\ntls: {etcd: {auto: true}}\nspaces: {a: {tls_names: [x.example]}, b: {tls_names: [X.example]}}", `tls name "X.example" is that of space a`)
+	for told, want := range map[string]string{
+		"0.0.0.0:1": "which clients cannot connect to", "http://[::]:1": "which clients cannot connect to", "a:1,0.0.0.0:1": "which clients cannot connect to",
+		"a": "write host:port", "http://a": "write host:port", "a:0": "write host:port", "a:1,": "write host:port or a URL", "a:1, b:1": "write host:port or a URL",
+		"ftp://a:1": "write host:port or a URL", "unix:": "write host:port or a URL", "unix://": "write host:port or a URL",
+	} {
+		f("listen: {etcd: '127.0.0.1:1'}\nadvertise: {etcd: '"+told+"'}", "advertise.etcd is \""+told+"\"")
+		f("listen: {etcd: '127.0.0.1:1'}\nadvertise: {etcd: '"+told+"'}", want)
+	}
+	f("listen: {redis: '127.0.0.1:1'}\nadvertise: {etcd: 'a:1'}", `advertise.etcd is "a:1", and nobody listens there; set listen.etcd`)
+	f("spaces: {a: {etcd: '127.0.0.1:1', advertise_etcd: '0.0.0.0:1'}}", `spaces.a.advertise_etcd is "0.0.0.0:1", which clients`)
+	f("listen: {etcd: '127.0.0.1:1'}\nspaces: {a: {path: true, advertise_etcd: 'a:1'}}", "set spaces.a.etcd")
 	f("listen: {kafka: '127.0.0.1:1'}\nadvertise: {peer: '10.0.0.1:1'}", "advertise.peer is")
 	f("peers: {1: a:1, 2: b:1}", "must have 1, 3 or 5")
 	f("node: 4\npeers: {1: a:1, 2: b:1, 3: c:1}", "does not list this node")
@@ -156,6 +167,22 @@ func TestReadConfig_Good(t *testing.T) {
 	}
 	if c.Listen.Peer != "127.0.0.1:2" || c.Shards != 1 || c.Cluster != "quorate" {
 		t.Errorf("got %+v", c)
+	}
+}
+
+func TestReadConfig_WhatEtcdsClientsAreTold(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "c.yaml")
+	told := "a:1,[::1]:2379,http://b:1,https://c:1/,unix:/run/e.sock,unix:e.sock,unix:///run/e.sock,unixs://e.sock"
+	if err := os.WriteFile(name, []byte("insecure: true\nlisten_more: [{port: etcd, address: '0.0.0.0:1'}]\nadvertise: {etcd: '"+told+"'}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := ReadConfig(t.Context(), name); err != nil || c.Advertise.Etcd != told {
+		t.Errorf("got %+v, %v", c.Advertise, err)
+	}
+	// etcd takes a wildcard, and so does what stands in its place.
+	c := Config{Listen: Listen{Etcd: "127.0.0.1:1"}, Advertise: Listen{Etcd: "0.0.0.0:1"}}
+	if err := c.fill(); err != nil {
+		t.Error(err)
 	}
 }
 
