@@ -2,13 +2,16 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -60,6 +63,56 @@ func TestLog_EveryLineHasItsForm(t *testing.T) {
 	}
 	if count["DEBUG gRPC says"] == 0 {
 		t.Errorf("the log has %v", count)
+	}
+}
+
+// A node does not stand still for who does not read its log, nor when it ends.
+func TestLog_NobodyReadsIt(t *testing.T) {
+	heeded(t, os.Interrupt)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close() //nolint:errcheck // a test's
+	raw, err := w.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for full := false; !full; {
+		if err := raw.Control(func(fd uintptr) {
+			_, err := syscall.Write(int(fd), make([]byte, 1))
+			full = errors.Is(err, syscall.EAGAIN)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, self, "dev", "--redis", "127.0.0.1:0", "--kafka", "127.0.0.1:0", "--etcd", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log-level", "debug", "--log-format", "json")
+	cmd.Env = append(os.Environ(), asProgram+"=1")
+	cmd.Stderr = w
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(cmd.Start(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ready := false
+	for s := bufio.NewScanner(out); s.Scan(); {
+		if strings.HasPrefix(s.Text(), "Ready") {
+			ready = true
+			if err := cmd.Process.Signal(os.Interrupt); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := cmd.Wait(); err != nil || !ready {
+		t.Errorf("ready %v, ended with %v", ready, err)
 	}
 }
 

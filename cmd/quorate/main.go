@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/telemetry"
 )
 
 // Exit codes; they are part of the interface.
@@ -49,7 +50,8 @@ func main() {
 			time.AfterFunc(stoppingAfter, func() { fmt.Fprintln(os.Stderr, "stopping; once more Ctrl-C ends it at once") })
 		})
 	}
-	os.Exit(run(ctx, asEtcd(os.Args), os.Stdout, os.Stderr))
+	// Whether somebody reads why it ends must not keep it from its end.
+	os.Exit(run(ctx, asEtcd(os.Args), os.Stdout, telemetry.Patient(os.Stderr)))
 }
 
 // stoppingAfter is how long the end may take before something is said.

@@ -4,6 +4,7 @@
 package telemetry
 
 import (
+	"bytes"
 	"io"
 	"log/slog"
 	"path"
@@ -15,22 +16,31 @@ import (
 )
 
 // Logger returns a logger that writes to w. format is "json", "console", or "etcd", which is JSON with etcd's names of what each line has; level is "debug", "info", "warn" or "error".
+// If w stands still, whoever logs does not: lines are written when w goes on, and those for which there is no room are counted.
 func Logger(w io.Writer, format, level string) (*slog.Logger, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, errs.New(errs.Invalid, "log level is %q; use debug, info, warn or error", level)
 	}
 	o := &slog.HandlerOptions{Level: l}
+	var handler func(io.Writer) slog.Handler
 	switch format {
 	case "json":
-		return slog.New(slog.NewJSONHandler(w, o)), nil
+		handler = func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, o) }
 	case "etcd":
 		o.AddSource, o.ReplaceAttr = true, asEtcd
-		return slog.New(slog.NewJSONHandler(w, o)), nil
+		handler = func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, o) }
 	case "console":
-		return slog.New(slog.NewTextHandler(w, o)), nil
+		handler = func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, o) }
+	default:
+		return nil, errs.New(errs.Invalid, "log format is %q; use console or json", format)
 	}
-	return nil, errs.New(errs.Invalid, "log format is %q; use console or json", format)
+	missing := func(lines int) []byte {
+		var b bytes.Buffer
+		slog.New(handler(&b)).Warn("nobody read the log; lines are missing", "lines", lines)
+		return b.Bytes()
+	}
+	return slog.New(handler(&outlet{w: w, missing: missing})), nil
 }
 
 // etcdTime is how etcd writes times.
