@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 
@@ -25,7 +26,7 @@ import (
 
 // Config describes a node. The YAML names stand in the tags; unknown keys are refused.
 type Config struct {
-	// Cluster is the cluster's name, the same on every node. Default "quorate".
+	// Cluster is the cluster's name, the same on every node, at most 1,024 bytes without control characters. Default "quorate".
 	Cluster string `yaml:"cluster"`
 	// Node is this node's number, 1 to 65,535. Default 1.
 	Node uint32 `yaml:"node"`
@@ -230,6 +231,9 @@ func ReadConfig(ctx context.Context, path string) (Config, error) {
 // many nodes.
 const nodeMax = 65_535
 
+// clusterBytesMax bounds the cluster's name. Kafka's clients are told it as a string that may have 32,767 bytes, and cannot read an answer with a longer one.
+const clusterBytesMax = 1024
+
 // tokenTTLMax is a year, in seconds.
 const tokenTTLMax = 365 * 24 * 3600
 
@@ -255,6 +259,12 @@ func (c *Config) fill() error {
 	}
 	bad := func(format string, args ...any) error {
 		return errs.New(errs.Invalid, "configuration: "+format, args...)
+	}
+	if n := len(c.Cluster); n > clusterBytesMax {
+		return bad("cluster has %d bytes; it must have at most %d", n, clusterBytesMax)
+	}
+	if strings.ContainsFunc(c.Cluster, unicode.IsControl) {
+		return bad("cluster is %q; it must have no control characters", c.Cluster)
 	}
 	if c.Shards < 0 || c.Shards > shard.SlotCount {
 		return bad("shards is %d; it must be between 1 and %d", c.Shards, shard.SlotCount)

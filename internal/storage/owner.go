@@ -114,7 +114,7 @@ func (o Owner) String() string {
 
 func (d *Dir) writeOwner(name string, o Owner) error {
 	if len(o.Cluster) > 1<<16-1 {
-		return errs.New(errs.Invalid, "the cluster's name has %d bytes; at most 65,535 are allowed", len(o.Cluster))
+		return errs.New(errs.Invalid, "the names of the cluster and its spaces have %d bytes together; at most 65,535 are allowed", len(o.Cluster))
 	}
 	tmp := name + ".tmp"
 	f, err := d.fs.Create(tmp, category)
