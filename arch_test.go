@@ -318,6 +318,29 @@ func TestCore_HasNoGoroutineLockOrClock(t *testing.T) {
 	}
 }
 
+// A time that was made a number has lost its monotonic part, and with two of them a clock that is set counts as time that passes.
+func TestEdges_CountByTheMonotonicClock(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test || !strings.HasPrefix(s.dir, "internal/") || s.dir == "internal/drill" {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			of, ok := n.(*ast.SelectorExpr)
+			if !ok || !strings.HasPrefix(of.Sel.Name, "Unix") && of.Sel.Name != "Round" {
+				return true
+			}
+			if call, ok := of.X.(*ast.CallExpr); ok {
+				if f, ok := call.Fun.(*ast.SelectorExpr); ok && f.Sel.Name == "Now" {
+					if x, ok := f.X.(*ast.Ident); ok && x.Name == "time" {
+						t.Errorf("%s: time.Now().%s; keep the time, or say how long it is since another", s.fset.Position(n.Pos()), of.Sel.Name)
+					}
+				}
+			}
+			return true
+		})
+	}
+}
+
 func TestGoMod_ReplacesNothing(t *testing.T) {
 	for _, dir := range append([]string{"."}, otherModules...) {
 		name := path.Join(dir, "go.mod")

@@ -68,7 +68,8 @@ type conn struct {
 	reopened   int
 	reopenedAt time.Time
 
-	// heard is when something was read last, in nanoseconds of Unix time.
+	// born is when it came, and heard how long after that something was read last, in nanoseconds: the wall clock may be set back meanwhile.
+	born  time.Time
 	heard atomic.Int64
 	// held is what was read of messages that no handler has taken, and of the headers of calls that have not ended.
 	held *conns.Holder
@@ -117,7 +118,7 @@ func (e connError) Error() string { return fmt.Sprintf("%v: %s", e.code, e.why) 
 func protocolError(why string) error { return connError{http2.ErrCodeProtocol, why} }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{s: s, nc: nc, streams: map[uint32]*stream{}, buf: make([]byte, readMin)}
+	c := &conn{s: s, nc: nc, streams: map[uint32]*stream{}, buf: make([]byte, readMin), born: time.Now()}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if s.cfg.Attach != nil {
 		c.attached = s.cfg.Attach(nc)
@@ -132,7 +133,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 // run serves the connection until it ends.
 func (c *conn) run() {
 	c.helpers.Go(c.write)
-	c.heard.Store(time.Now().UnixNano())
+	c.heard.Store(int64(c.age()))
 	keep := newKeeper(c)
 	err := c.read()
 	keep.stop()
@@ -209,7 +210,7 @@ func (c *conn) next(n int) ([]byte, error) {
 			m, err := c.nc.Read(c.buf[c.to:])
 			c.to += m
 			if m > 0 {
-				c.heard.Store(time.Now().UnixNano())
+				c.heard.Store(int64(c.age()))
 			}
 			if err != nil && c.to-c.from < n {
 				return nil, err
@@ -614,6 +615,9 @@ func (c *conn) drain() error {
 	return c.drainLocked()
 }
 
+// age is for how long the connection has been there.
+func (c *conn) age() time.Duration { return time.Since(c.born) }
+
 // keeper pings a client that is silent, and closes its connection if it stays so.
 type keeper struct {
 	mu    sync.Mutex
@@ -623,8 +627,8 @@ type keeper struct {
 
 func newKeeper(c *conn) *keeper {
 	k := &keeper{}
-	// pinged is when the client was pinged, 0 if it has been heard since.
-	pinged := int64(0)
+	// pinged is the connection's age when the client was pinged last.
+	pinged := time.Duration(-1)
 	var check func()
 	again := func(d time.Duration) {
 		k.mu.Lock()
@@ -634,8 +638,8 @@ func newKeeper(c *conn) *keeper {
 		}
 	}
 	check = func() {
-		heard, now := c.heard.Load(), time.Now().UnixNano()
-		silent := time.Duration(now - heard)
+		heard, now := time.Duration(c.heard.Load()), c.age()
+		silent := now - heard
 		switch every := c.s.cfg.PingEvery; {
 		case pinged > heard:
 			_ = c.nc.Close()
