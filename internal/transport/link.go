@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/quorate/quorate/internal/errs"
+	"github.com/quorate/quorate/internal/telemetry"
 )
 
 // link sends to one peer, over one connection.
@@ -26,6 +27,8 @@ type link struct {
 	// the first is, of which ups tells it.
 	side, main *link
 	ups        chan struct{}
+	// unnamed bounds how often it is logged that addr stands for no address.
+	unnamed telemetry.Seldom
 
 	// bytes are those of the frames in queue, and of those that the pump has taken from it and not sent yet; at most bytesMax. stuck says that there is a
 	// rest.
@@ -183,6 +186,7 @@ func (l *link) connect() error {
 	cancel()
 	if err != nil {
 		l.unsafe(err)
+		l.nameless(err)
 		return err
 	}
 	ackedWithin(c, ackLimit)
@@ -304,6 +308,17 @@ func (l *link) drain(c net.Conn) error {
 func (l *link) unsafe(err error) {
 	if untrusted(err) {
 		l.t.refused(slog.LevelWarn, direction{peer: l.to}, "peer link cannot be secured", err.Error(), "peer", l.to, "addr", l.addr)
+	}
+}
+
+// nameless logs that a peer's name stands for no address: to wait for the peer is no use then, but nothing else would say so.
+func (l *link) nameless(err error) {
+	t := l.t
+	if why := (*net.DNSError)(nil); !errors.As(err, &why) || l.main != nil || t.ctx.Err() != nil {
+		return
+	}
+	if unsaid, say := l.unnamed.Say(t.env.Now(), refusalSayEvery); say {
+		t.log.Warn("peer's name cannot be resolved", "peer", l.to, "addr", l.addr, "error", err, "not_logged", unsaid)
 	}
 }
 

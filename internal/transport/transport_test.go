@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -243,6 +245,24 @@ func TestTransport_OtherNumberOfShards(t *testing.T) {
 			}
 			return true
 		})()
+	}
+}
+
+func TestTransport_NamesThatStandForNothing(t *testing.T) {
+	s, e := &side{}, env.Real()
+	var tries atomic.Int32
+	e.Dial = func(context.Context, string) (net.Conn, error) {
+		tries.Add(1)
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: "nowhere.example", IsNotFound: true}}
+	}
+	nothing := func(NodeID, []byte) {}
+	s.t = New(Config{
+		Cluster: "c", Shards: 1, Self: 1, Peers: map[NodeID]string{2: "nowhere.example:1"}, OnFrame: nothing, OnHello: nothing, OnLink: func(NodeID, bool, bool) {},
+	}, e, slog.New(slog.NewTextHandler(&lockedWriter{s: s}, nil)))
+	eventually(t, "several tries", func() bool { return tries.Load() > 2 })
+	s.t.Close()
+	if text := s.log.String(); strings.Count(text, "peer's name cannot be resolved") != 1 || !strings.Contains(text, "level=WARN") || !strings.Contains(text, "lookup nowhere.example: no such host") {
+		t.Errorf("logged %q", text)
 	}
 }
 
