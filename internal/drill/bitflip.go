@@ -18,7 +18,7 @@ func bitFlipDrill() Drill {
 		Promise: "A minority of broken disks, whatever the damage, neither loses acknowledged data nor answers wrongly (promise 6).",
 		NotShown: "Damage on two of three nodes before the first is whole again, damage while a node runs, and disks that return other errors. " +
 			"A damaged part that nothing reads stays unnoticed until something does. " +
-			"The file that says whose the directory is (OWNER): a node with a damaged one does not start, and says what to do.",
+			"The files that say whose the directory is (OWNER, MEMBERS): a node with a damaged one does not start, and says what to do.",
 		Controls: []Control{{"no-verify", "the nodes skip the checksums of the raft log; bits are flipped in the values of entries that are replayed"}},
 		Length:   25 * time.Second, Short: 8 * time.Second, ControlLength: 8 * time.Second,
 		disk: true, cycles: true,

@@ -707,6 +707,18 @@ func (c *Config) members() map[shard.NodeID]etcd.Member {
 	return out
 }
 
+// nodes are the numbers of all members, as a data directory is made for them.
+func (c *Config) nodes() string {
+	if len(c.Peers) == 0 {
+		return fmt.Sprint(c.Node)
+	}
+	var out []string
+	for _, id := range slices.Sorted(maps.Keys(c.Peers)) {
+		out = append(out, fmt.Sprint(id))
+	}
+	return strings.Join(out, ", ")
+}
+
 func (c *Config) peers() map[shard.NodeID]string {
 	out := map[shard.NodeID]string{}
 	for id, addr := range c.Peers {

@@ -252,6 +252,38 @@ func TestReadConfig_LongFilesAreRefused(t *testing.T) {
 	}
 }
 
+func TestStart_OtherPeersAreRefused(t *testing.T) {
+	start := func(cfg Config) error {
+		s, err := Start(cfg, "test", env.Real(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		return s.Close()
+	}
+	alone := Config{Data: t.TempDir(), Node: 2, Listen: Listen{Redis: "127.0.0.1:0"}}
+	if err := start(alone); err != nil {
+		t.Fatal(err)
+	}
+	cfg := alone
+	cfg.Listen.Peer, cfg.Peers = "127.0.0.1:0", map[uint32]string{1: "127.0.0.1:1", 2: "127.0.0.1:2", 3: "127.0.0.1:3"}
+	if err := start(cfg); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "is of a cluster of the nodes 2, and the configuration says 1, 2, 3") {
+		t.Errorf("got %v", err)
+	}
+	alone.Peers = map[uint32]string{2: "127.0.0.1:0"}
+	if err := start(alone); err != nil {
+		t.Error(err)
+	}
+	// Their addresses may change.
+	cfg.Data = t.TempDir()
+	if err := start(cfg); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Peers = map[uint32]string{1: "127.0.0.1:4", 2: "127.0.0.1:5", 3: "127.0.0.1:6"}
+	if err := start(cfg); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestReadConfig_LargestNodeNumber(t *testing.T) {
 	c := Config{Node: 65535, Data: "d", Peers: map[uint32]string{1: "127.0.0.1:1", 2: "127.0.0.1:2", 65535: "127.0.0.1:3"}}
 	if err := c.fill(); err != nil {

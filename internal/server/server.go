@@ -342,7 +342,7 @@ func openDir(cfg Config, own memory, files descriptors) (*storage.Dir, error) {
 	case cfg.Sandbox.Enabled:
 		at = storage.PowerFS(at)
 	}
-	owner := storage.Owner{Cluster: cfg.identity(), Node: cfg.Node, Shards: uint32(cfg.Shards)}
+	owner := storage.Owner{Cluster: cfg.identity(), Node: cfg.Node, Shards: uint32(cfg.Shards), Members: cfg.nodes()}
 	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{
 		OnlyCopy: cfg.alone(), CacheBytes: own.share(32, 8<<20, 32<<20), MemTableBytes: int(own.share(32, 8<<20, 32<<20)), OpenFilesMax: files.tables(),
 	})

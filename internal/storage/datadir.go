@@ -61,6 +61,9 @@ func OpenDir(at FS, path string, owner Owner, lc LogConfig, sc StoreConfig) (_ *
 	if err := d.claim(owner); err != nil {
 		return nil, err
 	}
+	if err := d.claimMembers(owner.Members); err != nil {
+		return nil, err
+	}
 	state := at.PathJoin(path, "state")
 	marked, err := d.marked()
 	if err != nil {

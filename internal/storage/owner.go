@@ -18,6 +18,8 @@ type Owner struct {
 	Cluster string
 	// Node is the node's number, Shards the number of shards of the cluster.
 	Node, Shards uint32
+	// Members are the numbers of the cluster's nodes, in ascending order, with commas between. Empty is not compared.
+	Members string
 }
 
 const (
@@ -66,7 +68,7 @@ func refuseForeign(at FS, path string) error {
 	slices.Sort(names)
 	for _, name := range names {
 		switch {
-		case slices.Contains([]string{"LOCK", ownerName + ".tmp", damageMark, "log", "state", "lost+found"}, name):
+		case slices.Contains([]string{"LOCK", ownerName + ".tmp", membersName, membersName + ".tmp", damageMark, "log", "state", "lost+found"}, name):
 		case strings.HasPrefix(name, snapshotPrefix), strings.HasPrefix(name, "."):
 		default:
 			return errs.New(errs.Invalid, "data directory %s is none of Quorate's, and has files of others, such as %s; nothing was changed; give the node a directory of its own, which it makes if there is none", path, name)
@@ -93,7 +95,7 @@ func (d *Dir) claim(o Owner) error {
 	if err != nil {
 		return errs.Wrap(errs.Unsupported, err, "read %s; use the release that wrote it or a later one", name)
 	}
-	if was == o {
+	if was.Members = o.Members; was == o {
 		return nil
 	}
 	todo := "give each node a directory of its own, or correct cluster and node in the configuration"
@@ -116,10 +118,15 @@ func (d *Dir) writeOwner(name string, o Owner) error {
 	if len(o.Cluster) > 1<<16-1 {
 		return errs.New(errs.Invalid, "the names of the cluster and its spaces have %d bytes together; at most 65,535 are allowed", len(o.Cluster))
 	}
+	return d.writeOnce(name, o.encode())
+}
+
+// writeOnce makes a small file that is there whole, or not at all.
+func (d *Dir) writeOnce(name string, b []byte) error {
 	tmp := name + ".tmp"
 	f, err := d.fs.Create(tmp, category)
 	if err == nil {
-		if _, err = f.Write(o.encode()); err == nil {
+		if _, err = f.Write(b); err == nil {
 			err = f.Sync()
 		}
 		err = errors.Join(err, f.Close())

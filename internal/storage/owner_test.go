@@ -42,9 +42,9 @@ func TestOpenDir_RefusesAnotherOwner(t *testing.T) {
 			}
 		}
 	}
-	f(Owner{"shop", 2, 1}, "set shards back to 4")
-	f(Owner{"shop", 3, 4}, "a directory of its own")
-	f(Owner{"depot", 2, 4}, "a directory of its own")
+	f(Owner{Cluster: "shop", Node: 2, Shards: 1}, "set shards back to 4")
+	f(Owner{Cluster: "shop", Node: 3, Shards: 4}, "a directory of its own")
+	f(Owner{Cluster: "depot", Node: 2, Shards: 4}, "a directory of its own")
 	must(t, openFor(fs, "data", shop))
 }
 
@@ -61,7 +61,7 @@ func TestOpenDir_OwnerIsThereBeforeAnythingElse(t *testing.T) {
 	if !slices.Equal(names, []string{ownerName}) {
 		t.Errorf("the directory holds %v", names)
 	}
-	if err := openFor(after, "data", Owner{"shop", 2, 8}); !errs.Is(err, errs.Invalid) {
+	if err := openFor(after, "data", Owner{Cluster: "shop", Node: 2, Shards: 8}); !errs.Is(err, errs.Invalid) {
 		t.Errorf("another owner after the crash: %v", err)
 	}
 	must(t, openFor(after, "data", shop))
@@ -71,7 +71,7 @@ func TestOpenDir_WithoutOwnerIsClaimed(t *testing.T) {
 	fs := MemFS()
 	must(t, openFor(fs, "data", shop))
 	must(t, fs.Remove("data/OWNER"))
-	must(t, openFor(fs, "data", Owner{"shop", 2, 5}))
+	must(t, openFor(fs, "data", Owner{Cluster: "shop", Node: 2, Shards: 5}))
 	if err := openFor(fs, "data", shop); !errs.Is(err, errs.Invalid) {
 		t.Errorf("got %v, want Invalid", err)
 	}
