@@ -124,6 +124,8 @@ var _ shard.Client = (*Engine)(nil)
 // hello is what nodes show each other.
 type hello struct {
 	Addr map[string]string `json:"addr"`
+	// Members are all nodes of the cluster, as the node is told; earlier releases do not show them.
+	Members []shard.NodeID `json:"members,omitempty"`
 }
 
 // Start opens the node's replicas and starts to run them; peers are accepted on ln, which the engine owns from then on. A
@@ -173,7 +175,7 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 	}
 	g.metrics = newMetrics(g, reg)
 	g.publish()
-	shown, err := json.Marshal(hello{Addr: cfg.Addr})
+	shown, err := json.Marshal(hello{Addr: cfg.Addr, Members: rc.Nodes})
 	if err != nil {
 		stop()
 		return nil, errs.Wrap(errs.Internal, err, "encode hello")
@@ -190,6 +192,14 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 		},
 		OnLink: func(to transport.NodeID, up, refused bool) {
 			g.give(replica.Link{Node: shard.NodeID(to), Up: up, Refused: refused})
+		},
+		Refuse: func(from transport.NodeID, b []byte) string {
+			var h hello
+			if err := json.Unmarshal(b, &h); err != nil || h.Members == nil || slices.Equal(h.Members, rc.Nodes) {
+				return ""
+			}
+			return fmt.Sprintf("node %d has the members %v, and node %d has %v; peers must name the same nodes on every node of a cluster, correct them in the configuration of the one that is wrong",
+				cfg.Node, rc.Nodes, from, h.Members)
 		},
 		OnHello: g.heard,
 	}, e, log)

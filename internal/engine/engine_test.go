@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"strings"
 	"testing"
@@ -185,33 +186,44 @@ func TestEngine_WritesAreReadThroughAnyNode(t *testing.T) {
 }
 
 func TestStatus_SaysWhyALinkIsRefused(t *testing.T) {
-	nodes := startNodes(t, 3)
-	write(t, nodes[0], 1, "all have met")
-	if err := nodes[2].Close(); err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", nodes[0].cfg.Peers[3])
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := nodes[2].cfg
-	cfg.Spaces = []shard.Space{{Name: "default", Shards: []shard.ID{1, 2, 3}}}
-	nodes[2] = startNode(t, cfg, ln)
-	write(t, nodes[0], 1, "the two that agree go on")
-	for i, other := range []int{3, 3, 1} {
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-			st, err := nodes[i].Status()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if strings.Contains(st.Nodes[other-1].Refused, "shards must be the same") {
-				if st.Nodes[i].Refused != "" || i < 2 && st.Nodes[1-i].Refused != "" {
-					t.Errorf("node %d: %+v", i+1, st.Nodes)
+	for want, change := range map[string]func(*Config){
+		"shards must be the same": func(cfg *Config) {
+			cfg.Spaces = []shard.Space{{Name: "default", Shards: []shard.ID{1, 2, 3}}}
+		},
+		// Nodes that count other members may find another majority.
+		"peers must name the same nodes": func(cfg *Config) {
+			cfg.Peers = maps.Clone(cfg.Peers)
+			cfg.Peers[4], cfg.Peers[5] = "127.0.0.1:1", "127.0.0.1:1"
+		},
+	} {
+		nodes := startNodes(t, 3)
+		write(t, nodes[0], 1, "all have met")
+		if err := nodes[2].Close(); err != nil {
+			t.Fatal(err)
+		}
+		ln, err := net.Listen("tcp", nodes[0].cfg.Peers[3])
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := nodes[2].cfg
+		change(&cfg)
+		nodes[2] = startNode(t, cfg, ln)
+		write(t, nodes[0], 1, "the two that agree go on")
+		for i, other := range []int{3, 3, 1} {
+			for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+				st, err := nodes[i].Status()
+				if err != nil {
+					t.Fatal(err)
 				}
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatalf("node %d shows %+v", i+1, st.Nodes)
+				if strings.Contains(st.Nodes[other-1].Refused, want) {
+					if st.Nodes[i].Refused != "" || i < 2 && st.Nodes[1-i].Refused != "" {
+						t.Errorf("node %d: %+v", i+1, st.Nodes)
+					}
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatalf("%s: node %d shows %+v", want, i+1, st.Nodes)
+				}
 			}
 		}
 	}

@@ -46,7 +46,9 @@ type Config struct {
 	OnFrame func(from NodeID, frame []byte)
 	// OnLink is called when the link to a peer comes up or goes down. refused means that nothing listens there.
 	OnLink func(to NodeID, up, refused bool)
-	// OnHello is called with what a peer shows.
+	// Refuse, unless it is nil, says from what a peer shows why it is refused, with what to do; empty is welcome.
+	Refuse func(from NodeID, hello []byte) (why string)
+	// OnHello is called with what a peer shows that is welcome.
 	OnHello func(from NodeID, hello []byte)
 }
 
@@ -366,6 +368,8 @@ func (t *Transport) readHandshake(r io.Reader) (from NodeID, hello []byte, known
 	case shards != t.cfg.Shards:
 		why = fmt.Sprintf("node %d has %d shards, and node %d has %d; shards must be the same on every node of a cluster, correct it in the configuration of the one that is wrong",
 			t.cfg.Self, t.cfg.Shards, from, shards)
+	case t.cfg.Refuse != nil:
+		why = t.cfg.Refuse(from, hello)
 	}
 	return from, hello, known, why
 }
