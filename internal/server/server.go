@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -223,7 +224,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 		peerLn = join(peerLns)
 		opened = append(opened, peerLn)
 	}
-	if s.dir, err = openDir(cfg, s.memory, s.files); err != nil {
+	if s.dir, err = openDir(cfg, s.memory, s.files, log); err != nil {
 		return nil, inUse(cfg.Data, err)
 	}
 	if d := s.dir.Recovery; d.TornBytes > 0 {
@@ -334,7 +335,7 @@ func (s *Server) info(id shard.ID) etcd.Info {
 }
 
 // openDir opens the data directory, or one in memory.
-func openDir(cfg Config, own memory, files descriptors) (*storage.Dir, error) {
+func openDir(cfg Config, own memory, files descriptors, log *slog.Logger) (*storage.Dir, error) {
 	at, path := storage.OSFS(), cfg.Data
 	switch {
 	case cfg.Data == "":
@@ -345,6 +346,10 @@ func openDir(cfg Config, own memory, files descriptors) (*storage.Dir, error) {
 	owner := storage.Owner{Cluster: cfg.identity(), Node: cfg.Node, Shards: uint32(cfg.Shards), Members: cfg.nodes()}
 	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{
 		OnlyCopy: cfg.alone(), CacheBytes: own.share(32, 8<<20, 32<<20), MemTableBytes: int(own.share(32, 8<<20, 32<<20)), OpenFilesMax: files.tables(),
+		Fatal: func(err error) {
+			log.Error("the disk refuses what the node must write; see to its room and its mount, then start the node again", "data", path, "error", err)
+			os.Exit(1)
+		},
 	})
 }
 

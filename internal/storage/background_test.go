@@ -192,3 +192,48 @@ func TestBackground_WhatIsDamage(t *testing.T) {
 		}
 	}
 }
+
+// badList is a disk that takes no manifest while no says so.
+type badList struct {
+	FS
+	no atomic.Bool
+}
+
+type badListFile struct {
+	File
+	d *badList
+}
+
+func (d *badList) Create(name string, c vfs.DiskWriteCategory) (File, error) {
+	f, err := d.FS.Create(name, c)
+	if err == nil && strings.Contains(name, "MANIFEST") {
+		f = badListFile{f, d}
+	}
+	return f, err
+}
+
+func (f badListFile) Write(b []byte) (int, error) {
+	if f.d.no.Load() {
+		return 0, syscall.ENOSPC
+	}
+	return f.File.Write(b)
+}
+
+// Pebble does not go on without its manifest. Then the node is told why, and ends.
+func TestStore_DiskThatTakesNoManifest(t *testing.T) {
+	d := &badList{FS: MemFS()}
+	why := make(chan error)
+	s, err := OpenStore(d, "state", StoreConfig{Fatal: func(err error) {
+		why <- err
+		select {} // as the process ends
+	}})
+	must(t, err)
+	b := s.Batch()
+	b.Set([]byte("k"), []byte("v"))
+	must(t, b.Commit())
+	d.no.Store(true)
+	go s.Flush() //nolint:errcheck // it does not return
+	if err := <-why; !errs.Is(err, errs.Unavailable) || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("got %v", err)
+	}
+}

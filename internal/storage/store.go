@@ -33,6 +33,9 @@ type StoreConfig struct {
 	Deterministic bool
 	// Logf receives Pebble's own log lines, already formatted; nil drops them.
 	Logf func(format string, args ...any)
+	// Fatal is told why Pebble cannot go on, such as a disk that takes no manifest. It must not return, since Pebble holds locks: the process ends as in a
+	// crash. nil panics.
+	Fatal func(error)
 }
 
 // Store is an ordered map of bytes on disk without a write-ahead log. Batches are atomic. New rows are in memTables, which
@@ -78,7 +81,8 @@ type Store struct {
 }
 
 type pebbleLogger struct {
-	logf func(string, ...any)
+	logf  func(string, ...any)
+	fatal func(error)
 }
 
 func (l pebbleLogger) Infof(f string, a ...any) {
@@ -89,8 +93,15 @@ func (l pebbleLogger) Infof(f string, a ...any) {
 
 func (l pebbleLogger) Errorf(f string, a ...any) { l.Infof(f, a...) }
 
-// Fatalf is called by Pebble when it cannot go on. The node stops: a panic ends the process with the reason.
-func (l pebbleLogger) Fatalf(f string, a ...any) { panic("pebble: " + fmt.Sprintf(f, a...)) }
+// Fatalf is called by Pebble when it cannot go on, since the disk refuses something or since Pebble has a bug. Of a bug one wants to see where.
+func (l pebbleLogger) Fatalf(f string, a ...any) {
+	for _, v := range a {
+		if err, ok := v.(error); ok && l.fatal != nil && refused(err) {
+			l.fatal(errs.Wrap(errs.Unavailable, err, "write the state store's list of tables"))
+		}
+	}
+	panic("pebble: " + fmt.Sprintf(f, a...))
+}
 
 // OpenStore opens the store in dir, making it if there is none.
 func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
@@ -113,7 +124,7 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 	blobs.damaged = s.damaged
 	cache := pebble.NewCache(cfg.CacheBytes)
 	opts := &pebble.Options{
-		FS: blobs, Cache: cache, DisableWAL: true, Logger: pebbleLogger{cfg.Logf},
+		FS: blobs, Cache: cache, DisableWAL: true, Logger: pebbleLogger{cfg.Logf, cfg.Fatal},
 		FormatMajorVersion:          pebble.FormatNewest,
 		MemTableSize:                pebbleMemTable,
 		MemTableStopWritesThreshold: memTablesStop,
