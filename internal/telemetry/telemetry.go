@@ -22,7 +22,7 @@ func Logger(w io.Writer, format, level string) (*slog.Logger, error) {
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, errs.New(errs.Invalid, "log level is %q; use debug, info, warn or error", level)
 	}
-	o := &slog.HandlerOptions{Level: l}
+	o := &slog.HandlerOptions{Level: l, ReplaceAttr: asText}
 	var handler func(io.Writer) slog.Handler
 	switch format {
 	case "json":
@@ -43,11 +43,20 @@ func Logger(w io.Writer, format, level string) (*slog.Logger, error) {
 	return slog.New(handler(&outlet{w: w, missing: missing})), nil
 }
 
+// asText writes durations for who reads them: JSON would have nanoseconds.
+func asText(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		return slog.String(a.Key, a.Value.Duration().String())
+	}
+	return a
+}
+
 // etcdTime is how etcd writes times.
 const etcdTime = "2006-01-02T15:04:05.000000Z0700"
 
 // asEtcd gives a line's own attributes etcd's names and forms: level in small letters, ts, and caller, the file and line that wrote it.
 func asEtcd(groups []string, a slog.Attr) slog.Attr {
+	a = asText(groups, a)
 	if len(groups) > 0 {
 		return a
 	}
