@@ -144,6 +144,14 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 		rc.Nodes = append(rc.Nodes, id)
 	}
 	slices.Sort(rc.Nodes)
+	shown, err := json.Marshal(hello{Addr: cfg.Addr, Members: rc.Nodes})
+	if err != nil {
+		return nil, errs.Wrap(errs.Internal, err, "encode hello")
+	}
+	if n := len(shown); n > transport.HelloBytesMax && len(cfg.Peers) > 0 {
+		return nil, errs.New(errs.Invalid, "the addresses that this node tells its peers have %d bytes together, and at most %d are allowed; give fewer spaces ports of their own, or shorter addresses",
+			n, transport.HelloBytesMax)
+	}
 	for _, s := range cfg.Spaces {
 		rc.Shards = append(rc.Shards, s.Shards...)
 	}
@@ -175,11 +183,6 @@ func Start(cfg Config, dir *storage.Dir, modules []shard.Module, ln net.Listener
 	}
 	g.metrics = newMetrics(g, reg)
 	g.publish()
-	shown, err := json.Marshal(hello{Addr: cfg.Addr, Members: rc.Nodes})
-	if err != nil {
-		stop()
-		return nil, errs.Wrap(errs.Internal, err, "encode hello")
-	}
 	tp := map[transport.NodeID]string{}
 	for id, addr := range cfg.Peers {
 		tp[transport.NodeID(id)] = addr

@@ -18,6 +18,7 @@ import (
 	"github.com/quorate/quorate/internal/replica"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
+	"github.com/quorate/quorate/internal/transport"
 )
 
 // register is a data model of one register.
@@ -226,6 +227,14 @@ func TestStatus_SaysWhyALinkIsRefused(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Peers would refuse each link.
+func TestStart_RefusesMoreThanPeersListenTo(t *testing.T) {
+	cfg := Config{Cluster: "t", Node: 1, Addr: map[string]string{"redis": strings.Repeat("x", transport.HelloBytesMax)}, Peers: map[shard.NodeID]string{2: "b:1", 3: "c:1"}}
+	if _, err := Start(cfg, nil, nil, nil, env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry()); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "fewer spaces") {
+		t.Errorf("got %v", err)
 	}
 }
 

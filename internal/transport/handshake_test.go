@@ -84,9 +84,9 @@ func TestHandshake_WhatIsRefused(t *testing.T) {
 		change func(*shown)
 	}{
 		{"", func(*shown) {}},
-		{"", func(s *shown) { s.hello = make([]byte, helloBytesMax); s.helloSays = helloBytesMax }},
+		{"", func(s *shown) { s.hello = make([]byte, HelloBytesMax); s.helloSays = HelloBytesMax }},
 		{"not a Quorate peer", func(s *shown) { s.magic = "QRTPEER2" }},
-		{"hello is too long", func(s *shown) { s.hello = make([]byte, helloBytesMax+1); s.helloSays = helloBytesMax + 1 }},
+		{"hello is too long", func(s *shown) { s.hello = make([]byte, HelloBytesMax+1); s.helloSays = HelloBytesMax + 1 }},
 		{"fails its checksum", func(s *shown) { s.flip = 1 }},
 		{"this is cluster", func(s *shown) { s.name = "d" }},
 		{"this is node 2, not 3", func(s *shown) { s.to = 3 }},

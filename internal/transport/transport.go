@@ -35,7 +35,7 @@ type Config struct {
 	// Self is this node; Peers the addresses of all others.
 	Self  NodeID
 	Peers map[NodeID]string
-	// Hello is shown to each peer on connection; it holds what the peer should know of this node. At most 64 KiB.
+	// Hello is shown to each peer on connection; it holds what the peer should know of this node. At most HelloBytesMax.
 	Hello []byte
 	// QueueBytesMax bounds what waits for one peer, with what is being sent to it; default 64 MiB. Past it frames are dropped. A link
 	// has up to 1 MiB of buffers besides.
@@ -73,9 +73,11 @@ type Transport struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+// HelloBytesMax bounds Config.Hello, in bytes.
+const HelloBytesMax = 64 << 10
+
 const (
 	magic          = "QRTPEER1"
-	helloBytesMax  = 64 << 10
 	handshakeLimit = 5 * time.Second
 	// strangersMax bounds the incoming connections that have not shown who they are. The oldest goes: a peer shows it at once.
 	strangersMax = 64
@@ -346,7 +348,7 @@ func (t *Transport) readHandshake(r io.Reader) (from NodeID, hello []byte, known
 	if _, err := io.ReadFull(tr, n[:]); err != nil {
 		return 0, nil, false, unfinished
 	}
-	if binary.LittleEndian.Uint32(n[:]) > helloBytesMax {
+	if binary.LittleEndian.Uint32(n[:]) > HelloBytesMax {
 		return 0, nil, false, "hello is too long"
 	}
 	hello = make([]byte, binary.LittleEndian.Uint32(n[:]))
