@@ -496,12 +496,15 @@ func TestWatch_MoreBeforeARevisionThanAnAnswerHolds(t *testing.T) {
 		t.Fatal(err)
 	}
 	without.want("0@3 DELETE a=@3")
-	with.want("0@3 canceled " + fmt.Sprintf(reasonTooLarge, 3))
+	// Which revision this stream knows by then is a matter of chance.
+	if m := with.recv(); !m.Canceled || m.WatchId != 0 || m.CancelReason != fmt.Sprintf(reasonTooLarge, 3) {
+		t.Fatalf("got %v", m)
+	}
 	with.create(&pb.WatchCreateRequest{Key: []byte("b"), PrevKv: true})
 	with.want("1@3 created")
 	r.put("b", "1")
-	r.put("a", "2")
 	with.want("1@4 PUT b=1@4")
+	r.put("a", "2")
 	without.want("0@5 PUT a=2@5")
 }
 
