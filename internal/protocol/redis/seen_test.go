@@ -106,6 +106,9 @@ func TestClient_WhoIsConnectedAndHow(t *testing.T) {
 	if !third.closed() {
 		t.Error("killed by its address, and open")
 	}
+	eventually(t, "the end of who was killed", func() bool {
+		return !strings.Contains(other.do("client", "list"), "addr="+third.nc.LocalAddr().String()+" ")
+	})
 	other.want("client kill laddr "+r.addr, ":1")
 	if !c.closed() {
 		t.Error("killed by the server's address, and open")
