@@ -1,9 +1,7 @@
 package storage
 
 import (
-	"errors"
 	"hash/crc32"
-	"io/fs"
 
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -39,20 +37,16 @@ func (d *Dir) claimMembers(members string) error {
 		return nil
 	}
 	name := d.fs.PathJoin(d.path, membersName)
-	b, err := readFile(d.fs, name, nil, func(int64, int64, error) {})
-	if errors.Is(err, fs.ErrNotExist) {
-		return d.writeOnce(name, encodeMembers(members))
-	}
-	if err != nil {
-		return errs.Wrap(errs.Invalid, err, "read %s, which says which members the cluster has", name)
-	}
-	was, err := decodeMembers(b)
+	var was string
+	found, err := d.recall(name, "which members the cluster has", "peers in the configuration has the nodes that it had", func(b []byte) (err error) {
+		was, err = decodeMembers(b)
+		return err
+	})
 	switch {
-	case errors.Is(err, ErrOwnerDamaged):
-		return errs.Wrap(errs.Corrupt, err, "%s, which says which members the cluster has, is damaged; "+
-			"make sure that peers in the configuration has the nodes that it had, remove the file and start again", name)
 	case err != nil:
-		return errs.Wrap(errs.Unsupported, err, "read %s; use the release that wrote it or a later one", name)
+		return err
+	case !found:
+		return d.writeOnce(name, encodeMembers(members))
 	case was != members:
 		return errs.New(errs.Invalid, "data directory %s is of a cluster of the nodes %s, and the configuration says %s; correct peers: which nodes a cluster has is fixed when it is made",
 			d.path, was, members)

@@ -80,20 +80,16 @@ func refuseForeign(at FS, path string) error {
 // claim checks that the directory is the owner's. One that does not say whose it is becomes the owner's.
 func (d *Dir) claim(o Owner) error {
 	name := d.fs.PathJoin(d.path, ownerName)
-	b, err := readFile(d.fs, name, nil, func(int64, int64, error) {})
-	if errors.Is(err, fs.ErrNotExist) {
+	var was Owner
+	found, err := d.recall(name, "whose data directory this is", "cluster, node and shards in the configuration are what they were", func(b []byte) (err error) {
+		was, err = decodeOwner(b)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if !found {
 		return d.writeOwner(name, o)
-	}
-	if err != nil {
-		return errs.Wrap(errs.Invalid, err, "read %s, which says whose data directory this is", name)
-	}
-	was, err := decodeOwner(b)
-	if errors.Is(err, ErrOwnerDamaged) {
-		return errs.Wrap(errs.Corrupt, err, "%s, which says whose data directory this is, is damaged; "+
-			"make sure that cluster, node and shards in the configuration are what they were, remove the file and start again", name)
-	}
-	if err != nil {
-		return errs.Wrap(errs.Unsupported, err, "read %s; use the release that wrote it or a later one", name)
 	}
 	if was.Members = o.Members; was == o {
 		return nil
@@ -103,6 +99,26 @@ func (d *Dir) claim(o Owner) error {
 		todo = fmt.Sprintf("set shards back to %d, or give the node an empty directory if its cluster has %d: the number is fixed when a cluster is made", was.Shards, o.Shards)
 	}
 	return errs.New(errs.Invalid, "data directory %s belongs to %s, and the configuration says %s; %s", d.path, was, o, todo)
+}
+
+// recall reads a small file that says something of the directory, and reports whether there is one. Whoever makes sure of something may remove a
+// damaged one; decode fails with ErrOwnerDamaged for it, and with another error for one of a later release.
+func (d *Dir) recall(name, says, sure string, decode func([]byte) error) (found bool, err error) {
+	b, err := readFile(d.fs, name, nil, func(int64, int64, error) {})
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, errs.Wrap(errs.Invalid, err, "read %s, which says %s", name, says)
+	}
+	err = decode(b)
+	switch {
+	case errors.Is(err, ErrOwnerDamaged):
+		return false, errs.Wrap(errs.Corrupt, err, "%s, which says %s, is damaged; make sure that %s, remove the file and start again", name, says, sure)
+	case err != nil:
+		return false, errs.Wrap(errs.Unsupported, err, "read %s; use the release that wrote it or a later one", name)
+	}
+	return true, nil
 }
 
 // String names the owner in messages.
