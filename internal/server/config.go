@@ -470,18 +470,31 @@ func (c *Config) checkAdvertised() error {
 	for _, port := range slices.Sorted(maps.Keys(told)) {
 		key, addr := "advertise."+port, told[port]
 		if addr != "" && served[port] == "" {
-			return errs.New(errs.Invalid, "configuration: %s is %q, and nobody listens there; set listen.%s, or leave it out", key, addr, port)
+			return unserved(key, addr, "listen."+port)
 		}
 		if _, ok := strings.CutPrefix(addr, env.SocketPrefix); addr == "" || ok && key == "advertise.http" {
 			continue
 		}
-		host, _, err := net.SplitHostPort(addr)
-		switch {
-		case err != nil || !isTarget(addr):
-			return errs.New(errs.Invalid, "configuration: %s is %q; write host:port", key, addr)
-		case wildcard(host):
-			return errs.New(errs.Invalid, "configuration: %s is %q, which clients cannot connect to; write this machine's name or address", key, addr)
+		if err := reachable(key, addr, addr); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// unserved is for what clients are told of a port that no key has the node listen on.
+func unserved(key, told, listen string) error {
+	return errs.New(errs.Invalid, "configuration: %s is %q, and nobody listens there; set %s, or leave it out", key, told, listen)
+}
+
+// reachable checks that clients can connect to addr, which is what they are told, or the host and port of that.
+func reachable(key, told, addr string) error {
+	host, _, err := net.SplitHostPort(addr)
+	switch {
+	case err != nil || !isTarget(addr):
+		return errs.New(errs.Invalid, "configuration: %s is %q; write host:port", key, told)
+	case wildcard(host):
+		return errs.New(errs.Invalid, "configuration: %s is %q, which clients cannot connect to; write this machine's name or address", key, told)
 	}
 	return nil
 }
@@ -489,28 +502,25 @@ func (c *Config) checkAdvertised() error {
 // checkAdvertisedEtcd does so for etcd's clients. It is for configuration files: of --advertise-client-urls etcd takes wildcards, and many set them.
 func (c *Config) checkAdvertisedEtcd() error {
 	check := func(key, told, listen string, served bool) error {
-		bad := func(format string, args ...any) error {
-			return errs.New(errs.Invalid, "configuration: %s is %q"+format, append([]any{key, told}, args...)...)
-		}
 		if told == "" {
 			return nil
 		}
 		if !served {
-			return bad(", and nobody listens there; set %s, or leave it out", listen)
+			return unserved(key, told, listen)
 		}
 		for addr := range strings.SplitSeq(told, ",") {
 			if !strings.Contains(addr, "://") && !strings.HasPrefix(addr, env.SocketPrefix) {
 				addr = "http://" + addr
 			}
 			u, err := url.Parse(addr)
-			switch {
-			case err != nil || u.Host+u.Path+u.Opaque == "" || u.Scheme != "unix" && u.Scheme != "unixs" && u.Scheme != "http" && u.Scheme != "https":
-				return bad("; write host:port or a URL, with nothing but commas between several")
-			case strings.HasPrefix(u.Scheme, "unix"):
-			case !isTarget(u.Host):
-				return bad("; write host:port")
-			case wildcard(u.Hostname()):
-				return bad(", which clients cannot connect to; write this machine's name or address")
+			if err != nil || u.Host+u.Path+u.Opaque == "" || u.Scheme != "unix" && u.Scheme != "unixs" && u.Scheme != "http" && u.Scheme != "https" {
+				return errs.New(errs.Invalid, "configuration: %s is %q; write host:port or a URL, with nothing but commas between several", key, told)
+			}
+			if strings.HasPrefix(u.Scheme, "unix") {
+				continue
+			}
+			if err := reachable(key, told, u.Host); err != nil {
+				return err
 			}
 		}
 		return nil
