@@ -317,7 +317,7 @@ func (l *link) nameless(err error) {
 	if why := (*net.DNSError)(nil); !errors.As(err, &why) || l.main != nil || t.ctx.Err() != nil {
 		return
 	}
-	if unsaid, say := l.unnamed.Say(t.env.Now(), refusalSayEvery); say {
+	if unsaid, say := l.unnamed.Say(t.env.Now(), sayEvery); say {
 		t.log.Warn("peer's name cannot be resolved", "peer", l.to, "addr", l.addr, "error", err, "not_logged", unsaid)
 	}
 }

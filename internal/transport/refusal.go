@@ -27,13 +27,13 @@ type refusal struct {
 }
 
 const (
-	// refusalSayEvery is how often the same refusal is logged: a refused peer calls again twice a second.
-	refusalSayEvery = time.Minute
+	// sayEvery is how often the log says the same of a link, or of all: what does not work is tried again several times a second.
+	sayEvery = time.Minute
 	// refusalHolds is how long a refusal counts as present; it is renewed with each attempt.
 	refusalHolds = redialMax + 2*handshakeLimit
 )
 
-// refused notes a refusal, and logs it unless the same was logged of this peer within refusalSayEvery. Those who are no peers
+// refused notes a refusal, and logs it unless the same was logged of this peer within sayEvery. Those who are no peers
 // count as one, whatever the reason, so that no stranger can fill the log.
 func (t *Transport) refused(level slog.Level, d direction, msg, why string, attrs ...any) {
 	now := t.env.Now()
@@ -48,7 +48,7 @@ func (t *Transport) refused(level slog.Level, d direction, msg, why string, attr
 		r.log.News()
 	}
 	r.why = why
-	unsaid, say := r.log.Say(now, refusalSayEvery)
+	unsaid, say := r.log.Say(now, sayEvery)
 	t.mu.Unlock()
 	if !say {
 		return

@@ -173,9 +173,6 @@ func (t *Transport) untrack(c net.Conn) {
 	_ = c.Close()
 }
 
-// acceptSayEvery is how often it is logged that no link can be accepted.
-const acceptSayEvery = time.Minute
-
 // Serve accepts links until the transport closes; it owns the listener from then on.
 func (t *Transport) Serve(ln net.Listener) {
 	t.mu.Lock()
@@ -196,7 +193,7 @@ func (t *Transport) Serve(ln net.Listener) {
 				if t.ctx.Err() != nil {
 					return
 				}
-				if unsaid, say := failed.Say(time.Now(), acceptSayEvery); say {
+				if unsaid, say := failed.Say(t.env.Now(), sayEvery); say {
 					t.log.Warn("peer listener", "error", err, "not_logged", unsaid)
 				}
 				select {
