@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -11,7 +10,6 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
@@ -46,16 +44,7 @@ func (h *hangingFile) Write(b []byte) (int, error) {
 // there is still room, and the loop goes on.
 func TestBacklog_RefusedBeforeTheLoopWaits(t *testing.T) {
 	fs := &hangingFS{FS: storage.VolatileFS()}
-	dir, err := storage.OpenDir(fs, "data", storage.Owner{Cluster: "t", Node: 1, Shards: 1}, storage.LogConfig{}, storage.StoreConfig{MemTableBytes: 64 << 10})
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := Config{Cluster: "t", Node: 1, Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1}}}}
-	g, err := Start(cfg, dir, []shard.Module{register{}}, nil, env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := &testNode{g, dir}
+	n := startOne(t, openOne(t, fs, storage.StoreConfig{MemTableBytes: 64 << 10}), nil, register{}, prometheus.NewRegistry())
 	write(t, n, 1, "it works")
 	fs.tables.Lock()
 	hangs := true
@@ -67,10 +56,10 @@ func TestBacklog_RefusedBeforeTheLoopWaits(t *testing.T) {
 	}
 	defer func() {
 		release()
-		if err := g.Close(); err != nil {
+		if err := n.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := dir.Close(); err != nil {
+		if err := n.dir.Close(); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -80,21 +69,21 @@ func TestBacklog_RefusedBeforeTheLoopWaits(t *testing.T) {
 	var refused error
 	taken := 0
 	for ; refused == nil && taken < 1000; taken++ {
-		refused = g.Submit(ctx, shard.Route{Shard: 1}, command(value)).Wait(ctx).Err
+		refused = n.Submit(ctx, shard.Route{Shard: 1}, command(value)).Wait(ctx).Err
 	}
 	if !errs.Is(refused, errs.Overloaded) || taken < 10 {
 		t.Fatalf("after %d writes: %v", taken, refused)
 	}
 	// More of the same changes nothing, and everything else works.
 	for range 100 {
-		if err := g.Submit(ctx, shard.Route{Shard: 1}, command(value)).Wait(ctx).Err; !errs.Is(err, errs.Overloaded) {
+		if err := n.Submit(ctx, shard.Route{Shard: 1}, command(value)).Wait(ctx).Err; !errs.Is(err, errs.Overloaded) {
 			t.Fatalf("while the disk hangs: %v", err)
 		}
 	}
-	if !g.inLoop(func() {}) {
+	if !n.inLoop(func() {}) {
 		t.Error("the loop has ended")
 	}
-	if b, err := g.Query(ctx, shard.Route{Shard: 1}, shard.Linearizable, command("")); err != nil || string(b) != value {
+	if b, err := n.Query(ctx, shard.Route{Shard: 1}, shard.Linearizable, command("")); err != nil || string(b) != value {
 		t.Errorf("read %d bytes, %v", len(b), err)
 	}
 	release()

@@ -14,32 +14,33 @@ import (
 	"github.com/quorate/quorate/internal/storage"
 )
 
-func openOne(t *testing.T, fs storage.FS) *storage.Dir {
+func openOne(t *testing.T, fs storage.FS, sc storage.StoreConfig) *storage.Dir {
 	t.Helper()
-	d, err := storage.OpenDir(fs, "data", storage.Owner{Cluster: "t", Node: 1, Shards: 1}, storage.LogConfig{}, storage.StoreConfig{})
+	d, err := storage.OpenDir(fs, "data", storage.Owner{Cluster: "t", Node: 1, Shards: 1}, storage.LogConfig{}, sc)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return d
 }
 
-// startOne starts one node of three, which meets nobody.
-func startOne(t *testing.T, d *storage.Dir, reg prometheus.Registerer) *testNode {
+// startOne starts node 1, which meets none of its peers if it has some.
+func startOne(t *testing.T, d *storage.Dir, peers map[shard.NodeID]string, model shard.Module, reg prometheus.Registerer) *testNode {
 	t.Helper()
-	e, err := Start(Config{
-		Cluster: "t", Node: 1, Peers: map[shard.NodeID]string{2: "127.0.0.1:1", 3: "127.0.0.1:1"},
-		Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1}}},
-	}, d, []shard.Module{register{}}, nil, env.Real(), slog.New(slog.DiscardHandler), reg)
+	cfg := Config{Cluster: "t", Node: 1, Peers: peers, Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1}}}}
+	e, err := Start(cfg, d, []shard.Module{model}, nil, env.Real(), slog.New(slog.DiscardHandler), reg)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatal(errors.Join(err, d.Close()))
 	}
 	return &testNode{e, d}
 }
 
+// absent are two peers that are not there.
+var absent = map[shard.NodeID]string{2: "127.0.0.1:1", 3: "127.0.0.1:1"}
+
 // startInDoubt starts one node of three whose log had a replica of this shard and has lost a segment, so that all is in doubt.
 func startInDoubt(t *testing.T, fs storage.FS, id shard.ID, reg prometheus.Registerer) *testNode {
 	t.Helper()
-	d := openOne(t, fs)
+	d := openOne(t, fs, storage.StoreConfig{})
 	if err := errors.Join(d.Log.Append([]storage.Write{{Shard: id, Replica: 1}}), d.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -54,10 +55,10 @@ func startInDoubt(t *testing.T, fs storage.FS, id shard.ID, reg prometheus.Regis
 			}
 		}
 	}
-	if d = openOne(t, fs); !d.Recovery.AllSuspect {
+	if d = openOne(t, fs, storage.StoreConfig{}); !d.Recovery.AllSuspect {
 		t.Fatalf("a lost segment was not noticed: %+v", d.Recovery)
 	}
-	return startOne(t, d, reg)
+	return startOne(t, d, absent, register{}, reg)
 }
 
 // Shards that the log may have lost altogether stay in doubt until it says that their replicas wait for new ids, also if the
@@ -69,7 +70,7 @@ func TestEngine_DoubtOutlivesAnEarlyStop(t *testing.T) {
 		if err := errors.Join(n.Close(), n.dir.Close()); err != nil {
 			t.Fatal(err)
 		}
-		d := openOne(t, fs)
+		d := openOne(t, fs, storage.StoreConfig{})
 		if !d.Recovery.AllSuspect && d.Log.Replica(1) == 0 {
 			t.Errorf("shard 1 counts as new although its log is lost")
 		}
@@ -104,7 +105,7 @@ func TestEngine_DoubtIsOverWhenTheLogSaysWhatBecomesOfIt(t *testing.T) {
 	if err := errors.Join(n.Close(), n.dir.Close()); err != nil {
 		t.Fatal(err)
 	}
-	d := openOne(t, crashed)
+	d := openOne(t, crashed, storage.StoreConfig{})
 	if d.Recovery.AllSuspect || d.Log.Replica(1) == 0 {
 		t.Errorf("after a crash all is in doubt: %v; replica %d", d.Recovery.AllSuspect, d.Log.Replica(1))
 	}
@@ -117,11 +118,11 @@ func TestEngine_DoubtIsOverWhenTheLogSaysWhatBecomesOfIt(t *testing.T) {
 func TestEngine_AStoreIsGivenUpOnce(t *testing.T) {
 	fs := storage.MemFS()
 	for i, lost := range []bool{false, true, false} {
-		d := openOne(t, fs)
+		d := openOne(t, fs, storage.StoreConfig{})
 		if d.StoreLost != lost {
 			t.Errorf("start %d: the store was given up: %v, want %v", i, d.StoreLost, lost)
 		}
-		n := startOne(t, d, prometheus.NewRegistry())
+		n := startOne(t, d, absent, register{}, prometheus.NewRegistry())
 		if i < 2 {
 			until(t, "first write", func() bool {
 				n.writing.Lock()

@@ -14,7 +14,6 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/replica"
 	"github.com/quorate/quorate/internal/shard"
@@ -105,16 +104,7 @@ func newLogDisk() logDisk {
 func TestEngine_AFailedLogStopsTheNode(t *testing.T) {
 	for _, what := range []string{"write", "sync"} {
 		d := newLogDisk()
-		dir, err := storage.OpenDir(d, "data", storage.Owner{Cluster: "t", Node: 1, Shards: 1}, storage.LogConfig{}, storage.StoreConfig{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg := Config{Cluster: "t", Node: 1, Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1}}}}
-		e, err := Start(cfg, dir, []shard.Module{register{}}, nil, env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-		if err != nil {
-			t.Fatal(err)
-		}
-		n := &testNode{e, dir}
+		n := startOne(t, openOne(t, d, storage.StoreConfig{}), nil, register{}, prometheus.NewRegistry())
 		write(t, n, 1, "before")
 		d.failWrites.Store(what == "write")
 		d.failSyncs.Store(what == "sync")
@@ -135,11 +125,11 @@ func TestEngine_AFailedLogStopsTheNode(t *testing.T) {
 			t.Errorf("%s fails: afterwards a command is answered with %v", what, r.Err)
 		}
 		cancel()
-		if err := e.Close(); err == nil {
+		if err := n.Close(); err == nil {
 			t.Errorf("%s fails: the end was in order", what)
 		}
 		// The log says once more what was wrong with it.
-		_ = dir.Close()
+		_ = n.dir.Close()
 	}
 }
 

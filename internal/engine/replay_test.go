@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"log/slog"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/quorate/quorate/internal/env"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
 )
@@ -37,16 +35,8 @@ func TestClose_InTheMiddleOfAReplay(t *testing.T) {
 	disk := storage.VolatileFS()
 	start := func(model shard.Module) (*Engine, *storage.Dir) {
 		t.Helper()
-		dir, err := storage.OpenDir(disk, "data", storage.Owner{Cluster: "t", Node: 1, Shards: 1}, storage.LogConfig{}, storage.StoreConfig{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg := Config{Cluster: "t", Node: 1, Spaces: []shard.Space{{Name: "default", Shards: []shard.ID{1}}}}
-		e, err := Start(cfg, dir, []shard.Module{model}, nil, env.Real(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-		if err != nil {
-			t.Fatal(errors.Join(err, dir.Close()))
-		}
-		return e, dir
+		n := startOne(t, openOne(t, disk, storage.StoreConfig{}), nil, model, prometheus.NewRegistry())
+		return n.Engine, n.dir
 	}
 	var n atomic.Int64
 	e, dir := start(counted{n: &n, first: func() {}})
