@@ -157,6 +157,27 @@ func (m model) differs(l *Log) error {
 			return err
 		}
 	}
+	return miscounted(l)
+}
+
+// miscounted says in which segment the needed entries are not those that are counted: it would stay for ever, or go too early.
+func miscounted(l *Log) error {
+	type count struct {
+		n     int
+		bytes int64
+	}
+	counts := map[uint64]count{}
+	for _, s := range l.shards {
+		for _, e := range s.slots {
+			c := counts[e.seg]
+			counts[e.seg] = count{c.n + 1, c.bytes + int64(e.len())}
+		}
+	}
+	for _, g := range l.segs {
+		if got := (count{g.live, g.liveBytes}); got != counts[g.seq] {
+			return fmt.Errorf("segment %d: %+v entries are counted, there are %+v", g.seq, got, counts[g.seq])
+		}
+	}
 	return nil
 }
 
