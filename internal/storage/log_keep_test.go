@@ -66,6 +66,24 @@ func reopened(t *testing.T, fs FS, damage int, m model) *Recovery {
 	return rec
 }
 
+// The segments behind the last one that LOG knows of are those of the log if one of them has a batch, and so are those in between that have none.
+func TestOpenLog_LogOfAnOlderTimeKeepsEachSegment(t *testing.T) {
+	for last, damage := range []int{3, 2, 1} { // each segment that it does not know of and that has a batch
+		fs := MemFS()
+		m := rotated(t, fs, 4, func(start int) []Write {
+			switch start {
+			case 3:
+				return nil // a node that was started and stopped
+			case 4:
+				start--
+			}
+			return oneEach(start)
+		})
+		setFile(t, fs, identityName, identity{id: 7, last: uint64(last), oldest: uint64(min(last, 1))}.encode())
+		reopened(t, fs, damage, m)
+	}
+}
+
 // A segment that was being made when the node stopped leaves nothing, not even under the number that it had.
 func TestOpenLog_SegmentsInTheMakingGo(t *testing.T) {
 	fs := MemFS()
