@@ -47,6 +47,8 @@ func (r *replica) await(stored uint64, damaged bool) error {
 	}
 	h.unsaved = true
 	r.view = logView{r: r}
+	// A flush that is under way is of what the replica had.
+	r.flushMark = 0
 	r.wake()
 	return nil
 }
