@@ -60,8 +60,18 @@ func TestMembers_FormatAndDamage(t *testing.T) {
 			t.Errorf("cut at %d: %v", i, err)
 		}
 	}
+	other := append([]byte("QROTHER1"), good[8:len(good)-4]...)
+	if _, err := decodeMembers(le.AppendUint32(other, crcOf(other))); !errors.Is(err, ErrOwnerDamaged) {
+		t.Errorf("another file: %v", err)
+	}
 	fs := MemFS()
 	must(t, openFor(fs, "data", shop.of("1")))
+	later := bytes.Clone(good[:len(good)-4])
+	later[8] = 2
+	putFile(t, fs, "data/"+membersName, le.AppendUint32(later, crcOf(later)))
+	if err := openFor(fs, "data", shop.of("1, 2, 3")); !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), "later one") {
+		t.Errorf("a later format: %v", err)
+	}
 	f, err := fs.Create("data/"+membersName, category)
 	must(t, err)
 	_, err = f.Write(good[:5])

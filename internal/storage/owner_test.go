@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/quorate/quorate/internal/errs"
 )
@@ -153,8 +155,78 @@ func TestOpenDir_DamagedOwner(t *testing.T) {
 	later := bytes.Clone(good[:len(good)-4])
 	later[8] = 2
 	f(le.AppendUint32(later, crc32.Checksum(later, castagnoli)), errs.Unsupported, "later one")
+	other := append([]byte("QROTHER1"), good[8:len(good)-4]...)
+	f(le.AppendUint32(other, crcOf(other)), errs.Corrupt, "remove the file")
+	longer := append(bytes.Clone(good[:len(good)-4]), 's')
+	f(le.AppendUint32(longer, crcOf(longer)), errs.Corrupt, "remove the file")
 	must(t, os.Remove(name))
 	must(t, openFor(OSFS(), dir, shop))
+}
+
+// A directory that does not let us read whose it is stays what it is.
+func TestOpenDir_OwnerThatCannotBeRead(t *testing.T) {
+	for _, name := range []string{ownerName, membersName} {
+		fs := MemFS()
+		must(t, openFor(fs, "data", shop.of("1, 2")))
+		for _, e := range []error{syscall.EMFILE, syscall.EACCES, syscall.EIO} {
+			err := openFor(forbidden{fs, name, e}, "data", shop.of("1, 2"))
+			if !errs.Is(err, errs.Invalid) || !errors.Is(err, e) || errors.Is(err, ErrOwnerDamaged) || !strings.Contains(err.Error(), "data/"+name) {
+				t.Errorf("%s: %v: got %v", name, e, err)
+			}
+		}
+		must(t, openFor(fs, "data", shop.of("1, 2")))
+	}
+}
+
+// Whichever step fails by which a directory becomes somebody's, that is said, and then it is either theirs or still nobody's.
+func TestOpenDir_ClaimFails(t *testing.T) {
+	full := errors.New("no more of that")
+	for at := range 100 {
+		mem, n := MemFS(), 0
+		must(t, mem.MkdirAll("data", 0o755))
+		fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			small := strings.HasPrefix(mem.PathBase(op.Path), ownerName) || strings.HasPrefix(mem.PathBase(op.Path), membersName)
+			if !small && op.Kind != errorfs.OpFileSync || op.Kind.ReadOrWrite() == errorfs.OpIsRead {
+				return nil
+			}
+			if n++; n == at+1 {
+				return full
+			}
+			return nil
+		}))
+		d := &Dir{fs: fs, path: "data"}
+		err := d.claim(shop)
+		if err == nil {
+			err = d.claimMembers("1, 2")
+		}
+		if n <= at {
+			must(t, err)
+			if at < 8 {
+				t.Errorf("only %d steps", at)
+			}
+			break
+		}
+		if !errs.Is(err, errs.Invalid) || !errors.Is(err, full) {
+			t.Fatalf("step %d of %d: got %v", at, n, err)
+		}
+		for _, fs := range []*vfs.MemFS{mem, mem.CrashClone(vfs.CrashCloneCfg{})} {
+			must(t, openFor(fs, "data", shop.of("1, 2")))
+		}
+	}
+}
+
+func TestOpenDir_OwnerWithALongName(t *testing.T) {
+	fs := MemFS()
+	long := Owner{Cluster: strings.Repeat("s", 1<<16-1), Node: 2, Shards: 4}
+	must(t, openFor(fs, "data", long))
+	must(t, openFor(fs, "data", long))
+	long.Cluster += "s"
+	if err := openFor(fs, "other", long); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "65536 bytes") {
+		t.Errorf("got %v", err)
+	}
+	if names, err := fs.List("other"); slices.Contains(names, ownerName) {
+		t.Errorf("there are %v, %v", names, err)
+	}
 }
 
 func FuzzOwner(f *testing.F) {
