@@ -229,6 +229,7 @@ func TestRounds_OneStuckShardHoldsUpNobody(t *testing.T) {
 	}
 	r.run(100 * time.Millisecond)
 	// As if its part of the log were never written.
+	r.bent = true
 	stuck.unsynced++
 	stuck.joinWith()
 	began := r.now

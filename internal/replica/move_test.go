@@ -229,3 +229,80 @@ func TestVotes_AreAskedForWhenTheTermIsOnDisk(t *testing.T) {
 		t.Errorf("the hand-over ended with %+v", res)
 	}
 }
+
+func TestMoveLeader_NoSuchShard(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	f := shard.NewFuture()
+	lead.turn(MoveLeader{Shard: 2, To: other.id, Future: f})
+	if !lead.answered(f) || !errs.Is(lead.results[f].Err, errs.NotFound) {
+		t.Errorf("got %v", lead.results[f].Err)
+	}
+}
+
+// A client that waits for less than a hand-over may take is answered when it stops waiting.
+func TestMoveLeader_AnsweredInItsTime(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	for _, ttl := range []time.Duration{300 * time.Millisecond, time.Minute} {
+		r.lose(other.id)
+		began := r.now
+		f := lead.move(other.id, ttl)
+		r.until("answer", func() bool { return lead.answered(f) })
+		most := moveTimeouts * time.Duration(lead.host.cfg.ElectionTicks) * lead.host.cfg.Tick
+		if took, want := r.now.Sub(began), min(ttl, most); took < want || took > want+2*lead.host.cfg.Tick {
+			t.Errorf("with %v to wait, the answer came after %v", ttl, took)
+		}
+		if err := lead.results[f].Err; !errors.Is(err, shard.ErrMoveTimeout) {
+			t.Errorf("got %v", err)
+		}
+		r.heal()
+		r.run(3 * time.Second)
+		if !lead.host.reps[1].leads() {
+			t.Fatal("it was handed over")
+		}
+	}
+}
+
+// If the next term has another leader than the one that should take over, that is what is said: nobody else can have led in between.
+func TestMoveLeader_AnotherIsElected(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	third := r.nodes[0]
+	for _, n := range r.nodes {
+		if n != lead && n != other {
+			third = n
+		}
+	}
+	for _, skip := range []uint64{1, 2} {
+		rep := lead.host.reps[1]
+		f := shard.NewFuture()
+		rep.move = &move{to: other.host.reps[1].rid, future: f, term: rep.term - skip, by: r.now.Add(time.Minute)}
+		rep.lead, lead.host.out.Answers = third.host.reps[1].rid, nil
+		rep.moved()
+		if rep.move != nil || len(lead.host.out.Answers) != 1 {
+			t.Fatalf("it is not decided: %+v", rep.move)
+		}
+		want := errs.Conflict
+		if skip > 1 {
+			want = errs.OutcomeUnknown
+		}
+		if err := lead.host.out.Answers[0].Result.Err; !errs.Is(err, want) {
+			t.Errorf("%d terms later: got %v, want %v", skip, err, want)
+		}
+		lead.host.out.Answers = nil
+		// Nobody leads yet, or this node still does.
+		for _, id := range []uint64{0, rep.rid} {
+			rep.move = &move{to: other.host.reps[1].rid, future: f, term: rep.term - skip, by: r.now.Add(time.Minute)}
+			if rep.lead = id; id == 0 || skip == 1 {
+				rep.moved()
+				if rep.move == nil {
+					t.Errorf("it is decided while %d leads: %+v", id, lead.host.out.Answers)
+				}
+			}
+			rep.move = nil
+		}
+	}
+}

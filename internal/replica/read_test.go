@@ -1,9 +1,12 @@
 package replica
 
 import (
+	"encoding/binary"
 	"strings"
 	"testing"
 	"time"
+
+	"go.etcd.io/raft/v3"
 
 	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
@@ -260,5 +263,90 @@ func TestRead_OfAShardWithoutAQuorumHoldsNoOthersUp(t *testing.T) {
 	r.until("answer", func() bool { return len(lead.reads) == 1 })
 	if lead.host.late != 0 || lead.host.asking != 0 {
 		t.Errorf("%d late, %d under way", lead.host.late, lead.host.asking)
+	}
+}
+
+// A read with a time limit waits for as long as that, be there no leader or no answer.
+func TestRead_WaitsForAsLongAsItsClient(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	r.isolate(other)
+	futures := []*shard.Future{other.read(20 * time.Second), other.read(0)}
+	r.until("loss of the leader", func() bool { return other.host.reps[1].lead == 0 })
+	futures = append(futures, other.read(20*time.Second), other.read(0))
+	short := other.read(time.Second)
+	r.run(2 * time.Second)
+	if !errs.Is(other.results[short].Err, errs.Unavailable) {
+		t.Errorf("past its time: %v", other.results[short].Err)
+	}
+	r.heal()
+	for i, f := range futures {
+		r.until("read", func() bool { return other.reads[f] != nil || other.answered(f) })
+		if other.answered(f) {
+			t.Errorf("read %d: %v", i, other.results[f].Err)
+		}
+	}
+}
+
+// A read runs when what was committed before it is applied, and no earlier.
+func TestRead_WaitsForWhatItMustSee(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, _ := r.elect()
+	lead.do("k=1")
+	r.settle()
+	rep := lead.host.reps[1]
+	var futures []*shard.Future
+	for i := range uint64(3) {
+		f := shard.NewFuture()
+		futures = append(futures, f)
+		rep.reads.confirmed = append(rep.reads.confirmed, confirmedRead{rep.machine.Applied().Index + i, []Read{{Shard: 1, Future: f}}})
+		rep.reads.count++
+	}
+	for i := range futures {
+		if i > 0 {
+			lead.do("k=2")
+		} else {
+			lead.host.markDirty(rep)
+			lead.turn()
+		}
+		for k, f := range futures {
+			if got := lead.reads[f] != nil; got != (k <= i) {
+				t.Errorf("read %d is released after %d commands: %v", k, i, got)
+			}
+		}
+	}
+}
+
+// An answer to another request than the one under way says nothing of the reads that wait now, which may have begun after it was given.
+func TestRead_AnswersToOtherRequests(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	r.same("k", "1")
+	r.isolate(other)
+	f := other.read(0)
+	rep := other.host.reps[1]
+	q, session := &rep.reads, other.host.cfg.Session
+	if q.ctx == 0 || len(q.asked) != 1 {
+		t.Fatalf("request %d for %d reads", q.ctx, len(q.asked))
+	}
+	state := func(session, ctx uint64) raft.ReadState {
+		b := binary.LittleEndian.AppendUint64(nil, session)
+		return raft.ReadState{Index: rep.machine.Applied().Index, RequestCtx: binary.LittleEndian.AppendUint64(b, ctx)}
+	}
+	short := state(session, q.ctx)
+	short.RequestCtx = short.RequestCtx[:15]
+	for _, rs := range []raft.ReadState{{}, short, state(session, q.ctx-1), state(session, q.ctx+1), state(session, 0), state(session+1, q.ctx)} {
+		rep.readConfirmed(rs)
+		if other.turn(); other.reads[f] != nil || q.ctx == 0 {
+			t.Fatalf("%x confirms request %d of session %d", rs.RequestCtx, q.ctx, session)
+		}
+	}
+	rep.readConfirmed(state(session, q.ctx))
+	rep.readConfirmed(state(session, q.ctx)) // none is under way
+	other.host.markDirty(rep)
+	if other.turn(); other.reads[f] == nil {
+		t.Error("its own answer does not confirm it")
 	}
 }

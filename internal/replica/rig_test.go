@@ -34,6 +34,8 @@ type rig struct {
 	flying []flight
 	notes  []string
 	boots  uint64
+	// bent says that the test has changed a host's figures.
+	bent bool
 }
 
 type flight struct {
@@ -196,6 +198,9 @@ func (n *rigNode) turn(in ...Input) Output {
 	n.inbox = nil
 	out := n.host.Turn(r.now, in)
 	n.wake = out.Wake
+	if err := n.host.wrong(); err != nil && out.Fatal == nil && !r.bent {
+		r.Fatalf("node %d: %v", n.id, err)
+	}
 	for _, t := range out.Notes {
 		r.notes = append(r.notes, fmt.Sprintf("%d: %s", n.id, t.Msg))
 	}
