@@ -1,8 +1,10 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // wrong says which of the host's figures and lists are not what they count, or do not agree with each other; nil is none. A figure that is not taken
@@ -113,10 +115,26 @@ func (r *replica) wrong() error {
 			return fmt.Errorf("entries %d to %d are kept, the log has %+v to %+v", v.cacheFrom, last.GetIndex(), v.before, v.last)
 		}
 	}
+	if r.arrived != nil {
+		return errors.New("a snapshot that has arrived was not taken, and no other one will be")
+	}
 	for _, o := range r.out {
 		if o.under < 0 || o.under > len(o.chunks) || o.window < chunksAhead || o.window > chunksAheadMax {
 			return fmt.Errorf("%d chunks of %d are under way in a window of %d", o.under, len(o.chunks), o.window)
 		}
 	}
 	return nil
+}
+
+// roles is what of Shards and Alive others are to be told of when it changes.
+func (h *Host) roles() string {
+	var b strings.Builder
+	for _, s := range h.Shards() {
+		fmt.Fprintf(&b, "shard %d: replica %d, awaiting %v, leader %d of term %d, %v; members %v, voters %v\n",
+			s.ID, s.Replica, s.Awaiting, s.Leader, s.Term, s.Leads, s.Members, s.Voters)
+	}
+	for _, id := range h.peerIDs {
+		fmt.Fprintf(&b, "node %d alive: %v\n", id, h.Alive(id))
+	}
+	return b.String()
 }

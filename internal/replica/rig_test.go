@@ -196,8 +196,12 @@ func (n *rigNode) turn(in ...Input) Output {
 	r := n.r
 	in = append(n.inbox, in...)
 	n.inbox = nil
+	before := n.host.roles()
 	out := n.host.Turn(r.now, in)
 	n.wake = out.Wake
+	if after := n.host.roles(); after != before && !out.Changed && out.Fatal == nil {
+		r.Fatalf("node %d does not say that its shards were\n%s\nand are\n%s", n.id, before, after)
+	}
 	if err := n.host.wrong(); err != nil && out.Fatal == nil && !r.bent {
 		r.Fatalf("node %d: %v", n.id, err)
 	}

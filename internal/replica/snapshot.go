@@ -468,6 +468,8 @@ func (r *replica) installSnapshot(s *raftpb.Snapshot) bool {
 		return false
 	}
 	h.unsaved = true
+	// It has a configuration of its own.
+	h.out.Changed = true
 	r.noteRebuilding()
 	r.settleAfterSnapshot()
 	clear(r.digests)
