@@ -390,3 +390,17 @@ func TestSnapshot_ShortOneStartsOverWhenItIsDropped(t *testing.T) {
 		t.Errorf("it took %v", took)
 	}
 }
+
+// A snapshot that raft had no use for does not keep others out.
+func TestSnapshot_OfNoUseIsForgotten(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	rep := other.host.reps[1]
+	rep.arrived = &snapshotIn{from: lead.host.reps[1].rid, index: 1}
+	other.host.markDirty(rep)
+	other.turn()
+	if rep.arrived != nil {
+		t.Error("it is kept")
+	}
+}
