@@ -359,3 +359,110 @@ func TestOpenDir_HalfADirectoryIsRefused(t *testing.T) {
 		must(t, d.Close())
 	}
 }
+
+// What is left of a part of a directory is that part: it is not taken for one that is missing.
+func TestOpenDir_PartsAreKnownByAnyOfTheirFiles(t *testing.T) {
+	mem := MemFS()
+	d, err := OpenDir(mem, "data", shop, LogConfig{}, StoreConfig{})
+	must(t, err)
+	put(t, d.Store, "k", "v")
+	must(t, errors.Join(d.Store.Flush(), d.Close()))
+	kinds := map[string]func(name string) bool{
+		"log/LOG":        func(n string) bool { return n == identityName },
+		"log/segments":   func(n string) bool { return strings.HasSuffix(n, segmentSuffix) },
+		"state/manifest": func(n string) bool { return strings.HasPrefix(n, "MANIFEST-") },
+		"state/markers":  func(n string) bool { return strings.HasPrefix(n, "marker.") },
+		"state/tables":   func(n string) bool { return strings.HasSuffix(n, ".sst") },
+	}
+	for kind, keep := range kinds {
+		folder, _, _ := strings.Cut(kind, "/")
+		fs := mem.CrashClone(vfs.CrashCloneCfg{})
+		names, err := fs.List("data/" + folder)
+		must(t, err)
+		left := 0
+		for _, n := range names {
+			if keep(n) {
+				left++
+			} else {
+				must(t, fs.Remove("data/"+folder+"/"+n))
+			}
+		}
+		if left == 0 || left == len(names) {
+			t.Fatalf("%s: %d of %v", kind, left, names)
+		}
+		d := &Dir{fs: fs, path: "data"}
+		if err := d.checkState(false); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		if folder == "log" {
+			must(t, fs.RemoveAll("data/state"))
+			if err := d.checkState(false); !errs.Is(err, errs.Invalid) {
+				t.Errorf("%s, and no state: %v", kind, err)
+			}
+			// Its owner may be able to apply all of it again.
+			must(t, d.checkState(true))
+		}
+		if has, err := d.hasLog(); !has || err != nil {
+			t.Errorf("%s: there is a log: %v, %v", kind, has, err)
+		}
+	}
+}
+
+// Who has peers is told to fetch what is missing from them, and who has none is not.
+func TestOpenDir_AdviceOnWhatIsMissing(t *testing.T) {
+	for _, only := range []bool{false, true} {
+		fs := MemFS()
+		sc := StoreConfig{OnlyCopy: only}
+		d, err := OpenDir(fs, "data", shop, LogConfig{}, sc)
+		must(t, err)
+		put(t, d.Store, "k", "v")
+		must(t, errors.Join(d.Store.Flush(), d.Close()))
+		must(t, fs.RemoveAll("data/log"))
+		_, err = OpenDir(fs, "data", shop, LogConfig{}, sc)
+		if err == nil || strings.Contains(err.Error(), "its peers rebuild it") == only || strings.Contains(err.Error(), "restore a copy") != only {
+			t.Errorf("only copy %v: %v", only, err)
+		}
+	}
+}
+
+// A mark that the only copy is damaged has it left as it is.
+func TestOpenDir_OnlyCopyThatIsMarked(t *testing.T) {
+	fs := MemFS()
+	d, err := OpenDir(fs, "data", shop, LogConfig{}, StoreConfig{})
+	must(t, err)
+	put(t, d.Store, "k", "v")
+	must(t, errors.Join(d.Store.Flush(), d.MarkDamaged(), d.Close()))
+	files := func() []string {
+		names, err := fs.List("data/state")
+		must(t, err)
+		slices.Sort(names)
+		return names
+	}
+	before := files()
+	for range 2 {
+		_, err := OpenDir(fs, "data", shop, LogConfig{}, StoreConfig{OnlyCopy: true})
+		if !errs.Is(err, errs.Corrupt) || !strings.Contains(err.Error(), "an earlier start found it damaged") {
+			t.Fatalf("got %v", err)
+		}
+		if after := files(); !slices.Equal(after, before) {
+			t.Fatalf("the state store held %v, now %v", before, after)
+		}
+	}
+}
+
+// A directory that is closed takes nothing more, and says that it was closed in order.
+func TestDir_Close(t *testing.T) {
+	fs := MemFS()
+	d, err := OpenDir(fs, "data", shop, LogConfig{}, StoreConfig{})
+	must(t, err)
+	must(t, d.Log.Append([]Write{{Shard: 1, Replica: 1}}))
+	next := d.Log.next
+	must(t, d.Close())
+	wantKind(t, d.Log.Append([]Write{{Shard: 1, Replica: 2}}), errs.Unavailable)
+	b, err := readFile(fs, "data/log/"+identityName, nil, func(int64, int64, error) {})
+	must(t, err)
+	if n, err := decodeIdentity(b); err != nil || n.sealed != next {
+		t.Errorf("LOG says %+v, %v; the next record would be %d", n, err, next)
+	}
+	must(t, openFor(fs, "data", shop))
+}
