@@ -118,6 +118,12 @@ func (r *replica) wrong() error {
 	if r.arrived != nil {
 		return errors.New("a snapshot that has arrived was not taken, and no other one will be")
 	}
+	if !r.leads() && (len(r.out) > 0 || r.made != nil || !r.reads.lease.IsZero()) {
+		return fmt.Errorf("it does not lead, and sends %d snapshots, has one: %v, and a lease until %v", len(r.out), r.made != nil, r.reads.lease)
+	}
+	if len(r.digests) > 5 {
+		return fmt.Errorf("%d digests are kept", len(r.digests))
+	}
 	for _, o := range r.out {
 		if o.under < 0 || o.under > len(o.chunks) || o.window < chunksAhead || o.window > chunksAheadMax {
 			return fmt.Errorf("%d chunks of %d are under way in a window of %d", o.under, len(o.chunks), o.window)

@@ -3,6 +3,7 @@ package replica
 import (
 	"fmt"
 	"testing"
+	"time"
 )
 
 func TestTimers_OneThatMovesTakesBoundedMemory(t *testing.T) {
@@ -21,4 +22,17 @@ func TestTimers_OneThatMovesTakesBoundedMemory(t *testing.T) {
 	// The last one counts still.
 	n.do("@k=1s")
 	r.until("timer", func() bool { return n.get("k") == "fired" })
+}
+
+// Timers that fall due one soon after the other do not wait for each other.
+func TestTimers_OneSoonAfterTheOther(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, _ := r.elect()
+	began := r.now
+	lead.do("@d=100ms")
+	lead.do("@e=200ms")
+	r.until("last timer", func() bool { return lead.get("e") == "fired" })
+	if took := r.now.Sub(began); took > 250*time.Millisecond {
+		t.Errorf("a timer of 200 ms fired after %v", took)
+	}
 }
