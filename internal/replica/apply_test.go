@@ -1,8 +1,13 @@
 package replica
 
 import (
+	"bytes"
+	"fmt"
+	"slices"
 	"testing"
+	"time"
 
+	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
 )
 
@@ -70,5 +75,80 @@ func TestApply_IsPutOffAFewTimesOnly(t *testing.T) {
 	r.settle()
 	if v := other.get("a"); v != "1" {
 		t.Errorf("the follower has a=%q", v)
+	}
+}
+
+// Whoever waits for keys of a shard hears on each node which of them were changed.
+func TestApply_ChangedKeysAreTold(t *testing.T) {
+	r := newRig(t, 3, func(c *Config) { c.Shards = []shard.ID{1, 2} })
+	r.elect()
+	r.until("leaders", func() bool { return r.nodes[0].host.Shards()[1].Leader != 0 })
+	for id := range shard.ID(2) {
+		told := map[shard.NodeID]string{}
+		r.woken = func(n shard.NodeID, w ShardWakes) {
+			for _, k := range w.Wakes {
+				told[n] += fmt.Sprintf("%d/%d/%s ", w.Shard, k.Module, k.Key)
+			}
+		}
+		cmd := shard.Command{Module: 9, Data: []byte("key=v")}
+		r.nodes[0].turn(Propose{Shard: 1 + id, Command: cmd, Future: shard.NewFuture()})
+		r.run(time.Second)
+		for _, n := range r.nodes {
+			if want := fmt.Sprintf("%d/9/key ", 1+id); told[n.id] != want {
+				t.Errorf("node %d was told %q, want %q", n.id, told[n.id], want)
+			}
+		}
+	}
+}
+
+// A node that starts with much to apply does not do it all in one turn: its peers would take it for gone.
+func TestApply_MuchIsDoneInManyTurns(t *testing.T) {
+	const shards = 4
+	r := newRig(t, 1, func(c *Config) {
+		c.Shards, c.BatchBytesMax = nil, turnBytes/2
+		for i := range shards {
+			c.Shards = append(c.Shards, shard.ID(1+i))
+		}
+	})
+	n := r.nodes[0]
+	r.until("leaders", func() bool {
+		return !slices.ContainsFunc(n.host.Shards(), func(s ShardStatus) bool { return !s.Leads })
+	})
+	cmd := shard.Command{Module: 9, Data: append([]byte("k="), bytes.Repeat([]byte("v"), turnBytes/2)...)}
+	for range 3 {
+		for id := range shards {
+			n.turn(Propose{Shard: shard.ID(1 + id), Command: cmd, Future: shard.NewFuture()})
+			r.run(10 * time.Millisecond)
+		}
+	}
+	want := n.host.Shards()
+	n.stop()
+	n.dropState()
+	n.start(false)
+	for turns := 0; ; turns++ {
+		before, changed := n.host.Shards(), 0
+		n.turn()
+		done := true
+		for i, s := range n.host.Shards() {
+			if s.Applied != before[i].Applied {
+				changed++
+			}
+			done = done && s.Applied >= want[i].Applied
+		}
+		if changed > 1 {
+			t.Fatalf("turn %d has applied what %d shards had", turns, changed)
+		}
+		if done {
+			if turns < shards-1 {
+				t.Errorf("all is applied after %d turns", turns+1)
+			}
+			break
+		}
+		if turns > 100 {
+			t.Fatalf("after %d turns: %s", turns, r.status())
+		}
+		if n.wake.After(r.now) && len(n.inbox) == 0 {
+			r.now = n.wake
+		}
 	}
 }

@@ -34,6 +34,8 @@ type rig struct {
 	flying []flight
 	notes  []string
 	boots  uint64
+	// woken is called with what watchers are told.
+	woken func(n shard.NodeID, w ShardWakes)
 	// bent says that the test has changed a host's figures.
 	bent bool
 }
@@ -221,6 +223,9 @@ func (n *rigNode) turn(in ...Input) Output {
 		n.reads[rd.Future] = rd.Machine
 	}
 	for _, w := range out.Wakes {
+		if r.woken != nil {
+			r.woken(n.id, w)
+		}
 		if w.All {
 			n.wakesAll++
 		}
