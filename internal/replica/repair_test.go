@@ -647,3 +647,37 @@ func TestOpen_TheOnlyCopyIsNotGivenUp(t *testing.T) {
 		})
 	}
 }
+
+// A node that started over with another disk says so to each peer until that one knows, also when it was started again meanwhile. A peer that believed it to
+// have the old disk would have it start over once more.
+func TestRepair_WhoStartedOverSaysSoAfterARestart(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	r.same("k", "1")
+	third := r.nodes[0]
+	for _, n := range r.nodes {
+		if n != lead && n != other {
+			third = n
+		}
+	}
+	votes := func() bool {
+		s := other.host.Shards()[0]
+		return !s.Awaiting && s.Leader != 0 && lead.host.Shards()[0].Voter(s.Replica)
+	}
+	other.stop()
+	other.newDisk()
+	r.drop = func(from, to shard.NodeID, _ byte) bool {
+		return from == third.id && to == other.id || from == other.id && to == third.id
+	}
+	other.start(false)
+	r.until("repair", votes)
+	was := other.host.Shards()[0].Replica
+	other.restart()
+	r.heal()
+	r.until("acquaintance", func() bool { return third.host.peers[other.id].logID == other.log.ID()&^awareBit && votes() })
+	r.run(3 * time.Second)
+	if got := other.host.Shards()[0].Replica; got != was || !votes() {
+		t.Errorf("replica %d became %d", was, got)
+	}
+}
