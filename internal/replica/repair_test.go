@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -679,5 +680,42 @@ func TestRepair_WhoStartedOverSaysSoAfterARestart(t *testing.T) {
 	r.run(3 * time.Second)
 	if got := other.host.Shards()[0].Replica; got != was || !votes() {
 		t.Errorf("replica %d became %d", was, got)
+	}
+}
+
+// A replica that loses what it has more than once while its node runs gets another id each time: under the last one it has made promises. And that it is told of
+// an id once more, since messages come twice, does not make it begin anew under one that it has.
+func TestRepair_EachLossHasAnIDOfItsOwn(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	lead.do("k=1")
+	r.same("k", "1")
+	votes := func() bool {
+		s := other.host.Shards()[0]
+		return !s.Awaiting && lead.host.Shards()[0].Voter(s.Replica) && s.Applied == lead.host.Shards()[0].Applied
+	}
+	rep := other.host.reps[1]
+	for range 3 {
+		was := rep.rid
+		other.send(lead, &raftpb.Message{
+			Type: raftpb.MsgHeartbeat.Enum(), From: new(lead.host.reps[1].rid), To: new(was), Term: new(rep.term), Commit: new(rep.view.last.Index + 100),
+		})
+		if rep.rn != nil {
+			t.Fatal("it does not start over")
+		}
+		r.until("repair", votes)
+		if rep.rid <= was {
+			t.Fatalf("replica %d was given up and is %d now", was, rep.rid)
+		}
+		lead.do("k=2")
+		r.same("k", "2")
+		id, last, rn := rep.rid, rep.view.last, rep.rn
+		h := lead.host
+		w := beginMessage(appendFrameHeader(nil, frameHeader{from: lead.id, session: h.cfg.Session, logID: h.cfg.LogID, yourLog: other.host.cfg.LogID &^ awareBit}), msgAssign)
+		w.b = binary.LittleEndian.AppendUint64(binary.AppendUvarint(binary.AppendUvarint(w.b, 1), id), rep.request)
+		other.turn(Frame{From: lead.id, Data: w.end()})
+		if rep.rid != id || rep.view.last != last || rep.rn != rn {
+			t.Fatalf("told of its id again, replica %d with entries up to %+v is %d with %+v", id, last, rep.rid, rep.view.last)
+		}
 	}
 }
