@@ -546,6 +546,15 @@ func TestAuth_NodeThatHasNotHeard(t *testing.T) {
 	if _, err := r.kv.Range(r.ann, &pb.RangeRequest{Key: []byte("a")}); err != nil {
 		t.Errorf("read: %v", err)
 	}
+	// Whose token does not count is told that, as by any other node: a client then logs in again.
+	late()
+	if _, err := r.kv.Put(withToken(r.ctx(), "x"), &pb.PutRequest{Key: []byte("a")}); !same(err, rpctypes.ErrGRPCInvalidAuthToken) {
+		t.Errorf("put with a token of nobody's: %v", err)
+	}
+	late()
+	if _, err := r.kv.Range(withToken(r.ctx(), "x"), &pb.RangeRequest{Key: []byte("a")}); !same(err, rpctypes.ErrGRPCInvalidAuthToken) {
+		t.Errorf("read with a token of nobody's: %v", err)
+	}
 	late()
 	st, err := r.lease.LeaseKeepAlive(r.ann)
 	if err == nil {

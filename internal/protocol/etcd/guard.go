@@ -47,9 +47,11 @@ func (s *Server) run(ctx context.Context, encode func(auth.Caller) shard.Command
 		return shard.Result{Err: err}
 	}
 	res := s.client.Submit(ctx, routeOf(at), encode(c)).Wait(ctx)
-	if s.unheard(ctx, &c, res.Err) {
-		res = s.client.Submit(ctx, routeOf(at), encode(c)).Wait(ctx)
+	again, err := s.unheard(ctx, &c, res.Err)
+	if again {
+		return s.client.Submit(ctx, routeOf(at), encode(c)).Wait(ctx)
 	}
+	res.Err = err
 	return res
 }
 
@@ -64,21 +66,26 @@ func (s *Server) look(ctx context.Context, at shard.Consistency, encode func(aut
 		return nil, err
 	}
 	b, err := s.client.Query(ctx, routeOf(where), at, encode(c))
-	if s.unheard(ctx, &c, err) {
-		b, err = s.client.Query(ctx, routeOf(where), at, encode(c))
+	again, err := s.unheard(ctx, &c, err)
+	if again {
+		return s.client.Query(ctx, routeOf(where), at, encode(c))
 	}
 	return b, err
 }
 
-// unheard says whether a request was refused because this node had not heard that authentication was enabled, and did not look who its
-// client is. Then it has looked, and the request can be made again.
-func (s *Server) unheard(ctx context.Context, c *auth.Caller, err error) bool {
+// unheard says whether a request was refused with err because this node had not heard that authentication was enabled, and did not look who its
+// client is. Then it has looked, and the request can be made again. Otherwise it returns what the client is told: why its token does not count, if
+// it has one that does not, or err.
+func (s *Server) unheard(ctx context.Context, c *auth.Caller, err error) (again bool, _ error) {
 	if c.Kind != auth.Nobody || !errors.Is(err, auth.ErrUserEmpty) {
-		return false
+		return false, err
 	}
-	now, err := s.identify(ctx, true)
+	now, unknown := s.identify(ctx, true)
+	if unknown != nil {
+		return false, unknown
+	}
 	*c = now
-	return err == nil && now.Kind != auth.Nobody
+	return now.Kind != auth.Nobody, err
 }
 
 // submit runs a command of kv's for the client of a context.
