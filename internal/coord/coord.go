@@ -145,7 +145,8 @@ func (c *Client) enter(ctx context.Context, name []byte, lease int64, value []by
 		cl.granted = true
 	}
 	from, _ := prefixOf(name)
-	cl.Key = fmt.Appendf(from, "%x", uint64(cl.Lease))
+	// A lease's id is a number with a sign, and etcd's clients write it so: to them it is the same key.
+	cl.Key = fmt.Appendf(from, "%x", cl.Lease)
 	a, err := c.Do(ctx, &kv.Txn{
 		If:   []kv.Compare{{Key: cl.Key, Target: kv.CreateRevision}},
 		Then: []kv.Op{&kv.Put{Key: cl.Key, Value: value, Lease: cl.Lease}}, Else: []kv.Op{&kv.Range{Key: cl.Key}},

@@ -108,6 +108,23 @@ func (u unsure) Submit(ctx context.Context, r shard.Route, c shard.Command) *sha
 	return f
 }
 
+// etcd's own client locks with the same key, whoever chose the lease's id: it would wait for itself otherwise.
+func TestLock_KeyOfALeaseWithANegativeID(t *testing.T) {
+	c := newClient(t)
+	for id, want := range map[int64]string{-1: "l/-1", -255: "l/-ff", 255: "l/ff"} {
+		if _, err := c.submit(within(t), kv.EncodeGrant(id, 60)); err != nil {
+			t.Fatal(err)
+		}
+		cl, err := c.Lock(within(t), []byte("l"), id)
+		if err != nil || string(cl.Key) != want {
+			t.Errorf("lease %d: %+v %v, want key %s", id, cl, err, want)
+		}
+		if _, err := c.Resign(within(t), cl); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Nobody knows of the key of a call without a lease that does not know how its write ended: it would keep others out until its lease ends.
 func TestLock_UnknownWhetherItEnteredLeavesNothing(t *testing.T) {
 	c := newClient(t)
