@@ -224,7 +224,7 @@ func TestErrors_AsOfTheOtherServer(t *testing.T) {
 	t.Cleanup(theirs.Stop)
 	other := &rig{t, nil, dial(t, ln.Addr().String())}
 
-	paths := []string{"/test.Test/None", "/test.None/Echo", "/test.Test", "nothing", "/", "/test.Test/"}
+	paths := []string{"/test.Test/None", "/test.None/Echo", "/test.Test", "nothing", "/", "/test.Test/", "test.Test/Echo", "//", ""}
 	for name := range fails {
 		paths = append(paths, "/test.Test/"+name)
 	}

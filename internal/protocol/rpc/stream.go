@@ -106,7 +106,7 @@ func (st *stream) unserved() error {
 		return nil
 	}
 	at := strings.LastIndexByte(st.path, '/')
-	if at < 1 {
+	if at < 1 || st.path[0] != '/' {
 		return status.Errorf(codes.Unimplemented, "malformed method name: %q", st.path)
 	}
 	service := st.path[1:at]
