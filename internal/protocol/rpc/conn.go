@@ -599,10 +599,13 @@ func (c *conn) windowUpdate(id uint32, b []byte) error {
 		return nil
 	}
 	st.send += more
-	wrong := more == 0 || st.send > math.MaxInt32
+	excess := st.send > math.MaxInt32
 	st.wake()
 	c.mu.Unlock()
-	if wrong {
+	switch {
+	case more == 0:
+		return st.abandon(http2.ErrCodeProtocol)
+	case excess:
 		return st.abandon(http2.ErrCodeFlowControl)
 	}
 	return nil

@@ -318,7 +318,7 @@ func TestWire_BrokenClients(t *testing.T) {
 		"a stream's of nothing": {func(w *wire) {
 			w.open(1, "/test.Test/Echo", false)
 			w.write(func() error { return w.fr.WriteWindowUpdate(1, 0) })
-		}, "RST 1 FLOW_CONTROL_ERROR"},
+		}, "RST 1 PROTOCOL_ERROR"},
 		"an initial that overflows": {func(w *wire) {
 			w.open(1, "/test.Test/Echo", false)
 			w.write(func() error { return w.fr.WriteWindowUpdate(1, 1<<31-1-defaultWindow) })
