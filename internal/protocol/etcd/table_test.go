@@ -74,7 +74,8 @@ This page is generated from the table in ` + "`internal/protocol/etcd/table.go`"
 The API is that of etcd ` + Version + `, over gRPC, and as JSON under ` + "`/v3/`" + ` on the same port, with ` + "`/version`, `/health`, `/readyz` and `/livez`" + `. One key
 space a space of the cluster, on its first shard, with a revision of its own that begins at 1. ` + "`/metrics`" + ` has etcd's names beside the node's own. Errors are etcd's, to the letter; an unknown
 outcome is ` + "`etcdserver: request timed out`" + `. There are no quotas, no alarms and nothing to defragment.
-The JSON form is for programs: pages of other sites get no CORS headers, and the paths of etcd 3.3, ` + "`/v3beta/`" + `, are not there.
+The JSON form is for programs: pages of other sites get no CORS headers, and the paths of etcd 3.3, ` + "`/v3beta/`" + `, are not there. Compressed
+messages of gRPC (` + "`grpc-encoding: gzip`" + `) are refused by name.
 
 The last column is what kine v0.16.4, which also speaks this API, makes of it.
 
