@@ -229,6 +229,7 @@ func TestTxn_KeysPutTwiceDeepInside(t *testing.T) {
 		"in either, and again":        {[]*pb.RequestOp{nested([]*pb.RequestOp{y}, []*pb.RequestOp{x}), x}, rpctypes.ErrGRPCDuplicateKey},
 		"and deleted by another":      {[]*pb.RequestOp{one(del("a", "z")), one(x)}, rpctypes.ErrGRPCDuplicateKey},
 		"and deleted with others":     {[]*pb.RequestOp{one(x), del("a", "z")}, rpctypes.ErrGRPCDuplicateKey},
+		"twice where nothing is done": {[]*pb.RequestOp{nested(nil, []*pb.RequestOp{x, x})}, rpctypes.ErrGRPCDuplicateKey},
 	} {
 		if _, err := r.kv.Txn(r.ctx(), &pb.TxnRequest{Success: c.ops}); !same(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
