@@ -34,6 +34,8 @@ type applying struct {
 	deferred  int
 	// ran is the size of what this turn has applied.
 	ran int
+	// answerBytes is what the answers that this turn has made hold.
+	answerBytes int
 	// answers is where the answers of a replica's commands are collected.
 	answers []shard.Answer
 }
@@ -52,7 +54,7 @@ func (r *replica) apply() {
 	if len(ms) == 0 || h.err != nil {
 		return
 	}
-	out := shard.Applied{Own: h.cfg.Session, Answers: h.answers[:0]}
+	out := shard.Applied{Own: h.cfg.Session, Answers: h.answers[:0], AnswerBytes: h.answerBytes, AnswerBytesMax: h.cfg.AnswerBytesMax}
 	for _, m := range ms {
 		for _, e := range m.Entries {
 			h.ran += len(e.Data) + entryOverhead
@@ -73,6 +75,7 @@ func (r *replica) apply() {
 	r.noteRebuilding()
 	h.out.Counts.Commands += out.Commands
 	h.out.Counts.Duplicates += out.Duplicates
+	h.answerBytes = out.AnswerBytes
 	r.answerApplied(&out)
 	if len(out.Wakes) > 0 && !(env.Mutant(env.MutantWakeLost) && len(out.Answers) == 0) {
 		h.out.Wakes = append(h.out.Wakes, ShardWakes{Shard: r.id, Wakes: out.Wakes})

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
+	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/shard"
 	"github.com/quorate/quorate/internal/storage"
 )
@@ -51,6 +53,57 @@ func TestApply_AnswersInTheTurnThatCommits(t *testing.T) {
 	lead.turn()
 	if _, ok := lead.results[f]; !ok {
 		t.Error("the command was not answered when it was durable")
+	}
+}
+
+// Small commands may have large answers, and many of them are in one entry. What a turn's answers hold is bounded, whatever shards they are from.
+func TestApply_LargeAnswersAreBounded(t *testing.T) {
+	const room = 100_000
+	r := newRig(t, 1, func(c *Config) { c.Shards, c.AnswerBytesMax = []shard.ID{1, 2}, room })
+	n := r.nodes[0]
+	r.until("leaders", func() bool { s := n.host.Shards(); return s[0].Leads && s[1].Leads })
+	// ask runs commands, each with its shard in front, in one turn. It returns what became of them.
+	ask := func(cmds ...string) (got []string) {
+		t.Helper()
+		var in []Input
+		var futures []*shard.Future
+		for _, cmd := range cmds {
+			f := shard.NewFuture()
+			futures = append(futures, f)
+			in = append(in, Propose{Shard: shard.ID(cmd[0] - '0'), Command: shard.Command{Module: 9, Data: []byte(cmd[1:])}, Future: f})
+		}
+		r.holdSync[n.id] = true
+		n.turn(in...)
+		r.settle()
+		r.holdSync[n.id] = false
+		n.sync()
+		r.until("answers", func() bool { return len(n.results) > 0 && n.results[futures[len(futures)-1]].Revision > 0 })
+		for i, f := range futures {
+			res := n.results[f]
+			switch e, _ := res.Err.(*errs.Error); { //nolint:errorlint // the outermost error is what a client gets
+			case res.Err == nil:
+				got = append(got, strconv.Itoa(len(res.Data)))
+			case e != nil && e.Kind == errs.OutcomeUnknown && e.Code == "UNKNOWN" && res.Revision > 0:
+				got = append(got, "done")
+			default:
+				t.Errorf("%s: %+v", cmds[i], res)
+			}
+		}
+		return got
+	}
+	for range 2 {
+		want := []string{"60000", "40000", "4096", "done", "7", "done", "4096"}
+		if got := ask("1?a=60000", "1?b=40000", "1?c=4096", "1?d=4097", "1e=5", "2?f=60000", "2?g=4096"); !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		if got := n.get("d"); got != "4097" {
+			t.Errorf("the command without an answer has stored %q", got)
+		}
+		// The first large answer has room in any case.
+		want = []string{"7", "200000", "done"}
+		if got := ask("1e=5", "1?a=200000", "1?b=5000"); !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }
 

@@ -48,6 +48,9 @@ type Config struct {
 	QueueLenMax int
 	// InflightBytesMax bounds what of one shard is proposed by this node and not yet applied; default 16 MiB.
 	InflightBytesMax int
+	// AnswerBytesMax bounds what a turn's answers to this node's commands hold; default 512 MiB. Commands whose answer has no room are done all the
+	// same, and answered with errs.OutcomeUnknown.
+	AnswerBytesMax int
 	// LogBytesMax is the size of the log at which the store is flushed and the log cut; default 128 MiB.
 	LogBytesMax int64
 	// LogEntriesMax, when not 0, does the same when a shard's log has that many entries. Tests set it.
@@ -82,6 +85,7 @@ func (c *Config) fill() error {
 	def(&c.QueueBytesMax, 32<<20)
 	def(&c.QueueLenMax, 1<<16)
 	def(&c.InflightBytesMax, 16<<20)
+	def(&c.AnswerBytesMax, 512<<20)
 	def(&c.ChunkBytes, 256<<10)
 	def(&c.CacheBytes, 32<<20)
 	if c.CacheBytes > 0 {
@@ -454,7 +458,7 @@ func (h *Host) Turn(now time.Time, in []Input) Output {
 	}
 	h.fireTimers()
 	h.forwardLater()
-	h.ran = 0
+	h.ran, h.answerBytes = 0, 0
 	for {
 		h.openRound()
 		for _, r := range h.dirty {

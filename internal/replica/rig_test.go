@@ -3,6 +3,7 @@ package replica
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -67,7 +68,7 @@ type rigNode struct {
 	wakesAll int
 }
 
-// pairs is a module that stores "key=value", fails on "!", and sets a timer on "@key=delay".
+// pairs is a module that stores "key=value", fails on "!", sets a timer on "@key=delay", and answers "?key=n" with n bytes.
 type pairs struct{}
 
 func (pairs) ID() shard.ModuleID { return 9 }
@@ -84,6 +85,13 @@ func (pairs) Apply(tx *shard.Tx, cmd []byte) ([]byte, error) {
 		}
 		tx.SetTimer([]byte(k[1:]), tx.Now().Add(d))
 		return nil, nil
+	case k[0] == '?':
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			return nil, errs.Wrap(errs.Invalid, err, "length")
+		}
+		tx.Set([]byte(k[1:]), []byte(v))
+		return make([]byte, n), nil
 	}
 	tx.Set([]byte(k), []byte(v))
 	tx.Emit("set", []byte(k), []byte(k), []byte(v))

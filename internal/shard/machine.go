@@ -109,12 +109,34 @@ type Applied struct {
 	// Answers holds the results of batches of the session Own.
 	Own     uint64
 	Answers []Answer
+	// AnswerBytes counts what large ones of Answers hold. Past AnswerBytesMax, if that is not 0, further ones are left out: a small command may have an answer
+	// of many megabytes, and an entry thousands of such commands. The first is kept in any case.
+	AnswerBytes, AnswerBytesMax int
 	// Wakes lists the keys that changed. It is valid until the next apply.
 	Wakes []Wake
 	// Duplicates counts the batches that were not applied because they had been before.
 	Duplicates int
 	// Commands counts the commands that were run.
 	Commands int
+}
+
+// answerSmall is the size up to which an answer is kept whatever there is beside it: it is not much more than what is kept for its command.
+const answerSmall = 4 << 10
+
+// fit counts a result, or puts an error in its place that says that the command was done.
+func (a *Applied) fit(r Result) Result {
+	n := len(r.Data)
+	switch {
+	case n <= answerSmall || a.AnswerBytesMax == 0:
+		return r
+	case a.AnswerBytes > 0 && a.AnswerBytes+n > a.AnswerBytesMax:
+		return Result{Revision: r.Revision, Err: &errs.Error{
+			Kind: errs.OutcomeUnknown, Code: "UNKNOWN",
+			Msg: "the request was done, but the node has no room for its answer beside those to others; look before you repeat it",
+		}}
+	}
+	a.AnswerBytes += n
+	return r
 }
 
 // The shard's own rows: see docs/formats/state.md.
@@ -313,7 +335,7 @@ func (m *Machine) Apply(index, term uint64, data []byte, out *Applied) error {
 			}
 			out.Commands++
 			if h.Session == out.Own && h.Session != 0 {
-				out.Answers = append(out.Answers, Answer{Session: h.Session, Seq: h.Seq, Pos: pos, Result: res})
+				out.Answers = append(out.Answers, Answer{Session: h.Session, Seq: h.Seq, Pos: pos, Result: out.fit(res)})
 			}
 		}
 	}
