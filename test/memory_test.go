@@ -56,19 +56,18 @@ func TestMemory_SmallContainer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	lead := c.leader(t, 1)
 	value := strings.Repeat("v", 8<<20-1<<10)
 	load := func(what string, ask func(r *redis.Client, key string) error) {
 		var done, refused atomic.Int64
 		var all sync.WaitGroup
 		for i := range 64 {
 			all.Go(func() {
-				r := redis.NewClient(&redis.Options{Addr: lead.redis, MaxRetries: -1, ReadTimeout: -1, WriteTimeout: -1})
+				r := redis.NewClient(&redis.Options{Addr: c.nodes[i%len(c.nodes)].redis, MaxRetries: -1, ReadTimeout: -1, WriteTimeout: -1})
 				defer r.Close()
 				for range 3 {
 					var answer redis.Error
 					switch err := ask(r, "k"+strconv.Itoa(i%8)); {
-					case err == nil:
+					case err == nil || errors.Is(err, redis.Nil):
 						done.Add(1)
 					case errors.As(err, &answer):
 						refused.Add(1)
@@ -87,6 +86,14 @@ func TestMemory_SmallContainer(t *testing.T) {
 	}
 	load("write", func(r *redis.Client, key string) error { return r.Set(t.Context(), key, value, 0).Err() })
 	load("read", func(r *redis.Client, key string) error { return r.Get(t.Context(), key).Err() })
+	load("transaction", func(r *redis.Client, key string) error {
+		_, err := r.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
+			p.Set(t.Context(), "small", "v", 0)
+			p.Get(t.Context(), key)
+			return p.Get(t.Context(), "k0").Err()
+		})
+		return err
+	})
 	for _, n := range c.nodes {
 		select {
 		case <-n.gone:

@@ -46,12 +46,22 @@ func (m memory) queries() int {
 	return int(m.share(128<<20, 4, 64))
 }
 
-// limitGC makes the garbage collector work harder when nine tenths of the memory are used, until stop is called: the rest is for what the Go runtime does not
-// know of. Whoever sets GOMEMLIMIT, Go's own variable for it, decides instead. It is for processes that do nothing but run a node.
+// reserve is what limitGC leaves of a small memory, be it more than a tenth. The collector is late by what is allocated while it works, and that is not less where
+// there is less memory: copies of values of 8 MB, in all that they go through.
+const reserve = 128 << 20
+
+// gcLimit is how much memory the garbage collector is told of: nine tenths, or what reserve leaves, but three quarters at least. The rest is for what the Go runtime
+// does not know of, and for what it is late with.
+func (m memory) gcLimit() int64 {
+	return int64(m) - max(int64(m)/10, min(reserve, int64(m)/4))
+}
+
+// limitGC makes the garbage collector work harder when so much of the memory is used, until stop is called. Whoever sets GOMEMLIMIT, Go's own variable for it, decides
+// instead. It is for processes that do nothing but run a node.
 func (m memory) limitGC() (stop func()) {
 	if m == 0 || os.Getenv("GOMEMLIMIT") != "" {
 		return func() {}
 	}
-	before := debug.SetMemoryLimit(int64(m) / 10 * 9)
+	before := debug.SetMemoryLimit(m.gcLimit())
 	return func() { debug.SetMemoryLimit(before) }
 }

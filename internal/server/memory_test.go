@@ -29,6 +29,11 @@ func TestMemory_CollectorIsToldOfTheLimit(t *testing.T) {
 	if got := debug.SetMemoryLimit(-1); got != math.MaxInt64 {
 		t.Errorf("afterwards the limit is %d", got)
 	}
+	for m, want := range map[memory]int64{256 << 20: 192 << 20, 512 << 20: 384 << 20, 1 << 30: 896 << 20, 1280 << 20: 1152 << 20, 2 << 30: 2<<30 - (2<<30)/10} {
+		if got := m.gcLimit(); got != want {
+			t.Errorf("of %d bytes: %d, want %d", m, got, want)
+		}
+	}
 	memory(0).limitGC()()
 	if got := debug.SetMemoryLimit(-1); got != math.MaxInt64 {
 		t.Errorf("without a limit it is %d", got)

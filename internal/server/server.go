@@ -260,7 +260,7 @@ func Start(cfg Config, version string, e *env.Env, log *slog.Logger) (_ *Server,
 	s.engine, err = engine.Start(engine.Config{
 		Cluster: cfg.Cluster, Identity: cfg.identity(), Node: shard.NodeID(cfg.Node), Peers: cfg.peers(), Spaces: cfg.spaces(), Addr: adv,
 		Replica: replica.Config{
-			LeaseReads: cfg.LeaseReads, QueueBytesMax: int(s.memory.share(32, 16<<20, 32<<20)), InflightBytesMax: int(s.memory.share(64, 4<<20, 16<<20)),
+			LeaseReads: cfg.LeaseReads, QueueBytesMax: int(s.memory.share(32, 16<<20, 32<<20)), InflightBytesMax: int(s.memory.share(128, 4<<20, 16<<20)),
 			AnswerBytesMax: int(s.memory.share(32, 16<<20, redisWritesBytesMax)),
 		},
 		DropUnsynced: cfg.Sandbox.NoFsync, StaleReads: cfg.Sandbox.StaleReads,
