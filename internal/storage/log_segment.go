@@ -464,16 +464,17 @@ func (l *Log) recycle(oldest uint64) error {
 		l.segs = append([]*segment(nil), l.segs[1:]...)
 	}
 	l.mu.Unlock()
+	var err error
 	for _, g := range gone {
 		// A file that someone still reads must not be written again, and one of unusual size is not worth keeping.
 		if len(l.spare) < l.cfg.RecycleSegments && g.holders.Load() == 1 && g.size == l.cfg.SegmentBytes && g.alloc <= g.size {
 			l.spare = append(l.spare, g.seq)
-		} else if err := l.fs.Remove(l.path(segmentName(g.seq))); err != nil {
-			return errs.Wrap(errs.OutcomeUnknown, err, "remove raft log segment %d", g.seq)
+		} else if e := l.fs.Remove(l.path(segmentName(g.seq))); e != nil && err == nil {
+			err = errs.Wrap(errs.OutcomeUnknown, e, "remove raft log segment %d", g.seq)
 		}
 		g.release()
 	}
-	return nil
+	return err
 }
 
 // writeIdentity puts the present commit point into LOG.
