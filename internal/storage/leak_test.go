@@ -6,6 +6,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/quorate/quorate/internal/errs"
 )
 
 // countedFS counts the files that are open.
@@ -101,4 +103,72 @@ func TestLog_LeavesNoFileOpen(t *testing.T) {
 	if _, _, err := OpenLog(fs, logDir, cfg); err == nil || fs.open.Load() != 0 {
 		t.Errorf("%d files are open; %v", fs.open.Load(), err)
 	}
+}
+
+// Each step by which something is written may fail. The call that took it says so, and so does every later one: what the system has of the file is not known.
+func TestLog_FailureOfAnyStepIsFinal(t *testing.T) {
+	const steps = 400
+	seen := map[errorfs.OpKind]int{}
+	for at := range steps {
+		mem := MemFS()
+		rotated(t, mem, 3, oneEach)
+		n, armed := 0, false
+		var kind errorfs.OpKind
+		fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if !armed || op.Kind.ReadOrWrite() == errorfs.OpIsRead || op.Kind == errorfs.OpFileClose {
+				return nil
+			}
+			if n++; n == at+1 {
+				kind = op.Kind
+				return errorfs.ErrInjected
+			}
+			return nil
+		}))
+		l := mustOpen(t, fs, smallLog())
+		armed = true
+		for i := uint64(1); i < 80 && n <= at; i++ {
+			before := n
+			err := l.Append([]Write{{Shard: 7, Replica: 1, Entries: entries(i, 1, 1, 900), Cut: i - 1}})
+			if err == nil && i%3 == 0 {
+				err = l.Sync()
+			}
+			if err == nil && i%3 == 0 {
+				err = l.Seal()
+			}
+			if failed := before <= at && n > at; failed != (err != nil) {
+				t.Fatalf("step %d, %v: failed is %v, and the call returns %v", at, kind, failed, err)
+			}
+		}
+		if n <= at {
+			break
+		}
+		seen[kind]++
+		for what, err := range map[string]error{
+			"Append": l.Append([]Write{{Shard: 8, Replica: 1}}), "Sync": l.Sync(), "Seal": l.Seal(), "Settle": l.Settle(0), "Close": l.Close(),
+		} {
+			if err == nil {
+				t.Errorf("step %d, %v: %s works again", at, kind, what)
+			}
+		}
+	}
+	for _, kind := range []errorfs.OpKind{errorfs.OpFileWriteAt, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpCreate, errorfs.OpFileWrite, errorfs.OpRename, errorfs.OpRemove} {
+		if seen[kind] == 0 {
+			t.Errorf("no step of kind %v has failed: %v", kind, seen)
+		}
+	}
+}
+
+// Terms do not fall within what one write holds, nor behind what it is put behind.
+func TestLog_FallingTermsAreRefused(t *testing.T) {
+	l := mustOpen(t, MemFS(), smallLog())
+	two := func(first, a, b uint64) []Entry { return []Entry{{Index: first, Term: a}, {Index: first + 1, Term: b}} }
+	for _, w := range []Write{
+		{Shard: 1, Replica: 1, Entries: two(1, 5, 4)},
+		{Shard: 1, Replica: 1, Entries: append(two(1, 4, 6), Entry{Index: 3, Term: 5})},
+		{Shard: 1, Replica: 1, Reset: &Position{9, 5}, Entries: two(10, 4, 5)},
+	} {
+		wantKind(t, l.Append([]Write{w}), errs.Invalid)
+	}
+	must(t, l.Append([]Write{{Shard: 1, Replica: 1, Reset: &Position{9, 5}, Entries: two(10, 5, 6)}}))
+	must(t, l.Close())
 }
