@@ -160,7 +160,8 @@ func (m model) differs(l *Log) error {
 	return miscounted(l)
 }
 
-// miscounted says in which segment the needed entries are not those that are counted: it would stay for ever, or go too early.
+// miscounted says in which segment the needed entries are not those that are counted: it would stay for ever, or go too early. The size of the log, by
+// which it is cut, is where its segments end.
 func miscounted(l *Log) error {
 	type count struct {
 		n     int
@@ -172,6 +173,9 @@ func miscounted(l *Log) error {
 			c := counts[e.seg]
 			counts[e.seg] = count{c.n + 1, c.bytes + int64(e.len())}
 		}
+	}
+	if g := l.current(); g.end != l.pos || g.alloc < g.end {
+		return fmt.Errorf("segment %d ends at %d of %d, the next record goes to %d", g.seq, g.end, g.alloc, l.pos)
 	}
 	for _, g := range l.segs {
 		if got := (count{g.live, g.liveBytes}); got != counts[g.seq] {
