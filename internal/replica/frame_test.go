@@ -118,3 +118,18 @@ func TestFrames_LargestMessageFits(t *testing.T) {
 	}
 	t.Logf("largest frame: %d bytes", most)
 }
+
+// A frame of a node that is no member, or that says it is of another one than it came from, is dropped.
+func TestFrames_OfNobody(t *testing.T) {
+	r := newRig(t, 3, nil)
+	lead, other := r.elect()
+	r.settle()
+	h := other.host
+	for _, c := range []struct{ from, says shard.NodeID }{{9, 9}, {9, other.id}, {other.id, 9}, {0, 0}, {lead.id, lead.id}} {
+		b := appendFrameHeader(nil, frameHeader{from: c.says, session: 77, logID: h.cfg.LogID, yourLog: lead.host.cfg.LogID})
+		lead.turn(Frame{From: c.from, Data: b})
+		if got := lead.host.peers[other.id].session; lead.fatal != nil || got != h.cfg.Session {
+			t.Errorf("a frame of node %d that says it is of %d: session %d, %v", c.from, c.says, got, lead.fatal)
+		}
+	}
+}

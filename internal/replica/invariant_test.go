@@ -121,6 +121,9 @@ func (r *replica) wrong() error {
 	if !r.leads() && (len(r.out) > 0 || r.made != nil || !r.reads.lease.IsZero()) {
 		return fmt.Errorf("it does not lead, and sends %d snapshots, has one: %v, and a lease until %v", len(r.out), r.made != nil, r.reads.lease)
 	}
+	if n := len(r.followers); n > len(r.host.peerIDs)+1 {
+		return fmt.Errorf("%d followers are remembered: %+v", n, r.followers)
+	}
 	if len(r.digests) > 5 {
 		return fmt.Errorf("%d digests are kept", len(r.digests))
 	}

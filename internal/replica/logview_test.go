@@ -130,7 +130,7 @@ func TestLogView_Append(t *testing.T) {
 		"for the last":   {ents(2, 7, 8), []uint64{51, 61, 72, 82}},
 		"far before all": {ents(2, 1), []uint64{12}},
 	} {
-		r := &replica{}
+		r := &replica{host: &Host{}}
 		v := &r.view
 		v.append(ents(1, 5, 6, 7))
 		v.append(c.add)
@@ -147,7 +147,7 @@ func TestLogView_Append(t *testing.T) {
 		}
 	}
 	// Large ones push out those before.
-	r := &replica{}
+	r := &replica{host: &Host{}}
 	for i := range uint64(20) {
 		r.view.append([]*raftpb.Entry{{Index: new(i + 1), Term: new(uint64(1)), Data: make([]byte, cacheBytesMax/4-64)}})
 		if err := r.wrong(); err != nil || len(r.view.cache) != int(min(i+1, 4)) {
