@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"strings"
 	"testing"
 
+	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
@@ -196,6 +199,67 @@ func TestAlarm_ThereAreNone(t *testing.T) {
 	for _, action := range []pb.AlarmRequest_AlarmAction{pb.AlarmRequest_GET, pb.AlarmRequest_DEACTIVATE} {
 		if a, err := m.Alarm(r.ctx(), &pb.AlarmRequest{Action: action, Alarm: pb.AlarmType_NOSPACE}); err != nil || len(a.Alarms) != 0 {
 			t.Errorf("%v: %v %v", action, a, err)
+		}
+	}
+}
+
+// page gets a page.
+func (r *rig) page(path string) (code int, kind, body string) {
+	r.t.Helper()
+	req, err := http.NewRequestWithContext(r.ctx(), http.MethodGet, "http://"+r.addr+path, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return resp.StatusCode, resp.Header.Get("Content-Type"), string(b)
+}
+
+// Pages say what they are, and checks list themselves for who asks.
+func TestPages_KindsAndLists(t *testing.T) {
+	r := newRig(t, Config{})
+	const text, object = "text/plain; charset=utf-8", "application/json"
+	for path, want := range map[string]struct{ kind, begins, ends string }{
+		"/version": {object, `{"etcdserver":"` + Version + `"`, "}"}, "/health": {object, `{"health":"true"`, "}"},
+		"/livez": {text, "ok\n", "ok\n"}, "/livez?verbose": {text, "[+]serializable_read ok\n", "\nok\n"},
+		"/readyz": {text, "ok\n", "ok\n"}, "/readyz?verbose": {text, "[+]", "\nok\n"}, "/readyz/linearizable_read": {text, "ok\n", "ok\n"},
+	} {
+		code, kind, body := r.page(path)
+		if code != http.StatusOK || kind != want.kind || !strings.HasPrefix(body, want.begins) || !strings.HasSuffix(body, want.ends) {
+			t.Errorf("%s: %d %s %q, want %s, from %q to %q", path, code, kind, body, want.kind, want.begins, want.ends)
+		}
+	}
+}
+
+func TestUnlock_WithoutAKey(t *testing.T) {
+	r := newRig(t, Config{})
+	if code, m := r.post("/v3/lock/unlock", `{}`); code != http.StatusBadRequest || m["message"] != "etcdserver: key is not provided" {
+		t.Errorf("%d %v", code, m)
+	}
+}
+
+// A type of permission that there is not would be kept, and mean nothing.
+func TestRoleGrantPermission_UnknownTypes(t *testing.T) {
+	r := newRig(t, Config{})
+	a := pb.NewAuthClient(r.conn)
+	if _, err := a.RoleAdd(r.ctx(), &pb.AuthRoleAddRequest{Name: "r"}); err != nil {
+		t.Fatal(err)
+	}
+	for kind := authpb.Permission_Type(-1); kind <= 3; kind++ {
+		var want error
+		if kind < authpb.Permission_READ || kind > authpb.Permission_READWRITE {
+			want = rpctypes.ErrGRPCInvalidAuthMgmt
+		}
+		q := &pb.AuthRoleGrantPermissionRequest{Name: "r", Perm: &authpb.Permission{PermType: kind, Key: []byte("a")}}
+		if _, err := a.RoleGrantPermission(r.ctx(), q); !same(err, want) {
+			t.Errorf("type %d: %v, want %v", kind, err, want)
 		}
 	}
 }
