@@ -18,7 +18,7 @@ func TestConfig_Defaults(t *testing.T) {
 	want := Config{
 		Node: 1, Nodes: []shard.NodeID{1}, Shards: []shard.ID{1}, Session: 1,
 		Tick: 100 * time.Millisecond, ElectionTicks: 10, BatchBytesMax: 1 << 20, CommandBytesMax: 16 << 20, QueueBytesMax: 32 << 20, QueueLenMax: 65536,
-		InflightBytesMax: 16 << 20, LogBytesMax: 128 << 20, ChunkBytes: 256 << 10, LeaseDrift: 0.1, CacheBytes: 32 << 20,
+		InflightBytesMax: 16 << 20, AnswerBytesMax: 512 << 20, LogBytesMax: 128 << 20, ChunkBytes: 256 << 10, LeaseDrift: 0.1, CacheBytes: 32 << 20,
 	}
 	if c.Machine.Cache == nil {
 		t.Error("there is no cache")
