@@ -73,6 +73,17 @@ func (s *Server) createTopic(ctx context.Context, t *kmsg.CreateTopicsRequestTop
 	if err != nil {
 		return nil, 0, err
 	}
+	if err := eventlog.CheckTopicName(t.Topic); err != nil {
+		return nil, 0, err
+	}
+	// Whoever makes sure that a topic is there goes on upon TOPIC_ALREADY_EXISTS, whatever else it asked for. It comes before all that
+	// is said of the rest, as in Kafka (ReplicationControlManager.createTopics).
+	switch _, err := s.topics.ByName(ctx, t.Topic); {
+	case err == nil:
+		return nil, 0, errs.New(errs.Exists, "topic %q exists", t.Topic)
+	case !errs.Is(err, errs.NotFound):
+		return nil, 0, err
+	}
 	info, _ := w.topo.Shard(w.space.Shards[0])
 	factor := int16(len(info.Replicas))
 	switch {
@@ -94,16 +105,7 @@ func (s *Server) createTopic(ctx context.Context, t *kmsg.CreateTopicsRequestTop
 		return made, factor, err
 	}
 	s.topics.complete(&x, w.space)
-	if err := eventlog.CheckTopic(x); err != nil {
-		return nil, 0, err
-	}
-	switch _, err := s.topics.ByName(ctx, t.Topic); {
-	case err == nil:
-		return nil, 0, errs.New(errs.Exists, "topic %q exists", t.Topic)
-	case !errs.Is(err, errs.NotFound):
-		return nil, 0, err
-	}
-	return &x, factor, nil
+	return &x, factor, eventlog.CheckTopic(x)
 }
 
 // topicConfig is a setting of a topic.

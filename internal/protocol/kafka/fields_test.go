@@ -510,3 +510,33 @@ func TestForeign_IsRecognised(t *testing.T) {
 		}
 	}
 }
+
+// Programs that make sure that their topics are there go on upon TOPIC_ALREADY_EXISTS. In Kafka (ReplicationControlManager.createTopics) that comes
+// before all that is wrong with what else they ask for.
+func TestCreateTopics_ThatItExistsComesFirst(t *testing.T) {
+	b := newBench(t, 1, Config{})
+	w := b.dial()
+	w.createTopic("t", 1)
+	compact := kmsg.NewCreateTopicsRequestTopicConfig()
+	compact.Name, compact.Value = "cleanup.policy", p("compact")
+	for name, f := range map[string]func(*kmsg.CreateTopicsRequestTopic){
+		"a setting":            func(x *kmsg.CreateTopicsRequestTopic) { x.Configs = append(x.Configs, compact) },
+		"a replication factor": func(x *kmsg.CreateTopicsRequestTopic) { x.ReplicationFactor = 3 },
+		"partitions":           func(x *kmsg.CreateTopicsRequestTopic) { x.NumPartitions = 1 << 30 },
+		"an assignment": func(x *kmsg.CreateTopicsRequestTopic) {
+			x.ReplicaAssignment = append(x.ReplicaAssignment, kmsg.NewCreateTopicsRequestTopicReplicaAssignment())
+		},
+	} {
+		for _, only := range []bool{false, true} {
+			req := kmsg.NewPtrCreateTopicsRequest()
+			req.ValidateOnly = only
+			x := kmsg.NewCreateTopicsRequestTopic()
+			x.Topic, x.NumPartitions, x.ReplicationFactor = "t", -1, -1
+			f(&x)
+			req.Topics = append(req.Topics, x)
+			if r := ask[*kmsg.CreateTopicsResponse](w, req, 7).Topics[0]; r.ErrorCode != codeTopicAlreadyExists {
+				t.Errorf("%s that cannot be, only checked %v: %+v", name, only, r)
+			}
+		}
+	}
+}
