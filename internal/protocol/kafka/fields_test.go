@@ -540,3 +540,36 @@ func TestCreateTopics_ThatItExistsComesFirst(t *testing.T) {
 		}
 	}
 }
+
+// Java's producer waits for a minute for a topic that is unknown, and its consumer for ever; of a name that no topic can have they tell the
+// application at once.
+func TestMetadata_NamesThatNoTopicCanHave(t *testing.T) {
+	for _, none := range []bool{false, true} {
+		b := newBench(t, 1, Config{NoAutoCreate: none})
+		w := b.dial()
+		for v := int16(4); v <= 13; v++ {
+			for _, create := range []bool{false, true} {
+				req := kmsg.NewPtrMetadataRequest()
+				req.AllowAutoTopicCreation = create
+				names := []string{"a b", "", ".", strings.Repeat("x", 300), "__consumer_offsets"}
+				for _, name := range names {
+					x := kmsg.NewMetadataRequestTopic()
+					x.Topic = p(name)
+					req.Topics = append(req.Topics, x)
+				}
+				r := ask[*kmsg.MetadataResponse](w, req, v)
+				for i, name := range names {
+					if x := r.Topics[i]; x.ErrorCode != codeInvalidTopic || *x.Topic != name {
+						t.Errorf("version %d, creating %v, %v: %q: %+v", v, create, !none, name, x)
+					}
+				}
+				x := kmsg.NewMetadataRequestTopic()
+				x.Topic = p("__changes.default")
+				req.Topics = []kmsg.MetadataRequestTopic{x}
+				if r := ask[*kmsg.MetadataResponse](w, req, v); r.Topics[0].ErrorCode != 0 {
+					t.Errorf("version %d: the change log: %+v", v, r.Topics[0])
+				}
+			}
+		}
+	}
+}

@@ -13,7 +13,8 @@ import (
 //
 // Behaviour: brokers are the nodes whose Kafka address is known. A partition's leader is that of its shard, its leader
 // epoch the raft term; without a known leader it is LEADER_NOT_AVAILABLE. A named topic that does not exist is created
-// with the defaults if the client allows it; before version 4 there is no flag, and that means yes.
+// with the defaults if the client allows it; before version 4 there is no flag, and that means yes. A name that no topic can
+// have is INVALID_TOPIC_EXCEPTION either way.
 //
 // Versions: 0 to 13.
 //
@@ -116,6 +117,10 @@ func (s *Server) describeNamed(ctx context.Context, w *world, t *kmsg.MetadataRe
 		topic, err = s.topics.Ensure(ctx, *t.Topic)
 	default:
 		topic, err = s.topics.ByName(ctx, *t.Topic)
+		if bad := eventlog.CheckTopicName(*t.Topic); bad != nil && errs.Is(err, errs.NotFound) {
+			// Nobody can make it: clients wait for a topic that is unknown, and say of an invalid one that it is (KafkaApis.getTopicMetadata).
+			err = bad
+		}
 	}
 	if err == nil {
 		return s.describe(w, topic)
