@@ -34,3 +34,25 @@ func TestCommit_WithoutAGenerationWhileTheGroupIsEmpty(t *testing.T) {
 		}
 	}
 }
+
+// The group without a name has offsets, and they are no other group's.
+func TestCommit_OfTheGroupWithoutAName(t *testing.T) {
+	w := newWorld(t)
+	for i, group := range []string{"", "\x00", "g", ""} {
+		w.must(EncodeCommit(Commit{Group: group, Generation: -1, Offsets: []CommittedOffset{{Topic: "t", Offset: int64(i)}}}))
+	}
+	for group, want := range map[string]int64{"": 3, "\x00": 1, "g": 2} {
+		b, err := w.ask(QueryCommits(group, true, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := DecodeCommits(b); err != nil || len(got) != 1 || got[0].Offset != want {
+			t.Errorf("group %q: %+v, %v, want offset %d", group, got, err, want)
+		}
+	}
+	j := joinAs("", "n", "")
+	j.Group = ""
+	if _, err := w.do(EncodeJoin(j)); code(err) != CodeInvalidGroup {
+		t.Errorf("a member: %v", err)
+	}
+}

@@ -10,7 +10,7 @@ import (
 
 // Bounds of groups.
 const (
-	// GroupNameMax is the longest group name.
+	// GroupNameMax is the longest group name. The shortest is the empty one, as in Kafka: that group has no members, but offsets.
 	GroupNameMax = 512
 	// GroupsMax bounds the groups of a shard.
 	GroupsMax = 100_000
@@ -158,8 +158,8 @@ func readGroup(v shard.View, name string) *group {
 
 // openGroup reads a group or makes an empty one.
 func openGroup(tx *shard.Tx, name string) (*group, error) {
-	if name == "" || len(name) > GroupNameMax {
-		return nil, errs.Coded(errs.Invalid, CodeInvalidGroup, "a group name has 1 to %d characters; got %d", GroupNameMax, len(name))
+	if len(name) > GroupNameMax {
+		return nil, errs.Coded(errs.Invalid, CodeInvalidGroup, "a group name has at most %d characters; got %d", GroupNameMax, len(name))
 	}
 	if g := readGroup(tx, name); g != nil {
 		return g, nil

@@ -63,6 +63,8 @@ func (j *Join) check() error {
 	}
 	most := int64(SessionMax / time.Millisecond)
 	switch {
+	case j.Group == "":
+		return errs.Coded(errs.Invalid, CodeInvalidGroup, "a group without a name has no members, only offsets")
 	case j.MemberID == "" && j.NewID == "":
 		return errs.New(errs.Invalid, "join without a member id")
 	case j.SessionMs <= 0 || int64(j.SessionMs) > most:

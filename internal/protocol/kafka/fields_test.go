@@ -196,8 +196,8 @@ func TestGroup_WhatMembersSayOfThemselves(t *testing.T) {
 		if none := d[2]; none.State != "Dead" || (none.ErrorCode == codeGroupIDNotFound) != (v >= 6) || (none.ErrorCode != 0) != (v >= 6) {
 			t.Errorf("version %d: no group: %+v", v, none)
 		}
-		if d[3].ErrorCode != codeInvalidGroupID {
-			t.Errorf("version %d: no name: %+v", v, d[3])
+		if none := d[3]; none.State != "Dead" || (none.ErrorCode == codeGroupIDNotFound) != (v >= 6) || (none.ErrorCode != 0) != (v >= 6) {
+			t.Errorf("version %d: no name: %+v", v, none)
 		}
 	}
 	b.c.SetTopology(func(t *shard.Topology) {
@@ -571,5 +571,67 @@ func TestMetadata_NamesThatNoTopicCanHave(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Java's consumers before 2.2 that assign partitions to themselves, and have no group.id, look for the coordinator of the group without a name, and
+// for its offsets, before they read anything. Kafka serves it, but has no members join it (GroupCoordinatorService).
+func TestGroup_WithoutAName(t *testing.T) {
+	b := newBench(t, 3, Config{})
+	w := b.dial()
+	w.createTopic("t", 2)
+	for v := int16(0); v <= 6; v++ {
+		req := kmsg.NewPtrFindCoordinatorRequest()
+		req.CoordinatorKeys = []string{""}
+		if r := ask[*kmsg.FindCoordinatorResponse](w, req, v); r.ErrorCode != 0 || v >= 4 && r.Coordinators[0].ErrorCode != 0 {
+			t.Errorf("version %d: coordinator: %+v", v, r)
+		}
+	}
+	fetched := func(v int16) int64 {
+		req := kmsg.NewPtrOffsetFetchRequest()
+		req.Topics = append(req.Topics, kmsg.OffsetFetchRequestTopic{Topic: "t", Partitions: []int32{1}})
+		g := kmsg.NewOffsetFetchRequestGroup()
+		g.Topics = append(g.Topics, kmsg.OffsetFetchRequestGroupTopic{Topic: "t", Partitions: []int32{1}})
+		req.Groups = append(req.Groups, g)
+		r := ask[*kmsg.OffsetFetchResponse](w, req, v)
+		if v < 8 {
+			r.Groups = []kmsg.OffsetFetchResponseGroup{{ErrorCode: r.ErrorCode, Topics: []kmsg.OffsetFetchResponseGroupTopic{{Partitions: []kmsg.OffsetFetchResponseGroupTopicPartition{{
+				Offset: r.Topics[0].Partitions[0].Offset, ErrorCode: r.Topics[0].Partitions[0].ErrorCode,
+			}}}}}}
+		}
+		x := r.Groups[0].Topics[0].Partitions[0]
+		if r.Groups[0].ErrorCode != 0 || x.ErrorCode != 0 {
+			t.Errorf("version %d: offsets: %+v", v, r.Groups[0])
+		}
+		return x.Offset
+	}
+	want := int64(-1)
+	for v := int16(2); v <= 9; v++ {
+		if got := fetched(v); got != want {
+			t.Errorf("version %d: offset %d, want %d", v, got, want)
+		}
+		want = int64(v)
+		req := kmsg.NewPtrOffsetCommitRequest()
+		req.Generation = -1
+		x := kmsg.NewOffsetCommitRequestTopic()
+		x.Topic, x.Partitions = "t", []kmsg.OffsetCommitRequestTopicPartition{{Partition: 1, Offset: want, LeaderEpoch: -1}}
+		req.Topics = append(req.Topics, x)
+		if r := ask[*kmsg.OffsetCommitResponse](w, req, v); r.Topics[0].Partitions[0].ErrorCode != 0 {
+			t.Errorf("version %d: commit: %+v", v, r)
+		}
+		if got := fetched(v); got != want {
+			t.Errorf("version %d: offset %d, want %d", v, got, want)
+		}
+		if r := ask[*kmsg.JoinGroupResponse](w, joinReq("", ""), v); r.ErrorCode != codeInvalidGroupID {
+			t.Errorf("version %d: join: %+v", v, r)
+		}
+	}
+	dg := kmsg.NewPtrDescribeGroupsRequest()
+	dg.Groups = []string{""}
+	if r := ask[*kmsg.DescribeGroupsResponse](w, dg, 6).Groups[0]; r.ErrorCode != 0 || r.State != "Empty" {
+		t.Errorf("described: %+v", r)
+	}
+	if r := ask[*kmsg.ListGroupsResponse](w, kmsg.NewPtrListGroupsRequest(), 5).Groups; len(r) != 1 || r[0].Group != "" || r[0].GroupState != "Empty" {
+		t.Errorf("listed: %+v", r)
 	}
 }

@@ -48,8 +48,8 @@ func (s *Server) findGroup(key string, kind int8) (broker, int16, error) {
 		return none, codeTransactionalIDAuthFailed, errs.New(errs.Unsupported, "transactions are not supported; produce without transactional.id")
 	case kind != 0:
 		return none, codeInvalidRequest, errs.New(errs.Unsupported, "coordinators of kind %d are not supported; only those of groups (0) are", kind)
-	case key == "" || len(key) > eventlog.GroupNameMax:
-		return none, codeInvalidGroupID, errs.New(errs.Invalid, "a group name has 1 to %d characters; got %d", eventlog.GroupNameMax, len(key))
+	case len(key) > eventlog.GroupNameMax:
+		return none, codeInvalidGroupID, errs.New(errs.Invalid, "a group name has at most %d characters; got %d", eventlog.GroupNameMax, len(key))
 	}
 	w, err := s.world()
 	if err != nil {

@@ -295,7 +295,7 @@ func TestFindCoordinator_EveryVersion(t *testing.T) {
 			key  string
 			kind int8
 			want int16
-		}{{"g", 0, 0}, {"", 0, codeInvalidGroupID}, {"x", 1, codeTransactionalIDAuthFailed}, {"x", 2, codeInvalidRequest}} {
+		}{{"g", 0, 0}, {"", 0, 0}, {"x", 1, codeTransactionalIDAuthFailed}, {"x", 2, codeInvalidRequest}} {
 			if v == 0 && c.kind != 0 {
 				continue
 			}

@@ -13,7 +13,8 @@ import (
 //
 // Behaviour: stores the offsets of a request together, with their metadata. A commit of an older generation, or by a
 // member that the group does not know, is refused. A consumer outside of group management (generation -1, no member id)
-// may commit while the group has no members. Offsets go with their group, seven days after it was last used.
+// may commit while the group has no members, and so may one whose group has no name: that was the default of Java's consumers before 2.2, and nobody
+// can join it. Offsets go with their group, seven days after it was last used.
 //
 // Versions: 2 to 9.
 //

@@ -195,7 +195,7 @@ func (w *world) checkEpoch(id shard.ID, epoch int32) int16 {
 
 // coordinator checks that this node coordinates a group.
 func (s *Server) coordinator(group string) (shard.ID, int16) {
-	if group == "" || len(group) > eventlog.GroupNameMax {
+	if len(group) > eventlog.GroupNameMax {
 		return 0, codeInvalidGroupID
 	}
 	w, err := s.world()
