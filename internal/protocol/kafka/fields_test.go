@@ -635,3 +635,36 @@ func TestGroup_WithoutAName(t *testing.T) {
 		t.Errorf("listed: %+v", r)
 	}
 }
+
+func TestOffsetCommit_OfNothingMakesNoGroup(t *testing.T) {
+	b := newBench(t, 1, Config{})
+	w := b.dial()
+	w.createTopic("t", 1)
+	for name, c := range map[string]struct {
+		topics []kmsg.OffsetCommitRequestTopic
+		want   int16
+	}{
+		"no topics":             {},
+		"a topic that is not":   {[]kmsg.OffsetCommitRequestTopic{{Topic: "none", Partitions: []kmsg.OffsetCommitRequestTopicPartition{{}}}}, codeUnknownTopicOrPartition},
+		"a partition too many":  {[]kmsg.OffsetCommitRequestTopic{{Topic: "t", Partitions: []kmsg.OffsetCommitRequestTopicPartition{{Partition: 1}}}}, codeUnknownTopicOrPartition},
+		"a topic of nothing":    {[]kmsg.OffsetCommitRequestTopic{{Topic: "t"}}, 0},
+		"metadata that is long": {[]kmsg.OffsetCommitRequestTopic{{Topic: "t", Partitions: []kmsg.OffsetCommitRequestTopicPartition{{Metadata: p(strings.Repeat("x", 5000))}}}}, codeOffsetMetadataTooLarge},
+	} {
+		req := kmsg.NewPtrOffsetCommitRequest()
+		req.Group, req.Generation, req.Topics = "g", -1, c.topics
+		r := ask[*kmsg.OffsetCommitResponse](w, req, 8)
+		if len(r.Topics) != len(c.topics) {
+			t.Fatalf("%s: %+v", name, r)
+		}
+		for _, x := range r.Topics {
+			for _, x := range x.Partitions {
+				if x.ErrorCode != c.want {
+					t.Errorf("%s: code %d, want %d", name, x.ErrorCode, c.want)
+				}
+			}
+		}
+		if g := ask[*kmsg.ListGroupsResponse](w, kmsg.NewPtrListGroupsRequest(), 4).Groups; len(g) != 0 {
+			t.Errorf("%s: groups %+v", name, g)
+		}
+	}
+}

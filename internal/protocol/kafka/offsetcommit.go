@@ -56,6 +56,10 @@ func (s *Server) offsetCommit(ctx context.Context, _ *conn, _ header, r kmsg.Req
 		}
 		resp.Topics = append(resp.Topics, rt)
 	}
+	if len(stored) == 0 {
+		// There is nothing to make a group for, as in Kafka (KafkaApis.handleOffsetCommitRequest).
+		return resp, nil
+	}
 	_, code, err := s.groupCommand(ctx, req.Group, eventlog.EncodeCommit(com))
 	if errs.Is(err, errs.OutcomeUnknown) {
 		// Clients retry this one too, and it says what is the case.
