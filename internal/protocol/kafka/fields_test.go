@@ -73,7 +73,7 @@ func TestMetadata_WhatIsAskedFor(t *testing.T) {
 			t.Errorf("version %d: created though the configuration forbids it: %+v", v, r)
 		}
 	}
-	if r := ask[*kmsg.MetadataResponse](w, named(nil, 1), 12).Topics[0]; r.ErrorCode != codeUnknownTopicID || r.TopicID[0] != 1 {
+	if r := ask[*kmsg.MetadataResponse](w, named(nil, 1), 12).Topics[0]; r.ErrorCode != codeUnknownTopicID || r.TopicID[0] != 1 || r.Topic != nil {
 		t.Errorf("an unknown id: %+v", r)
 	}
 	if r := ask[*kmsg.MetadataResponse](w, named(nil, 0), 12).Topics[0]; r.ErrorCode != codeInvalidTopic {

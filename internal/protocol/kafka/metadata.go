@@ -127,7 +127,7 @@ func (s *Server) describeNamed(ctx context.Context, w *world, t *kmsg.MetadataRe
 	}
 	x := kmsg.NewMetadataResponseTopic()
 	x.Topic, x.TopicID, x.ErrorCode = t.Topic, t.TopicID, codeOf(err, faceAdmin)
-	if x.Topic == nil {
+	if x.Topic == nil && !byID {
 		x.Topic = new(string)
 	}
 	switch {
