@@ -25,7 +25,7 @@ func (s *Server) apis() []api {
 	fetchShape.tagRefused = 1
 	return []api{
 		{0, "Produce", 0, 3, 12, parseShape(9, "s@3 h i [s [i y]]"), s.produce,
-			"Acks 0, 1 and all; every acknowledgement means a majority has it on disk. Idempotent producers. All codecs. Records stamped more than an hour ahead are refused, as by Kafka. Each batch is looked into as by Kafka, compressed ones too: records that are not as many as it counts, not well formed, or cannot be unpacked are INVALID_RECORD, and a latest time stamp that is not that of the records is set right. Records that are not numbered from 0 without a gap are refused as well; Kafka numbers compressed ones anew, and stores others as they are. A compressed batch may unpack to 128 MiB, and those of one request to 2 GiB; what is more is MESSAGE_TOO_LARGE. Topics with `quorate.fence=LOCK` want a fencing token in each record: [how to](../howto/fencing.md).", "transactions"},
+			"Acks 0, 1 and all; every acknowledgement means a majority has it on disk. Idempotent producers: one that a partition has not seen for a day, or ever, has to begin with sequence 0, and is told UNKNOWN_PRODUCER_ID, upon which clients number anew; Kafka accepts any sequence then, and so does not notice that earlier batches are missing. All codecs. Records stamped more than an hour ahead are refused, as by Kafka. Each batch is looked into as by Kafka, compressed ones too: records that are not as many as it counts, not well formed, or cannot be unpacked are INVALID_RECORD, and a latest time stamp that is not that of the records is set right. Records that are not numbered from 0 without a gap are refused as well; Kafka numbers compressed ones anew, and stores others as they are. A compressed batch may unpack to 128 MiB, and those of one request to 2 GiB; what is more is MESSAGE_TOO_LARGE. Topics with `quorate.fence=LOCK` want a fencing token in each record: [how to](../howto/fencing.md).", "transactions"},
 		{1, "Fetch", 4, 4, 17, fetchShape, s.fetch,
 			"Long poll with minimum and maximum bytes; the first batch whole even if too large; topic ids from version 13.", "incremental sessions (session id 0), followers"},
 		{2, "ListOffsets", 1, 1, 10, parseShape(6, "i b@2 [s [i i@4 l]] i@10"), s.listOffsets,
@@ -47,7 +47,7 @@ func (s *Server) apis() []api {
 		{16, "ListGroups", 0, 0, 5, parseShape(3, "(s)@4 (s)@5"), s.listGroups, "", ""},
 		{18, "ApiVersions", 0, 0, 4, parseShape(3, "s@3 s@3"), s.apiVersions, "", ""},
 		{19, "CreateTopics", 2, 2, 7, parseShape(5, "[s i h [i (i)] [s s]] i b"), s.createTopics,
-			"retention.ms, retention.bytes, max.message.bytes and quorate.fence; other settings are refused by name.", "replica assignments, compaction"},
+			"retention.ms, retention.bytes, max.message.bytes and quorate.fence; other settings are refused by name. Names that begin with two underscores belong to the system, and are refused as well; Kafka takes them.", "replica assignments, compaction"},
 		{22, "InitProducerId", 0, 0, 5, parseShape(2, "s i l@3 h@3"), s.initProducerID, "Ids for idempotent producers.", "transactional ids"},
 		{23, "OffsetForLeaderEpoch", 0, 0, 4, parseShape(4, "i@3 [s [i i@2 i]]"), s.offsetForLeaderEpoch, "", ""},
 		{32, "DescribeConfigs", 0, 0, 4, parseShape(4, "[b s (s)] b@1 b@3"), s.describeConfigs, "Topics and brokers.", ""},
