@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -358,8 +359,10 @@ func TestListOffsets_Refusals(t *testing.T) {
 	if r := ends("t", 1, 105, -1); r.Offset != 1 || r.LeaderEpoch != 1 {
 		t.Errorf("by time: %+v", r)
 	}
-	if r := ends("t", 1, -6, -1); r.ErrorCode != codeInvalidRequest || r.Offset != -1 {
-		t.Errorf("a time without meaning: %+v", r)
+	for _, ms := range []int64{-6, math.MinInt64} {
+		if r := ends("t", 1, ms, -1); r.ErrorCode != codeUnsupportedVersion || r.Offset != -1 || r.Timestamp != -1 {
+			t.Errorf("time %d, which has no meaning: %+v", ms, r)
+		}
 	}
 	b.c.Refuse(errs.New(errs.Overloaded, "full"))
 	for _, ms := range []int64{-1, -2, 0} {

@@ -94,7 +94,8 @@ func (s *Server) listOffset(ctx context.Context, w *world, t *eventlog.Topic, on
 	case ms == listLatestTiered:
 		return nil
 	case ms < listLatestTiered:
-		return errs.New(errs.Invalid, "time stamp %d has no meaning", ms)
+		// Later versions of Kafka have more of them (ReplicaManager.isListOffsetsTimestampUnsupported).
+		return errs.New(errs.Unsupported, "time stamp %d has no meaning", ms)
 	case changes:
 		b, err := s.topics.query(ctx, on, eventlog.QueryChangeTime(ms))
 		if err == nil {
