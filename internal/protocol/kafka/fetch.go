@@ -111,7 +111,8 @@ func (w *fetchWork) prepare(ctx context.Context) {
 func (w *fetchWork) part(topic *eventlog.Topic, p *kmsg.FetchRequestTopicPartition, rp *kmsg.FetchResponseTopicPartition) {
 	on := w.world.space.PartitionShard(p.Partition)
 	rp.ErrorCode = w.world.checkEpoch(on, p.CurrentLeaderEpoch)
-	if rp.ErrorCode == codeNotLeaderOrFollower {
+	if rp.ErrorCode == codeNotLeaderOrFollower || rp.ErrorCode == codeFencedLeaderEpoch {
+		// Who knows of an earlier leader is told of this one, and need not ask for it (KIP-951).
 		if node, epoch := w.world.leader(on); node != 0 {
 			rp.CurrentLeader.LeaderID, rp.CurrentLeader.LeaderEpoch = int32(node), epoch
 		}

@@ -465,6 +465,14 @@ func TestFetch_FieldsOfTheAnswer(t *testing.T) {
 		if v >= 16 && (len(r.Brokers) != 3 || r.Brokers[1].NodeID != 2 || r.Brokers[1].Host != "127.0.0.2" || r.Brokers[1].Port != 9092) {
 			t.Errorf("version %d: brokers %+v", v, r.Brokers)
 		}
+		if v >= 12 {
+			req.Topics[0].Partitions[0].CurrentLeaderEpoch = 6
+			r := ask[*kmsg.FetchResponse](w, req, v)
+			x := r.Topics[0].Partitions[0]
+			if x.ErrorCode != codeFencedLeaderEpoch || x.CurrentLeader.LeaderID != 1 || x.CurrentLeader.LeaderEpoch != 7 || v >= 16 && len(r.Brokers) != 3 {
+				t.Errorf("version %d, an earlier leader's epoch: %+v", v, x)
+			}
+		}
 		req.SessionID, req.SessionEpoch = 5, 1
 		if r := ask[*kmsg.FetchResponse](w, req, max(v, 7)); r.ErrorCode != codeFetchSessionIDNotFound {
 			t.Errorf("version %d, a session that there is not: %+v", v, r)
