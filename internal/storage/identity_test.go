@@ -136,6 +136,33 @@ func TestLog_AppendAllTakesAnySizeOfOneShard(t *testing.T) {
 	}
 }
 
+// TestLog_AppendAllTakesFewBatches: what is appended together is written together, as far as that goes.
+func TestLog_AppendAllTakesFewBatches(t *testing.T) {
+	one := func(id ShardID, i uint64, size int) Write { return Write{Shard: id, Entries: entries(i, 1, 1, size)} }
+	for _, c := range []struct {
+		name string
+		want int
+		ws   []Write
+	}{
+		{"several shards", 1, []Write{one(1, 1, 9), one(2, 1, 9), one(3, 1, 9)}},
+		{"shards in turn", 2, []Write{one(1, 1, 9), one(2, 1, 9), one(1, 2, 9), one(2, 2, 9)}},
+		{"many entries", 1, []Write{{Shard: 1, Entries: entries(1, 100, 1, 9)}, one(2, 1, 9)}},
+		{"an entry over the bound", 2, []Write{{Shard: 1, Entries: append(entries(1, 1, 1, appendAllBytes+1), entries(2, 3, 1, 9)...)}}},
+	} {
+		l, _, err := OpenLog(MemFS(), logDir, LogConfig{SegmentBytes: 64 << 20})
+		must(t, err)
+		before := l.next
+		must(t, l.AppendAll(c.ws))
+		if got := int(l.next - before); got != c.want {
+			t.Errorf("%s: %d records, want %d", c.name, got, c.want)
+		}
+		m := model{}
+		m.apply(c.ws)
+		must(t, m.differs(l))
+		must(t, l.Close())
+	}
+}
+
 // eachWrite calls after once something was written to a file.
 type eachWrite struct {
 	FS

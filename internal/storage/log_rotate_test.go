@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -129,4 +130,92 @@ func TestLog_DamageIsNotCopiedForward(t *testing.T) {
 	must(t, miscounted(l))
 	must(t, l.Close())
 	must(t, mustOpen(t, fs, smallLog()).Close())
+}
+
+// One rotation copies few entries forward, and only those of segments that go by it.
+func TestLog_FewEntriesAreCopiedForward(t *testing.T) {
+	fs, m := MemFS(), model{}
+	l := mustOpen(t, fs, smallLog())
+	do := func(ws ...Write) {
+		must(t, l.Append(ws))
+		m.apply(ws)
+	}
+	do(Write{Shard: 5, Replica: 1, Entries: entries(1, 3, 1, 50)}, Write{Shard: 9, Replica: 1, Entries: entries(1, 2, 1, 900)})
+	copied, was := 0, l.current().seq
+	for next := uint64(1); l.current().seq < 30; next++ {
+		from := map[ShardID]shardLog{}
+		for id, s := range l.shards {
+			from[id] = shardLog{cut: s.cut, slots: slices.Clone(s.slots)}
+		}
+		do(Write{Shard: 1, Replica: 1, Entries: entries(next, 1, 1, 900), Cut: next - min(next, 60)})
+		g := l.current()
+		if g.seq == was {
+			continue
+		}
+		was = g.seq
+		for _, rec := range scanSegment(fileOf(t, fs, segmentName(g.seq)), segmentHeaderBytes, int(g.end), g.seed, 1, true) {
+			if rec.kind == kindRewrite {
+				copied++
+				if n := int64(len(rec.payload)); n > smallLog().SegmentBytes/4 {
+					t.Errorf("segment %d begins with copies of %d bytes", g.seq, n)
+				}
+				must(t, decodeBatch(rec.payload, rec.off, g.seq, func(r *subRecord, _ []slot, _ []uint64) {
+					if s := from[r.shard]; s.slots[r.first-s.cut.Index-1].seg >= l.segs[0].seq {
+						t.Errorf("segment %d has a copy of entry %d of shard %d, the segment of which stays", g.seq, r.first, r.shard)
+					}
+				}))
+			}
+		}
+		must(t, m.differs(l))
+	}
+	if copied == 0 {
+		t.Error("nothing was copied")
+	}
+	must(t, l.Close())
+}
+
+// Where a segment begins with the state of many shards it is larger, so that the next one is not begun soon.
+func TestLog_ManyShards(t *testing.T) {
+	fs, m := MemFS(), model{}
+	l := mustOpen(t, fs, smallLog())
+	do := func(ws ...Write) {
+		must(t, l.Append(ws))
+		m.apply(ws)
+		must(t, m.differs(l))
+	}
+	var all []Write
+	for id := range ShardID(500) {
+		all = append(all, Write{Shard: id + 1, Replica: 1, State: HardState{Term: 1, Vote: 1}})
+	}
+	do(all...)
+	first := l.current().seq
+	for i := range uint64(100) {
+		do(Write{Shard: 7, Entries: entries(i+1, 1, 1, 500)})
+	}
+	// 100 records of nearly 600 bytes, of which at least 8 KiB go to each segment.
+	if n := l.current().seq - first; n < 3 || n > 8 {
+		t.Errorf("%d more segments were begun", n)
+	}
+	must(t, l.Close())
+	l = mustOpen(t, fs, smallLog())
+	must(t, m.differs(l))
+	must(t, l.Close())
+}
+
+// The entries of two segments are read from two files, also where the offsets of the second follow those of the first.
+func TestLog_EntriesOfTwoSegments(t *testing.T) {
+	for _, size := range []int{0, 47} {
+		l := mustOpen(t, MemFS(), smallLog())
+		must(t, l.Append([]Write{{Shard: 1, Replica: 1, Entries: entries(1, 1, 1, size)}}))
+		must(t, l.Append([]Write{{Shard: 1, Entries: entries(2, 1, 1, 20<<10)}}))
+		a, b := l.shards[1].slots[0], l.shards[1].slots[1]
+		if a.seg == b.seg || size > 0 && a.end() != int64(b.off) {
+			t.Fatalf("the entries are at %+v and %+v", a, b)
+		}
+		es, err := l.Entries(1, 1, 3, 1<<20)
+		if err != nil || len(es) != 2 || len(es[0].Data) != size || len(es[1].Data) != 20<<10 {
+			t.Errorf("got %d entries, %v", len(es), err)
+		}
+		must(t, l.Close())
+	}
 }

@@ -174,10 +174,13 @@ func miscounted(l *Log) error {
 			counts[e.seg] = count{c.n + 1, c.bytes + int64(e.len())}
 		}
 	}
-	if g := l.current(); g.end != l.pos || g.alloc < g.end {
+	if g := l.current(); g.end != l.pos || g.alloc < g.info.allocated(g.end) {
 		return fmt.Errorf("segment %d ends at %d of %d, the next record goes to %d", g.seq, g.end, g.alloc, l.pos)
 	}
 	for _, g := range l.segs {
+		if g.end > g.size {
+			return fmt.Errorf("segment %d of %d bytes ends at %d", g.seq, g.size, g.end)
+		}
 		if got := (count{g.live, g.liveBytes}); got != counts[g.seq] {
 			return fmt.Errorf("segment %d: %+v entries are counted, there are %+v", g.seq, got, counts[g.seq])
 		}
