@@ -85,12 +85,7 @@ func TestFrames_LargestMessageFits(t *testing.T) {
 	if most < largest {
 		t.Errorf("the largest frame has %d bytes, less than the command in it", most)
 	}
-	third := r.nodes[0]
-	for _, n := range r.nodes {
-		if n != lead && n != other {
-			third = n
-		}
-	}
+	third := r.third(lead, other)
 	third.stop()
 	do(lead, "a")
 	do(lead, "b")

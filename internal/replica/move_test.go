@@ -85,12 +85,7 @@ func TestMoveLeader_WakesAShardThatSleeps(t *testing.T) {
 func TestMoveLeader_Refused(t *testing.T) {
 	r := newRig(t, 3, nil)
 	lead, other := r.elect()
-	third := r.nodes[0]
-	for _, n := range r.nodes {
-		if n != lead && n != other {
-			third = n
-		}
-	}
+	third := r.third(lead, other)
 	if f := lead.move(lead.id, 0); lead.results[f].Err != nil || !lead.answered(f) {
 		t.Errorf("to itself: %v", lead.results[f].Err)
 	}
@@ -158,12 +153,7 @@ func TestMoveLeader_UnknownIfATermWasMissed(t *testing.T) {
 	r.drop = func(_, to shard.NodeID, _ byte) bool { return to == lead.id }
 	f := lead.move(other.id, 0)
 	r.until("other leader", func() bool { return other.host.reps[1].leads() && other.host.reps[1].knowsCommit() })
-	third := r.nodes[0]
-	for _, n := range r.nodes {
-		if n != lead && n != other {
-			third = n
-		}
-	}
+	third := r.third(lead, other)
 	if back := other.move(third.id, 0); !other.answered(back) || other.results[back].Err != nil {
 		t.Fatalf("second hand-over: %v", other.results[back].Err)
 	}
@@ -270,12 +260,7 @@ func TestMoveLeader_AnotherIsElected(t *testing.T) {
 	r := newRig(t, 3, nil)
 	lead, other := r.elect()
 	lead.do("k=1")
-	third := r.nodes[0]
-	for _, n := range r.nodes {
-		if n != lead && n != other {
-			third = n
-		}
-	}
+	third := r.third(lead, other)
 	for _, skip := range []uint64{1, 2} {
 		rep := lead.host.reps[1]
 		f := shard.NewFuture()

@@ -148,12 +148,7 @@ func TestRead_LeasePromiseOutlivesARestart(t *testing.T) {
 	r := newRig(t, 3, func(c *Config) { c.LeaseReads, c.NoHibernate = true, true })
 	lead, other := r.elect()
 	lead.do("k=1")
-	third := r.nodes[0]
-	for _, n := range r.nodes {
-		if n != lead && n != other {
-			third = n
-		}
-	}
+	third := r.third(lead, other)
 	// other has not heard of the leader for long, and wants to lead.
 	r.drop = func(from, to shard.NodeID, _ byte) bool {
 		return from == lead.id && to == other.id || from == other.id && to == lead.id

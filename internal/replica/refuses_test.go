@@ -18,9 +18,6 @@ func (n *rigNode) headerTo(to *rigNode) frameHeader {
 	return frameHeader{from: n.id, session: n.host.cfg.Session, logID: n.host.cfg.LogID, yourLog: n.host.peers[to.id].logID}
 }
 
-// third returns the node of three that is neither of two.
-func (r *rig) third(a, b *rigNode) *rigNode { return r.nodes[6-int(a.id)-int(b.id)-1] }
-
 // A replica takes raft messages from members under the names it knows, for its own id, and when it has heard of all nodes. Each that is refused here
 // would change its term.
 func TestReceive_OnlyWhatIsMeantForTheReplica(t *testing.T) {

@@ -393,12 +393,7 @@ func TestRepair_OldEndBehindTheCutIsNotApplied(t *testing.T) {
 func TestRepair_GoesOnAfterAHandOverThatFailed(t *testing.T) {
 	r, other, old := stoppedFollower(t)
 	lead := r.leader()
-	third := r.nodes[0]
-	for _, n := range r.nodes {
-		if n != lead && n != other {
-			third = n
-		}
-	}
+	third := r.third(lead, other)
 	r.holdSync[third.id] = true
 	if err := other.open(nil, true); err != nil {
 		t.Fatal(err)
@@ -656,12 +651,7 @@ func TestRepair_WhoStartedOverSaysSoAfterARestart(t *testing.T) {
 	lead, other := r.elect()
 	lead.do("k=1")
 	r.same("k", "1")
-	third := r.nodes[0]
-	for _, n := range r.nodes {
-		if n != lead && n != other {
-			third = n
-		}
-	}
+	third := r.third(lead, other)
 	votes := func() bool {
 		s := other.host.Shards()[0]
 		return !s.Awaiting && s.Leader != 0 && lead.host.Shards()[0].Voter(s.Replica)

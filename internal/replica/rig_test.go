@@ -441,6 +441,11 @@ func (r *rig) elect() (lead, other *rigNode) {
 	return lead, other
 }
 
+// third returns a node that is neither of two.
+func (r *rig) third(a, b *rigNode) *rigNode {
+	return r.nodes[slices.IndexFunc(r.nodes, func(n *rigNode) bool { return n != a && n != b })]
+}
+
 // isolate drops everything to and from a node.
 func (r *rig) isolate(n *rigNode) {
 	r.drop = func(from, to shard.NodeID, _ byte) bool { return from == n.id || to == n.id }

@@ -207,7 +207,6 @@ func (r *recovery) segments(seqs []uint64) (last uint64, err error) {
 		last = seqs[len(seqs)-1]
 	}
 	present := make(map[uint64]bool)
-	var making []uint64 // that were being made
 	for _, seq := range seqs {
 		present[seq] = true
 		if seq <= last {
@@ -221,12 +220,11 @@ func (r *recovery) segments(seqs []uint64) (last uint64, err error) {
 			r.damage(identityName, 0, identityBytes, "identity file is older than the segments")
 			last = seq
 			// Those in between were finished too, whatever is in them.
-			making = making[:0]
+			r.unneeded = nil
 			continue
 		}
-		making = append(making, seq)
+		r.unneeded = append(r.unneeded, seq) // it was being made
 	}
-	r.unneeded = making
 	oldest := r.ident.oldest
 	infos := make(map[uint64]segmentInfo)
 	for i := len(seqs) - 1; i >= 0; i-- {

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -117,9 +118,9 @@ func (s *Server) describeNamed(ctx context.Context, w *world, t *kmsg.MetadataRe
 		topic, err = s.topics.Ensure(ctx, *t.Topic)
 	default:
 		topic, err = s.topics.ByName(ctx, *t.Topic)
-		if bad := eventlog.CheckTopicName(*t.Topic); bad != nil && errs.Is(err, errs.NotFound) {
-			// Nobody can make it: clients wait for a topic that is unknown, and say of an invalid one that it is (KafkaApis.getTopicMetadata).
-			err = bad
+		if errs.Is(err, errs.NotFound) {
+			// If nobody can make it, clients are told: they wait for a topic that is unknown (KafkaApis.getTopicMetadata).
+			err = cmp.Or(eventlog.CheckTopicName(*t.Topic), err)
 		}
 	}
 	if err == nil {
