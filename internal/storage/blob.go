@@ -24,8 +24,8 @@ import (
 // Large values are written once, to files of their own beside the tables, and stay there while tables are merged: else a value is written again each
 // time that its row moves a level down. ADR 19 has the figures.
 const (
-	// blobValueBytes is the size from which a value is large.
-	blobValueBytes = 1 << 10
+	// blobValueBytes is the size from which a value is large. It counts the chunks of change logs, too, which hold the changes of an entry.
+	blobValueBytes = 256
 	// blobDepth bounds the blob files that a stretch of keys has its values in. Where merging would make it more, the values are written again, in the
 	// order of their keys. A scan has a block of each file, 4 KiB or one larger value, in use at once.
 	blobDepth = 256
