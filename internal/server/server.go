@@ -346,7 +346,7 @@ func openDir(cfg Config, own memory, files descriptors, log *slog.Logger) (*stor
 	}
 	owner := storage.Owner{Cluster: cfg.identity(), Node: cfg.Node, Shards: uint32(cfg.Shards), Members: cfg.nodes()}
 	return storage.OpenDir(at, path, owner, storage.LogConfig{NoVerify: cfg.Sandbox.NoVerify}, storage.StoreConfig{
-		OnlyCopy: cfg.alone(), CacheBytes: own.share(32, 8<<20, 32<<20), MemTableBytes: int(own.share(32, 8<<20, 32<<20)), OpenFilesMax: files.tables(),
+		OnlyCopy: cfg.alone(), CacheBytes: own.share(32, 8<<20, 32<<20), MemTableBytes: int(own.share(32, 8<<20, 32<<20)), OpenFilesMax: files.tables(), Seed: uint64(cfg.Node),
 		Fatal: func(err error) {
 			log.Error("the disk refuses what the node must write; see to its room and its mount, then start the node again", "data", path, "error", err)
 			os.Exit(1)

@@ -109,7 +109,7 @@ func (b *Batch) Commit() error {
 	if s.step != nil {
 		return s.step.committed(s)
 	}
-	fill := max(float64(s.active.bytes)/float64(s.cfg.MemTableBytes), float64(s.active.rows)/float64(s.cfg.MemTableRows))
+	fill := max(float64(s.active.bytes)/float64(s.cfg.MemTableBytes), float64(s.active.rows)/float64(s.cfg.MemTableRows)) / s.share
 	if fill >= 1 {
 		_, err := s.fill()
 		return err
@@ -167,6 +167,7 @@ func (s *Store) fill() (*filledTable, error) {
 	// A view that is open keeps the memTable; the next one has it among the filled.
 	s.filled = append(s.filled, f)
 	s.active = &memTable{}
+	s.drawShare()
 	s.changed.Broadcast()
 	s.backlog.active.Store(0)
 	s.backlog.filled.Store(int64(len(s.filled)))

@@ -1,6 +1,8 @@
 package storage
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 )
 
@@ -56,6 +58,40 @@ func TestBatch_EachIsItsOwn(t *testing.T) {
 	for key, want := range map[string]string{"a": "", "b": "2", "c": "3", "z": ""} {
 		if v, ok, err := s.Get([]byte(key)); string(v) != want || ok != (want != "") || err != nil {
 			t.Errorf("%s is %q, %v, %v", key, v, ok, err)
+		}
+	}
+}
+
+// TestStore_SeedsFlushAtDifferentTimes gives the same rows to two stores.
+func TestStore_SeedsFlushAtDifferentTimes(t *testing.T) {
+	const bound = 64 << 10
+	fills := func(seed uint64) []int {
+		s := openTestStore(t, MemFS(), StoreConfig{MemTableBytes: bound, Seed: seed})
+		var sizes []int
+		for last, i := 0, 0; len(sizes) < 20; i++ {
+			b := s.Batch()
+			b.Set(fmt.Appendf(nil, "k%08d", i), make([]byte, 100))
+			if err := b.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			if s.active.bytes < last {
+				sizes = append(sizes, last)
+			}
+			last = s.active.bytes
+		}
+		return sizes
+	}
+	const row = 200
+	never, one, two := fills(0), fills(1), fills(2)
+	if slices.Min(never) < bound-row {
+		t.Errorf("without a seed, memtables of %d bytes, bound %d", never, bound)
+	}
+	if slices.Equal(one, two) {
+		t.Errorf("both seeds flush memtables of %d bytes", one)
+	}
+	for _, sizes := range [][]int{one, two} {
+		if least, most := slices.Min(sizes), slices.Max(sizes); least < bound*2/3-row || most > bound || most-least < bound/6 {
+			t.Errorf("memtables of %d bytes, bound %d", sizes, bound)
 		}
 	}
 }

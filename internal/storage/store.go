@@ -3,6 +3,7 @@ package storage
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"path"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,9 @@ type StoreConfig struct {
 	MemTableBytes int
 	// MemTableRows is the number of different rows at which it is flushed all the same; default 200,000.
 	MemTableRows int
+	// Seed makes nodes that hold the same write it to disk at different times: each memtable is flushed at a share of what is said above that is drawn
+	// between two thirds and all. 0 draws nothing.
+	Seed uint64
 	// OpenFilesMax is how many files may be open to be read; default 1000. Fewer than some 74 have no effect.
 	OpenFilesMax int
 	// OnlyCopy says that no peer has what is in the store, so that it must not be given up.
@@ -55,8 +59,11 @@ type Store struct {
 	background *background
 	// damage is the first corruption that Pebble or blobs came upon.
 	damage atomic.Pointer[error]
-	// spare is a batch that may be used again; it belongs to the goroutine that commits.
+	// spare is a batch that may be used again, and share what part of its bounds the active memTable is given, drawn from draw unless that is nil. All
+	// belong to the goroutine that commits.
 	spare *Batch
+	share float64
+	draw  *rand.Rand
 
 	// mu guards what follows; changed says that filled, failed or closed did. active is written by the goroutine that commits,
 	// under mu.
@@ -118,6 +125,10 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		cfg.OpenFilesMax = 1000
 	}
 	s := &Store{cfg: cfg, dir: dir, active: &memTable{}, end: make(chan struct{})}
+	if cfg.Seed != 0 {
+		s.draw = rand.New(rand.NewPCG(cfg.Seed, 0))
+	}
+	s.drawShare()
 	s.changed = sync.NewCond(&s.mu)
 	s.background = newBackground(dir, s.end, s.damaged)
 	blobs := newBlobFS(politeFS{watchedFS{at, s.background}})
@@ -170,6 +181,14 @@ func OpenStore(at FS, dir string, cfg StoreConfig) (*Store, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// drawShare sets how full the active memTable may become. Replicas are given the same rows in the same order: with equal bounds all of them would flush,
+// and merge tables, in the same moment, and no majority would be left that answers quickly.
+func (s *Store) drawShare() {
+	if s.share = 1; s.draw != nil {
+		s.share -= s.draw.Float64() / 3
+	}
 }
 
 // checkOrder makes sure that what is written now counts as newer than what the tables hold. Pebble orders writes by a
