@@ -137,7 +137,7 @@ func TestCreateTopic_Rules(t *testing.T) {
 		{func(t *Topic) { t.Name = "" }, "INVALIDTOPIC"},
 		{func(t *Topic) { t.Name = "." }, "INVALIDTOPIC"},
 		{func(t *Topic) { t.Name = ".." }, "INVALIDTOPIC"},
-		{func(t *Topic) { t.Name = "__x" }, "INVALIDTOPIC"},
+		{func(t *Topic) { t.Name = "__changes.x" }, "INVALIDTOPIC"},
 		{func(t *Topic) { t.Name = "a b" }, "INVALIDTOPIC"},
 		{func(t *Topic) { t.Name = "a{b}" }, "INVALIDTOPIC"},
 		{func(t *Topic) { t.Name = "é" }, "INVALIDTOPIC"},

@@ -30,6 +30,16 @@ const (
 // ChangesPrefix starts the name of the read-only topic that shows a space's change log.
 const ChangesPrefix = "__changes."
 
+// Reserved says that a topic's name is none that clients may give or write to. That are names of change logs, those of topics in which Kafka keeps what it
+// has of its own (Topic.INTERNAL_TOPICS, KIP-500, KIP-405), so that programs that look there are told, and those that begin with __quorate.
+func Reserved(name string) bool {
+	switch name {
+	case "__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata", "__remote_log_metadata":
+		return true
+	}
+	return strings.HasPrefix(name, ChangesPrefix) || strings.HasPrefix(name, "__quorate")
+}
+
 // Topic is what is known of a topic.
 type Topic struct {
 	// ID is chosen at random by whoever creates the topic. It never changes.
@@ -68,8 +78,8 @@ func CheckTopicName(name string) error {
 		return bad("is longer than 249 characters")
 	case name == "." || name == "..":
 		return bad("is not allowed")
-	case strings.HasPrefix(name, "__"):
-		return bad("is reserved: names that start with two underscores belong to the system")
+	case Reserved(name):
+		return bad("belongs to the system")
 	}
 	for i := range len(name) {
 		c := name[i]

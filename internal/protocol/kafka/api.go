@@ -47,7 +47,7 @@ func (s *Server) apis() []api {
 		{16, "ListGroups", 0, 0, 5, parseShape(3, "(s)@4 (s)@5"), s.listGroups, "", ""},
 		{18, "ApiVersions", 0, 0, 4, parseShape(3, "s@3 s@3"), s.apiVersions, "", ""},
 		{19, "CreateTopics", 2, 2, 7, parseShape(5, "[s i h [i (i)] [s s]] i b"), s.createTopics,
-			"retention.ms, retention.bytes, max.message.bytes and quorate.fence; other settings are refused by name. Names that begin with two underscores belong to the system, and are refused as well; Kafka takes them.", "replica assignments, compaction"},
+			"retention.ms, retention.bytes, max.message.bytes and quorate.fence; other settings are refused by name. Names that begin with `__changes.` or `__quorate`, and those of Kafka's own topics, are refused as well.", "replica assignments, compaction"},
 		{22, "InitProducerId", 0, 0, 5, parseShape(2, "s i l@3 h@3"), s.initProducerID, "Ids for idempotent producers.", "transactional ids"},
 		{23, "OffsetForLeaderEpoch", 0, 0, 4, parseShape(4, "i@3 [s [i i@2 i]]"), s.offsetForLeaderEpoch, "", ""},
 		{32, "DescribeConfigs", 0, 0, 4, parseShape(4, "[b s (s)] b@1 b@3"), s.describeConfigs, "Topics and brokers.", ""},

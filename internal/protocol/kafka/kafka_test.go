@@ -484,7 +484,7 @@ func TestMetadata_EveryVersion(t *testing.T) {
 	}
 	req := kmsg.NewPtrMetadataRequest()
 	req.AllowAutoTopicCreation = true
-	for _, name := range []string{"bad name", "..", "__x", string(make([]byte, 300))} {
+	for _, name := range []string{"bad name", "..", "__quorate-x", string(make([]byte, 300))} {
 		x := kmsg.NewMetadataRequestTopic()
 		x.Topic = &name
 		req.Topics = append(req.Topics, x)

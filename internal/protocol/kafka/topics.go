@@ -3,7 +3,6 @@ package kafka
 import (
 	"context"
 	"encoding/binary"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -188,8 +187,8 @@ func (t *Topics) keep(ctx context.Context, sp shard.Space, b []byte, err error) 
 // record can be appended in the same commit as a change there; among those the key decides by Kafka's hash. Records
 // without a key go by the slot, or round-robin if there is none.
 func (t *Topics) Resolve(ctx context.Context, topic string, slot int, key []byte, keyNull bool, explicit int32) (id [16]byte, partition int32, on shard.ID, err error) {
-	if strings.HasPrefix(topic, "__") {
-		return id, 0, 0, errs.New(errs.Denied, "topic %q cannot be written to: names that start with two underscores belong to the system", topic)
+	if eventlog.Reserved(topic) {
+		return id, 0, 0, errs.New(errs.Denied, "topic %q cannot be written to: it belongs to the system", topic)
 	}
 	sp, err := t.home()
 	if err != nil {

@@ -89,6 +89,35 @@ func TestResolve_ChoosesPartitions(t *testing.T) {
 	}
 }
 
+// Names that begin with two underscores are for everybody, except a few: Debezium's heartbeats go to __debezium-heartbeat.x, and MirrorMaker has some.
+func TestTopics_NamesOfTheSystem(t *testing.T) {
+	b := newBench(t, 1, Config{})
+	w := b.dial()
+	ts := NewTopics(b.c, "default", 0)
+	for _, name := range []string{"__debezium-heartbeat.x", "__x", "__changes", "__consumer_offsets2"} {
+		w.createTopic(name, 1)
+		if x := w.produce(name, 0, records(0, 1)); x.ErrorCode != 0 {
+			t.Errorf("produce to %s: %+v", name, x)
+		}
+		if _, _, _, err := ts.Resolve(t.Context(), name, -1, nil, true, -1); err != nil {
+			t.Errorf("event for %s: %v", name, err)
+		}
+	}
+	for _, name := range []string{
+		"__changes.default", "__changes.x", "__quorate", "__quorate_x", "__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata", "__remote_log_metadata",
+	} {
+		if _, err := ts.Create(t.Context(), eventlog.Topic{Name: name, Partitions: 1}); err == nil {
+			t.Errorf("%s was made", name)
+		}
+		if x := w.produce(name, 0, records(0, 1)); x.ErrorCode == 0 {
+			t.Errorf("produce to %s: %+v", name, x)
+		}
+		if _, _, _, err := ts.Resolve(t.Context(), name, -1, nil, true, -1); !errs.Is(err, errs.Denied) {
+			t.Errorf("event for %s: %v", name, err)
+		}
+	}
+}
+
 func TestTopics_RetentionIsPlacedBeforeUse(t *testing.T) {
 	c := shardtest.New(t, shardtest.Options{Shards: 2}, eventlog.Module{})
 	ts := NewTopics(c, "default", 0)
