@@ -170,8 +170,8 @@ func (r *replica) receiveRaft(m *raftpb.Message, flags byte) {
 	if !r.chatter(m) {
 		r.wake()
 	}
-	if m.GetType() == raftpb.MsgReadIndex && r.leads() && !r.knowsCommit() {
-		// The other node asks again.
+	if m.GetType() == raftpb.MsgReadIndex && r.leads() && len(r.confNow().voters) == 1 && !r.knowsCommit() {
+		// raft would answer at once. With more voters it keeps the question until it knows. The other node asks again.
 		return
 	}
 	if p := r.host.peers[replicaNode(m.GetFrom())]; m.GetType() == raftpb.MsgReadIndex && p != nil {

@@ -63,6 +63,21 @@ func TestRead_LostRequestIsMadeAgain(t *testing.T) {
 	}
 }
 
+// Followers ask a new leader as soon as they hear of it, which is before an entry of its term is committed. Nodes that start together do so.
+func TestRead_NewLeaderKeepsQuestionsUntilItKnows(t *testing.T) {
+	r := newRig(t, 3, nil)
+	reads := map[*rigNode]*shard.Future{}
+	for _, n := range r.nodes {
+		reads[n] = n.read(0)
+	}
+	r.until("leader", func() bool { return r.leader() != nil })
+	for n, f := range reads {
+		if took := r.until("read", func() bool { return n.reads[f] != nil }); took >= r.nodes[0].host.cfg.Tick {
+			t.Errorf("the read of node %d was answered %v after the election", n.id, took)
+		}
+	}
+}
+
 func TestRead_IsolatedLeaderDoesNotAnswer(t *testing.T) {
 	r := newRig(t, 3, nil)
 	lead, other := r.elect()
