@@ -81,7 +81,7 @@ func refuseForeign(at FS, path string) error {
 func (d *Dir) claim(o Owner) error {
 	name := d.fs.PathJoin(d.path, ownerName)
 	var was Owner
-	found, err := d.recall(name, "whose data directory this is", "cluster, node and shards in the configuration are what they were", func(b []byte) (err error) {
+	found, err := d.recall(name, "whose data directory this is", "cluster, node, shards and spaces in the configuration are what they were", func(b []byte) (err error) {
 		was, err = decodeOwner(b)
 		return err
 	})
@@ -94,7 +94,7 @@ func (d *Dir) claim(o Owner) error {
 	if was.Members = o.Members; was == o {
 		return nil
 	}
-	todo := "give each node a directory of its own, or correct cluster and node in the configuration"
+	todo := "give each node a directory of its own, or correct cluster, node and spaces in the configuration"
 	if was.Cluster == o.Cluster && was.Node == o.Node {
 		todo = fmt.Sprintf("set shards back to %d, or give the node an empty directory if its cluster has %d: the number is fixed when a cluster is made", was.Shards, o.Shards)
 	}

@@ -47,6 +47,8 @@ func TestOpenDir_RefusesAnotherOwner(t *testing.T) {
 	f(Owner{Cluster: "shop", Node: 2, Shards: 1}, "set shards back to 4")
 	f(Owner{Cluster: "shop", Node: 3, Shards: 4}, "a directory of its own")
 	f(Owner{Cluster: "depot", Node: 2, Shards: 4}, "a directory of its own")
+	// The name has the spaces in it.
+	f(Owner{Cluster: "shop with spaces depot", Node: 2, Shards: 4}, "correct cluster, node and spaces")
 	must(t, openFor(fs, "data", shop))
 }
 
@@ -146,7 +148,7 @@ func TestOpenDir_DamagedOwner(t *testing.T) {
 	for i := range good {
 		b := bytes.Clone(good)
 		b[i] ^= 4
-		f(b, errs.Corrupt, "remove the file and start again")
+		f(b, errs.Corrupt, "cluster, node, shards and spaces in the configuration are what they were, remove the file and start again")
 	}
 	for n := range good {
 		f(good[:n], errs.Corrupt, "remove the file and start again")
