@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -89,14 +88,6 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 		return nil, err
 	}
 	return lc.Listen(ctx, network, at)
-}
-
-// WithOffset returns a copy of e whose clock can be shifted while it runs; drills use it to skew one node.
-func (e *Env) WithOffset(offset *atomic.Int64) *Env {
-	c := *e
-	now := e.Now
-	c.Now = func() time.Time { return now().Add(time.Duration(offset.Load())) }
-	return &c
 }
 
 // Gone says whether a connection just ended, or was not used in time: nobody's concern, unlike one that was refused.

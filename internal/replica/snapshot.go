@@ -65,7 +65,6 @@ type snapshotIn struct {
 	transfer uint64
 
 	index uint64
-	term  uint64
 	conf  []byte
 	msg   uint64
 	next  uint64
@@ -262,7 +261,7 @@ func (r *replica) receiveChunk(p *peer, rd *codec.Reader) {
 			h.fatal(err)
 			return
 		}
-		in = &snapshotIn{from: from, transfer: transfer, index: index, term: term, conf: conf, msg: msgTerm, sum: xxhash.New(), into: into, at: h.now}
+		in = &snapshotIn{from: from, transfer: transfer, index: index, conf: conf, msg: msgTerm, sum: xxhash.New(), into: into, at: h.now}
 		r.in = in
 		h.note(false, r.id, "receiving a snapshot", "from", p.id, "index", index)
 	}

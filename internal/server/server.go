@@ -389,9 +389,6 @@ func (s *Server) serve(redisLn, kafkaLn, httpLn net.Listener) {
 // Addr returns the addresses that the node listens on.
 func (s *Server) Addr() Listen { return s.addr }
 
-// Engine returns the node's engine.
-func (s *Server) Engine() *engine.Engine { return s.engine }
-
 // Done is closed when the node has stopped by itself; Err says why.
 func (s *Server) Done() <-chan struct{} { return s.engine.Done() }
 

@@ -307,7 +307,7 @@ func TestClose_EndsWhateverClientsDo(t *testing.T) {
 						}
 					}
 					for _, s := range nodes {
-						if topo := s.Engine().Topology(); topo.Shards[0].Leader == topo.Self {
+						if topo := s.engine.Topology(); topo.Shards[0].Leader == topo.Self {
 							last = s
 						}
 					}

@@ -230,8 +230,8 @@ func TestMachine_ReopensAtTheSameState(t *testing.T) {
 	if !ok || !due.Equal(b.now.Add(time.Hour)) {
 		t.Errorf("next timer %v %v", due, ok)
 	}
-	if !b.m.SessionApplied(1, 1) || b.m.SessionLow(1) != 2 {
-		t.Errorf("session is forgotten: low %d", b.m.SessionLow(1))
+	if !b.m.SessionApplied(1, 1) || b.m.sessions[1].low != 2 {
+		t.Errorf("session is forgotten: low %d", b.m.sessions[1].low)
 	}
 }
 

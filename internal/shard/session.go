@@ -153,15 +153,6 @@ func (m *Machine) loadSessions() error {
 	return m.err
 }
 
-// SessionLow returns the lowest batch number of a session that is not decided, 1 if the session is unknown. A node that
-// installs a snapshot uses it to see which of its batches are settled.
-func (m *Machine) SessionLow(id uint64) uint64 {
-	if s := m.sessions[id]; s != nil {
-		return s.low
-	}
-	return 1
-}
-
 // SessionApplied reports whether a batch was applied.
 func (m *Machine) SessionApplied(id, seq uint64) bool {
 	s := m.sessions[id]

@@ -46,7 +46,7 @@ func TestSession_OutOfOrderBatchesAreEachAppliedOnce(t *testing.T) {
 		send(1, seq, 1)
 	}
 	b.want("n", "xxxxxx")
-	if low := b.m.SessionLow(1); low != 4 {
+	if low := b.m.sessions[1].low; low != 4 {
 		t.Errorf("low is %d, want 4", low)
 	}
 	for seq, want := range map[uint64]bool{1: true, 3: true, 4: false, 63: false, 64: true, 65: true, 66: false, 200: true, 201: false} {
@@ -54,13 +54,13 @@ func TestSession_OutOfOrderBatchesAreEachAppliedOnce(t *testing.T) {
 			t.Errorf("batch %d applied: %v, want %v", seq, got, want)
 		}
 	}
-	if b.m.SessionApplied(99, 1) || b.m.SessionLow(99) != 1 {
+	if b.m.SessionApplied(99, 1) || b.m.sessions[99] != nil {
 		t.Errorf("a session that never was is known")
 	}
 	// The table comes back as it was.
 	b.open()
-	if b.m.SessionLow(1) != 4 || !b.m.SessionApplied(1, 65) || b.m.SessionApplied(1, 66) {
-		t.Errorf("reopened with low %d", b.m.SessionLow(1))
+	if b.m.sessions[1].low != 4 || !b.m.SessionApplied(1, 65) || b.m.SessionApplied(1, 66) {
+		t.Errorf("reopened with low %d", b.m.sessions[1].low)
 	}
 }
 
@@ -72,7 +72,7 @@ func TestSession_LowMarkSettlesWhatIsBelow(t *testing.T) {
 		t.Errorf("a batch below the low mark was applied")
 	}
 	b.want("n", "xx")
-	if low := b.m.SessionLow(1); low != 101 {
+	if low := b.m.sessions[1].low; low != 101 {
 		t.Errorf("low is %d, want 101", low)
 	}
 }

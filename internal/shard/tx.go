@@ -239,9 +239,6 @@ func (tx *Tx) Level() uint32 { return tx.m.st.Level }
 // event log records it as the leader epoch of what it appends.
 func (tx *Tx) Term() uint64 { return tx.m.st.Term }
 
-// Shard returns the shard the command runs in.
-func (tx *Tx) Shard() ID { return tx.m.id }
-
 // SetTimer asks for Module.Fire(key) at a moment; it replaces an earlier timer of that key. The zero time cancels it.
 // The last moment that a timer can have is in April 2262; later ones are set to it.
 func (tx *Tx) SetTimer(key []byte, at time.Time) { tx.m.setTimer(tx.module, key, at) }

@@ -260,8 +260,8 @@ func TestAsk_AnswersFromTheSameView(t *testing.T) {
 func TestTx_SaysWhereItIs(t *testing.T) {
 	b := newBench(t, MachineConfig{})
 	b.run(func(tx *Tx) ([]byte, error) {
-		if tx.Shard() != 7 || tx.Level() != Level || tx.Revision() != 1 || !tx.Now().Equal(b.now) {
-			t.Errorf("shard %d level %d revision %d now %v", tx.Shard(), tx.Level(), tx.Revision(), tx.Now())
+		if tx.Level() != Level || tx.Revision() != 1 || !tx.Now().Equal(b.now) {
+			t.Errorf("level %d revision %d now %v", tx.Level(), tx.Revision(), tx.Now())
 		}
 		tx.Emit("set", []byte("k"), []byte("k"), nil)
 		if cs, err := tx.Changes(0, 10); err != nil || cs.End != 0 {

@@ -19,7 +19,6 @@ type Client struct {
 	mu       sync.Mutex
 	now      time.Time
 	real     bool
-	store    *storage.Store
 	machines map[shard.ID]*shard.Machine
 	hub      *shard.Hub
 	topo     *shard.Topology
@@ -46,7 +45,7 @@ func New(t testing.TB, o Options, modules ...shard.Module) *Client {
 		t.Fatalf("open store: %v", err)
 	}
 	c := &Client{
-		now: time.UnixMilli(1_700_000_000_000), real: o.RealTime, store: store,
+		now: time.UnixMilli(1_700_000_000_000), real: o.RealTime,
 		machines: map[shard.ID]*shard.Machine{}, hub: shard.NewHub(),
 	}
 	c.topo = &shard.Topology{

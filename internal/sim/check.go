@@ -66,7 +66,6 @@ type bootState struct {
 	term, commit, applied uint64
 	rev                   shard.Revision
 	replica               uint64
-	awake                 bool
 }
 
 type opFate struct {
@@ -175,7 +174,7 @@ func (c *checker) log(n *node, id shard.ID, from uint64) {
 // shardState checks Election Safety, Leader Completeness, State Machine Safety, equal digests, and that nothing goes back.
 func (c *checker) shardState(n *node, s *replica.ShardStatus) {
 	k := bootKey{n.boot, s.ID}
-	was, now := c.seen[k], bootState{term: s.Term, commit: s.Commit, applied: s.Applied, rev: s.Revision, replica: s.Replica, awake: s.Awake}
+	was, now := c.seen[k], bootState{term: s.Term, commit: s.Commit, applied: s.Applied, rev: s.Revision, replica: s.Replica}
 	if was.replica == s.Replica && (now.term < was.term || now.commit < was.commit || now.applied < was.applied || now.rev < was.rev) {
 		c.w.fail("node %d shard %d goes back: %+v after %+v", n.id, s.ID, now, was)
 		return

@@ -27,7 +27,6 @@ type operation struct {
 	cmd    command
 	read   bool
 	future *shard.Future
-	start  time.Time
 	// floor is the highest revision of the shard that anyone had been told of when the operation began.
 	floor shard.Revision
 	// after says that it began after the healing.
@@ -49,7 +48,7 @@ func (c *client) next() {
 		return
 	}
 	id := shard.ID(1 + w.rng.IntN(w.o.Shards))
-	op := &operation{client: c, node: n, shard: id, start: w.now, future: shard.NewFuture(), floor: w.check.floor[id], after: !w.chaos}
+	op := &operation{client: c, node: n, shard: id, future: shard.NewFuture(), floor: w.check.floor[id], after: !w.chaos}
 	w.nextID++
 	op.cmd = command{op: opPut, key: byte(w.rng.IntN(3)), id: w.nextID, arg: uint64(w.rng.IntN(64))}
 	if w.o.PadMax > 0 {

@@ -66,9 +66,6 @@ func (b *Batch) DeleteRange(from, to []byte) {
 	b.ranges++
 }
 
-// Size returns the bytes collected so far.
-func (b *Batch) Size() int { return len(b.data) }
-
 // each goes through the operations.
 func (b *Batch) each(f func(kind opKind, x, y []byte) error) error {
 	at := 0

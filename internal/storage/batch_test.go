@@ -44,8 +44,8 @@ func TestBatch_EachIsItsOwn(t *testing.T) {
 	given.Set([]byte("z"), []byte("never"))
 	given.Discard()
 	one, two := s.Batch(), s.Batch()
-	if one.Size() != 0 || two.Size() != 0 {
-		t.Errorf("new batches have %d and %d bytes", one.Size(), two.Size())
+	if len(one.data) != 0 || len(two.data) != 0 {
+		t.Errorf("new batches have %d and %d bytes", len(one.data), len(two.data))
 	}
 	one.Set([]byte("b"), []byte("2"))
 	two.Set([]byte("c"), []byte("3"))

@@ -458,31 +458,6 @@ func (l *Log) Bytes() int64 {
 	return n
 }
 
-// OldestShards returns up to n shards, in rising order, that have entries in the oldest needed segment. To flush what they
-// have applied and to cut them lets that segment go. It looks at every entry's position, so call it only when Bytes says
-// that there is need. The result is empty if only the segment being written is needed.
-func (l *Log) OldestShards(n int) []ShardID {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	o := l.oldestLocked()
-	if o >= len(l.segs)-1 {
-		return nil
-	}
-	var ids []ShardID
-	for _, s := range l.shardsLocked() {
-		if len(ids) >= n {
-			break
-		}
-		for _, e := range l.shards[s].slots {
-			if e.seg == l.segs[o].seq {
-				ids = append(ids, s)
-				break
-			}
-		}
-	}
-	return ids
-}
-
 // Close syncs what was appended, marks the log as closed in order, so that a lost tail is noticed later, and closes the
 // files. A log that has failed is only closed; its error is returned. Reads after Close fail.
 func (l *Log) Close() error {

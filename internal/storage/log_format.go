@@ -221,10 +221,7 @@ func recordHeader(b []byte, off int) (record, bool) {
 	return r, true
 }
 
-// parseRecord decodes the record at off. It is good only if its checksum is.
-func parseRecord(b []byte, off int, seed uint32) (record, bool) { return recordAt(b, off, seed, true) }
-
-// recordAt is parseRecord that compares the checksum only if check is set.
+// recordAt decodes the record at off. It is good only if its checksum is, which is compared only if check is set.
 func recordAt(b []byte, off int, seed uint32, check bool) (record, bool) {
 	r, ok := recordHeader(b, off)
 	if !ok {

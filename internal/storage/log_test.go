@@ -504,23 +504,14 @@ func TestLog_ColdShardsAreCopiedForward(t *testing.T) {
 	}
 }
 
-func TestLog_OldestShards(t *testing.T) {
+func TestLog_CutsLetOldSegmentsGo(t *testing.T) {
 	cfg := smallLog()
 	cfg.RewriteBytes = -1
 	l := mustOpen(t, MemFS(), cfg)
 	defer l.Close()
 	must(t, l.Append([]Write{{Shard: 5, Replica: 1, Entries: entries(1, 3, 1, 50)}, {Shard: 3, Replica: 1, Entries: entries(1, 3, 1, 50)}}))
-	if got := l.OldestShards(9); got != nil {
-		t.Errorf("shards %v hold back the current segment", got)
-	}
 	for next := uint64(1); next < 200; next += 4 {
 		must(t, l.Append([]Write{{Shard: 1, Replica: 1, Entries: entries(next, 4, 1, 200), Cut: next}}))
-	}
-	if got, want := l.OldestShards(9), []ShardID{3, 5}; !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-	if got, want := l.OldestShards(1), []ShardID{3}; !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
 	}
 	before := l.Bytes()
 	must(t, l.Append([]Write{{Shard: 5, Cut: 3}, {Shard: 3, Remove: true}}))
@@ -723,7 +714,6 @@ func TestLog_ReadsWhileWriting(t *testing.T) {
 				}
 				l.Shards()
 				l.Bytes()
-				l.OldestShards(1)
 				l.State(1)
 				l.Replica(1)
 				_, _ = l.Term(1, last)

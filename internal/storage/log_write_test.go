@@ -22,7 +22,7 @@ func TestLog_SizeIsKnownBefore(t *testing.T) {
 		if n == 0 {
 			continue
 		}
-		rec, ok := parseRecord(fileOf(t, fs, segmentName(l.current().seq)), int(at), l.current().seed)
+		rec, ok := recordAt(fileOf(t, fs, segmentName(l.current().seq)), int(at), l.current().seed, true)
 		got := 0
 		must(t, decodeBatch(rec.payload, rec.off, 1, func(*subRecord, []slot, []uint64) { got++ }))
 		if !ok || uint64(len(rec.payload)) != size || got != n {

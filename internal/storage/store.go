@@ -256,27 +256,14 @@ func (s *Store) Close() error {
 type StoreStats struct {
 	// DiskBytes is the size of all live files.
 	DiskBytes uint64
-	// MemTableBytes is what waits in memory for a flush.
-	MemTableBytes uint64
 	// L0Files is the number of tables that are not yet merged into a sorted level.
 	L0Files int64
-	// CompactionDebtBytes estimates what compaction still has to rewrite.
-	CompactionDebtBytes uint64
 }
 
 // Stats returns the store's figures.
 func (s *Store) Stats() StoreStats {
 	m := s.db.Metrics()
-	s.mu.Lock()
-	waiting := s.active.bytes
-	for _, f := range s.filled {
-		waiting += f.t.bytes
-	}
-	s.mu.Unlock()
-	return StoreStats{
-		DiskBytes: m.DiskSpaceUsage(), MemTableBytes: uint64(waiting),
-		L0Files: m.Levels[0].TablesCount, CompactionDebtBytes: m.Compact.EstimatedDebt,
-	}
+	return StoreStats{DiskBytes: m.DiskSpaceUsage(), L0Files: m.Levels[0].TablesCount}
 }
 
 // RemoveStore deletes a store's directory; the node does it when the store is damaged, before it fetches everything from

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/quorate/quorate/internal/env"
-	"github.com/quorate/quorate/internal/errs"
 	"github.com/quorate/quorate/internal/protocol/conns"
 	"github.com/quorate/quorate/internal/shard"
 )
@@ -80,22 +79,4 @@ func (c *Config) fill() {
 	if c.Rand == nil {
 		c.Rand = env.Real().Rand
 	}
-}
-
-// Validate checks what a user may have written; a server calls it before New.
-func (c Config) Validate() error {
-	c.fill()
-	switch {
-	case c.FrameBytesMax < 1024 || c.FrameBytesMax > frameBytesMost:
-		return errs.New(errs.Invalid, "kafka: the largest request is %d bytes; 1 KiB to 100 MiB are allowed", c.FrameBytesMax)
-	case c.RequestBytesMax < c.FrameBytesMax:
-		return errs.New(errs.Invalid, "kafka: all requests together (%d bytes) must be allowed at least one of %d", c.RequestBytesMax, c.FrameBytesMax)
-	case c.FetchBytesMax < 1024 || c.FetchBytesMax > 64<<20 || c.FetchBytesAllMax < int(c.FetchBytesMax):
-		return errs.New(errs.Invalid, "kafka: fetched bytes are bounded by %d each and %d in all; at least 1 KiB, at most 64 MiB each, and the first no more than the second", c.FetchBytesMax, c.FetchBytesAllMax)
-	case c.ConnectionsMax < 0 || c.InFlight < 0 || c.Partitions < 0:
-		return errs.New(errs.Invalid, "kafka: bounds must not be negative")
-	case c.FrameTimeout < 0 || c.IdleTimeout < 0 || c.RequestTimeout < 0 || c.RebalanceDelay < 0 || c.SessionMin < 0 || c.SessionMax < c.SessionMin:
-		return errs.New(errs.Invalid, "kafka: time-outs must not be negative, and session time-outs in order")
-	}
-	return nil
 }

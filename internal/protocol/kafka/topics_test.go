@@ -172,20 +172,6 @@ func TestTopics_CreatedButNotPlacedIsUnknown(t *testing.T) {
 	}
 }
 
-func TestConfig_Validate(t *testing.T) {
-	if err := (Config{}).Validate(); err != nil {
-		t.Error(err)
-	}
-	for i, c := range []Config{
-		{FrameBytesMax: 1}, {FrameBytesMax: 200 << 20}, {RequestBytesMax: 2048}, {FetchBytesMax: 1}, {FetchBytesAllMax: 1},
-		{ConnectionsMax: -1}, {SessionMin: time.Hour}, {FrameTimeout: -1},
-	} {
-		if c.Validate() == nil {
-			t.Errorf("case %d was accepted: %+v", i, c)
-		}
-	}
-}
-
 var rewrite = flag.Bool("rewrite", false, "write generated files instead of comparing them")
 
 func TestCompatDoc_IsUpToDate(t *testing.T) {
