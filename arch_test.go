@@ -290,7 +290,7 @@ func TestNoInitFunctions(t *testing.T) {
 }
 
 func TestCore_HasNoGoroutineLockOrClock(t *testing.T) {
-	core := []string{"internal/replica", "internal/shard", "internal/datatypes", "internal/eventlog", "internal/auth"}
+	core := []string{"internal/replica", "internal/shard", "internal/datatypes", "internal/eventlog", "internal/kv", "internal/auth"}
 	locks := map[string]string{
 		"internal/shard/hub.go":        "Hub sits beside the machine and is called from everywhere",
 		"internal/datatypes/module.go": "a pool of scratch space for queries, which run at the same time",
