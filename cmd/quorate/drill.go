@@ -21,7 +21,8 @@ func newDrill() *cobra.Command {
 	c := &cobra.Command{
 		Use: "drill", Short: "Break a cluster on purpose, and check that what is promised holds", GroupID: "prove", Args: cobra.NoArgs,
 		Long: `A drill starts real node processes on loopback, puts load on them through stock clients, breaks something, and checks a
-promise. Each drill has a control: a protection switched off, with which it must find the fault. docs/drills.md has more.`,
+promise. Each but the long one, kill-cycles, has a control: a protection switched off, with which it must find the fault.
+docs/drills.md has more.`,
 		Example: "  quorate drill ls\n  quorate drill run leader-kill\n  quorate drill run power-loss --control no-fsync\n  quorate drill run --all",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

@@ -1,7 +1,7 @@
 // Package drill injects faults into clusters of real node processes, and checks what they promise.
 //
 // A drill is one entry of Drills: a workload through stock client libraries, faults, and a checker that compares what the
-// clients were told with what the cluster holds. Each drill has at least one control, a protection switched off on purpose,
+// clients were told with what the cluster holds. Each drill but the long one has at least one control, a protection switched off on purpose,
 // with which it must find the fault: that shows that the checker can.
 package drill
 
