@@ -1,6 +1,6 @@
 // Package env is the only door to clocks, randomness, the network and injected faults.
 //
-// The core (shard, replica, placement, the data models) is not even given an Env: it is handed the time as a value.
+// The core (shard, replica, the data models) is not even given an Env: it is handed the time as a value.
 // Everything around it takes an Env, so that a test or a drill can change what the world looks like for one node.
 package env
 

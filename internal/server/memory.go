@@ -9,7 +9,7 @@ import (
 )
 
 // A node that takes more memory than its container is allowed, or than the machine has, is killed. So the garbage collector is told of the limit, and what clients
-// can make a node hold is bounded by parts of it. With 8 GiB and more these bounds are what they would be without a limit.
+// can make a node hold is bounded by parts of it. With 16 GiB and more these bounds are what they would be without a limit.
 
 // memory is how many bytes the process may take, 0 if that is unknown.
 type memory int64
