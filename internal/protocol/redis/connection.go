@@ -124,7 +124,7 @@ func cmdSelect(c *conn, args [][]byte) {
 	case err != nil:
 		c.error(err)
 	case n != 0:
-		c.fail("ERR DB index is out of range: there is database 0 only; use a space of its own for each tenant")
+		c.fail("ERR DB index is out of range: there is database 0 only; tell tenants apart by a prefix of their keys")
 	default:
 		c.ok()
 	}

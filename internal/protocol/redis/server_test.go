@@ -597,7 +597,7 @@ func TestServerCommands(t *testing.T) {
 	n := fmt.Sprintf(":%d", len(datatypes.Commands())+len(connectionCommands()))
 	for _, tc := range []struct{ line, want string }{
 		{"ping hi", `"hi"`}, {"ping a b", "-ERR wrong number of arguments for 'ping' command"}, {"echo x", `"x"`}, {"select 0", "+OK"},
-		{"select 1", "-ERR DB index is out of range..."}, {"select x", "-ERR value is not an integer or out of range"},
+		{"select 1", "-ERR DB index is out of range: there is database 0 only; tell tenants apart by a prefix of their keys"}, {"select x", "-ERR value is not an integer or out of range"},
 		{"auth x", "-ERR AUTH <password> called without any password configured..."}, {"auth a b", "-WRONGPASS..."}, {"auth a b c", "-ERR syntax error"},
 		{"hello 4", "-NOPROTO unsupported protocol version"}, {"hello x", "-ERR Protocol version is not an integer or out of range"},
 		{"hello 2 auth a b", "-ERR AUTH..."}, {"hello 2 nope", "-ERR Syntax error in HELLO option 'nope'"}, {`hello 2 setname "a b"`, "-ERR Client names..."},

@@ -59,7 +59,7 @@ func connectionCommands() []command {
 		cmd("echo", 2, datatypes.Fast|datatypes.Loading|datatypes.Stale, "connection", "1.0.0", "message", "Answers with the message.", "", cmdEcho),
 		cmd("quit", -1, connFlags|datatypes.NoAuth|immediate, "connection", "1.0.0", "", "Closes the connection.", "", cmdQuit),
 		cmd("reset", 1, connFlags|datatypes.NoAuth|immediate, "connection", "6.2.0", "", "Resets the connection.", "", cmdReset),
-		cmd("select", 2, datatypes.Fast|datatypes.Loading|datatypes.Stale, "connection", "1.0.0", "index", "Chooses a database.", "Database 0 only; tenants are spaces.", cmdSelect),
+		cmd("select", 2, datatypes.Fast|datatypes.Loading|datatypes.Stale, "connection", "1.0.0", "index", "Chooses a database.", "Database 0 only.", cmdSelect),
 		cmd("client", -2, datatypes.NoScript|datatypes.Loading|datatypes.Stale, "connection", "2.4.0", "ID | SETNAME name | GETNAME | SETINFO | INFO | LIST | KILL | REPLY | NO-EVICT | NO-TOUCH", "Handles connections.", "TRACKING, CACHING, PAUSE and UNBLOCK are refused, and REPLY within MULTI.", cmdClient),
 		cmd("readonly", 1, datatypes.Fast|datatypes.Loading|datatypes.Stale, "cluster", "3.0.0", "", "Allows reads of this node's replicas.", "Reads still see the connection's own writes. Served without cluster mode, too.", cmdReadOnly),
 		cmd("readwrite", 1, datatypes.Fast|datatypes.Loading|datatypes.Stale, "cluster", "3.0.0", "", "Ends READONLY.", "Served without cluster mode, too.", cmdReadWrite),
@@ -117,7 +117,7 @@ var unsupportedCommands = refusals{
 	{"bitmaps are not served yet", "setbit getbit bitcount bitpos bitop bitfield bitfield_ro"},
 	{"HyperLogLog is not served", "pfadd pfcount pfmerge pfdebug pfselftest"},
 	{"geo commands are not served", "geoadd geodist geohash geopos georadius georadius_ro georadiusbymember georadiusbymember_ro geosearch geosearchstore"},
-	{"there is one database; tenants are spaces", "swapdb move"},
+	{"there is one database", "swapdb move"},
 	{"it is not served", "sort sort_ro lcs object dump restore restore-asking memory slowlog latency monitor acl lastsave role waitaof hexpire hpexpire httl"},
 	{"every acknowledged write is on the disks of a majority already; snapshots are an administrator's task of Quorate", "save bgsave bgrewriteaof"},
 	{"replication is Quorate's own", "sync psync replicaof slaveof replconf failover migrate"},
@@ -151,7 +151,7 @@ storage of a majority before it is acknowledged, and every read is linearizable 
 
 ## Differences that concern every command
 
-- There is one database, 0. Tenants are spaces, each with its own port or name.
+- There is one database, 0. Redis serves the space ` + "`default`" + `; [others](../operations.md#several-etcd-key-spaces) have etcd keys only.
 - A key is at most 64 KiB long, a request and a string 8 MiB, an answer 64 MiB.
 - Requests that have begun, transactions that are being queued and watched keys have 1 GiB together on a node, beside 64 KiB of each connection. What is more
   gets ` + "`-BUSY`" + `.
