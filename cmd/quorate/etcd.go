@@ -184,7 +184,7 @@ has no effect; what would weaken a promise is refused.`,
 	fs.StringVar(&f.state, "initial-cluster-state", "new", "new; members are fixed, so that there is no other")
 	fs.StringSliceVar(&f.clientURLs, "listen-client-urls", []string{"http://localhost:2379"}, "URLs to listen on for clients: http, https, unix, unixs")
 	fs.StringSliceVar(&f.httpURLs, "listen-client-http-urls", nil, "URLs to listen on for HTTP; those of --listen-client-urls are then for gRPC alone")
-	fs.StringSliceVar(&f.metricsURLs, "listen-metrics-urls", nil, "URLs to listen on for /metrics, /health, /livez, /readyz and /version alone")
+	fs.StringSliceVar(&f.metricsURLs, "listen-metrics-urls", nil, "URLs to listen on for /metrics, /health, /livez, /readyz, /version and /debug/vars alone")
 	fs.StringSliceVar(&f.advertise, "advertise-client-urls", []string{"http://localhost:2379"}, "URLs that clients are told")
 	fs.StringSliceVar(&f.peerURLs, "listen-peer-urls", []string{"http://localhost:2380"}, "URLs to listen on for other nodes")
 	fs.StringSliceVar(&f.advertisePeers, "initial-advertise-peer-urls", []string{"http://localhost:2380"}, "URL that other nodes are told")
