@@ -17,7 +17,7 @@ var words = map[string][]cobra.Completion{
 	"log-format":            {"console", "json"},
 	"op":                    bench.Ops(),
 	"auto-compaction-mode":  {"periodic", "revision"},
-	"initial-cluster-state": {"new"},
+	"initial-cluster-state": {"new", "existing"},
 	"tls-min-version":       {"TLS1.2", "TLS1.3"},
 	"tls-max-version":       {"TLS1.2", "TLS1.3"},
 	"auth-token":            {tokenSimple, "jwt,"},

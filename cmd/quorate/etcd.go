@@ -181,7 +181,7 @@ has no effect; what would weaken a promise is refused.`,
 	fs.StringVar(&f.name, "name", "default", "this node's name, one of those in --initial-cluster")
 	fs.StringVar(&f.data, "data-dir", "", "data directory (default NAME.etcd)")
 	fs.StringVar(&f.token, "initial-cluster-token", "etcd-cluster", "the cluster's name")
-	fs.StringVar(&f.state, "initial-cluster-state", "new", "new; members are fixed, so that there is no other")
+	fs.StringVar(&f.state, "initial-cluster-state", "new", "new or existing, which is the same here: members are fixed")
 	fs.StringSliceVar(&f.clientURLs, "listen-client-urls", []string{"http://localhost:2379"}, "URLs to listen on for clients: http, https, unix, unixs")
 	fs.StringSliceVar(&f.httpURLs, "listen-client-http-urls", nil, "URLs to listen on for HTTP; those of --listen-client-urls are then for gRPC alone")
 	fs.StringSliceVar(&f.metricsURLs, "listen-metrics-urls", nil, "URLs to listen on for /metrics, /health, /livez, /readyz, /version and /debug/vars alone")
