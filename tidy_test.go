@@ -156,6 +156,17 @@ func TestFiles_CanBeReadInOneSitting(t *testing.T) {
 	}
 }
 
+// What a build leaves behind in a folder of its own is added with everything else that is new.
+func TestFiles_AreText(t *testing.T) {
+	// As .gitignore has it.
+	ignored := regexp.MustCompile(`^quorate$|\.(test|out|prof)$`)
+	for _, p := range tracked(t, "") {
+		if !ignored.MatchString(p) && bytes.IndexByte(read(t, p), 0) >= 0 {
+			t.Errorf("%s is no text; a program that was built belongs into bin", p)
+		}
+	}
+}
+
 // prose calls f for each line of a Markdown file that is not in a code block.
 func prose(b []byte, f func(line string)) {
 	code := false
