@@ -52,6 +52,10 @@ var memKeys = map[string]func(*rand.Rand, int) string{
 	"nested": func(r *rand.Rand, _ int) string {
 		return strings.Repeat("\x00", r.IntN(30)) + strings.Repeat("a", r.IntN(30))
 	},
+	// Keys of one length that differ behind their marks only.
+	"tails": func(r *rand.Rand, _ int) string {
+		return fmt.Sprintf("%cmmmmmmmmmmmmmmm%c", 'a'+r.IntN(5), '0'+r.IntN(10))
+	},
 	"deep": func(r *rand.Rand, _ int) string {
 		return strings.Repeat("p", 8*r.IntN(40)) + fmt.Sprintf("%03d", r.IntN(50))
 	},
@@ -125,6 +129,65 @@ func TestMemTable_Empty(t *testing.T) {
 	tab := &memTable{}
 	if got := contents(tab.view(), "a"); got != "" || tab.own().find([]byte("a")) != nil {
 		t.Errorf("got %q", got)
+	}
+}
+
+// Rows end where their chunk does, or nearly, and are larger than chunks; all of their bytes count, and so do those of ranges.
+func TestMemTable_RowsAtTheEndsOfChunks(t *testing.T) {
+	for left := range 8 {
+		tab, want, bytes := &memTable{}, map[string]string{}, 0
+		for i, n := range []int{memChunkMin - 8 - left, 8, 8, 3 * memChunkMin, 5, 50 * memChunkMin, 9} {
+			k := fmt.Sprint("k", i)
+			want[k] = strings.Repeat(fmt.Sprint(i), n-len(k))
+			tab.put([]byte(k), []byte(want[k]), false)
+			bytes += n
+		}
+		if got := contents(tab.own(), ""); got != wanted(want, "") {
+			t.Errorf("%d bytes before the end: got %.300s", left, got)
+		}
+		if tab.bytes != bytes {
+			t.Errorf("%d bytes before the end: %d bytes count, want %d", left, tab.bytes, bytes)
+		}
+		if tab.deleteRange([]byte("x"), []byte("yyy")); tab.bytes != bytes+4 {
+			t.Errorf("a range counts %d bytes, want 4", tab.bytes-bytes)
+		}
+	}
+}
+
+// A row that is written again makes its leaf split, if that is full; it is there once all the same, wherever in the leaf it is.
+func TestMemTable_RowsOfFullLeavesAgain(t *testing.T) {
+	for at := range memFanout {
+		tab, want := &memTable{}, map[string]string{}
+		put := func(i int, value string) {
+			k := fmt.Sprintf("%03d", i)
+			tab.put([]byte(k), []byte(value), false)
+			want[k] = value
+		}
+		// The first leaf ends before its last row, which is the first of the second one.
+		for i := range memFanout - 1 + memFanout {
+			put(i, "old")
+		}
+		if leaf := tab.root.kids[1]; len(tab.root.kids) != 2 || leaf.n != memFanout {
+			t.Fatalf("%d leaves, of which the second has %d rows", len(tab.root.kids), leaf.n)
+		}
+		put(memFanout-1+at, "new")
+		if got := contents(tab.own(), ""); got != wanted(want, "") || tab.rows != len(want) {
+			t.Errorf("row %d of a leaf: %d rows, want %d: %s", at, tab.rows, len(want), got)
+		}
+	}
+}
+
+// Nodes are copied for a view once, not with each row.
+func TestMemTable_CopiesNodesOnce(t *testing.T) {
+	tab := &memTable{}
+	tab.put([]byte("k"), nil, false)
+	before := tab.root
+	tab.view()
+	tab.put([]byte("k"), nil, false)
+	copied := tab.root
+	tab.put([]byte("k"), nil, false)
+	if copied == before || tab.root != copied {
+		t.Errorf("copied for the first row: %v, for the second: %v", copied != before, tab.root != copied)
 	}
 }
 
