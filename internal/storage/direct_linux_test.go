@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -122,6 +123,86 @@ func TestDirectFile_GoesOnWhereItIsRefused(t *testing.T) {
 	b := make([]byte, 15)
 	if _, err := f.ReadAt(b, 100); err != nil || string(b) != "hellohellohello" {
 		t.Errorf("read %q, %v", b, err)
+	}
+}
+
+// TestDirectFile_AnyOrder writes to a block twice that it has in memory, with a gap and with a write of another kind in between.
+func TestDirectFile_AnyOrder(t *testing.T) {
+	f := openDirect(t, filepath.Join(t.TempDir(), segmentName(1)))
+	want := make([]byte, 3<<20)
+	write := func(c byte, n, at int) {
+		t.Helper()
+		b := bytes.Repeat([]byte{c}, n)
+		if n, err := f.WriteAt(b, int64(at)); n != len(b) || err != nil {
+			t.Fatalf("WriteAt(%d bytes, %d) = %d, %v", len(b), at, n, err)
+		}
+		copy(want[at:], b)
+	}
+	check := func(end int) {
+		t.Helper()
+		got := make([]byte, end)
+		if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want[:end]) {
+			t.Fatalf("something else is read than was written: %v", err)
+		}
+	}
+	write('z', len(want), 0)
+	write('a', 1000, 0)
+	write('b', 100, 0) // what is behind it in the block becomes zeros
+	clear(want[100:directBlock])
+	write('c', 100, 600)
+	check(700)
+	write('d', directMax+1, 300)
+	write('e', 10, 650)
+	check(660)
+	if len(f.buf) > directMax {
+		t.Errorf("%d bytes are kept for writes", len(f.buf))
+	}
+}
+
+// TestDirectFile_ZerosBehind: what stands behind the end of the log is nothing that was written before.
+func TestDirectFile_ZerosBehind(t *testing.T) {
+	f := openDirect(t, filepath.Join(t.TempDir(), segmentName(1)))
+	for _, w := range []struct{ n, at int }{{64 << 10, 0}, {5 * directBlock, 4 * directBlock}, {10, 5000}, {10, 5010}} {
+		if _, err := f.WriteAt(bytes.Repeat([]byte("x"), w.n), int64(w.at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rest := make([]byte, 2*directBlock-5020)
+	if _, err := f.ReadAt(rest, 5020); err != nil || !bytes.Equal(rest, make([]byte, len(rest))) {
+		t.Errorf("behind the last write stands %q, %v", rest[:10], err)
+	}
+}
+
+// TestDirectFile_ErrorsAreTold has a disk that cannot be read, and one that cannot be written: what is there stays, and nothing counts as written.
+func TestDirectFile_ErrorsAreTold(t *testing.T) {
+	for _, mode := range []int{os.O_RDONLY, os.O_WRONLY} {
+		f := openDirect(t, filepath.Join(t.TempDir(), segmentName(1)))
+		old := bytes.Repeat([]byte("x"), 64<<10)
+		if _, err := f.WriteAt(old, 0); err != nil {
+			t.Fatal(err)
+		}
+		name := f.raw.Name()
+		must(t, f.raw.Close())
+		raw, err := os.OpenFile(name, mode|syscall.O_DIRECT, 0)
+		must(t, err)
+		f.raw = raw
+		if n, err := f.WriteAt([]byte("new"), 5000); n != 0 || err == nil {
+			t.Errorf("mode %d: WriteAt = %d, %v", mode, n, err)
+		}
+		if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, old) {
+			t.Errorf("mode %d: the file was changed: %v", mode, err)
+		}
+	}
+}
+
+func TestDirectFile_CloseClosesBoth(t *testing.T) {
+	f := openDirect(t, filepath.Join(t.TempDir(), segmentName(1)))
+	must(t, f.Close())
+	if _, err := f.raw.Stat(); err == nil {
+		t.Error("the file for direct writes is open")
+	}
+	if _, err := f.File.Stat(); err == nil {
+		t.Error("the file beside it is open")
 	}
 }
 
