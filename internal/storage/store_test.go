@@ -840,11 +840,18 @@ func TestStore_CrashLeavesABatchOrNothing(t *testing.T) {
 	}
 }
 
-// noTables is a file system that cannot make tables.
-type noTables struct{ FS }
+// noTables is a file system that cannot make tables. It says so when that was tried.
+type noTables struct {
+	FS
+	tried chan struct{}
+}
 
 func (f noTables) Create(name string, c vfs.DiskWriteCategory) (File, error) {
 	if strings.HasSuffix(name, ".sst") {
+		select {
+		case f.tried <- struct{}{}:
+		default:
+		}
 		return nil, errors.New("no room")
 	}
 	return f.FS.Create(name, c)
@@ -852,7 +859,8 @@ func (f noTables) Create(name string, c vfs.DiskWriteCategory) (File, error) {
 
 // A store whose disk takes no tables can still be closed, and who waits for a flush learns of it.
 func TestStore_ClosesWhileAFlushCannotEnd(t *testing.T) {
-	s, err := OpenStore(noTables{MemFS()}, "state", StoreConfig{})
+	tried := make(chan struct{}, 1)
+	s, err := OpenStore(noTables{MemFS(), tried}, "state", StoreConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -861,6 +869,7 @@ func TestStore_ClosesWhileAFlushCannotEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	<-tried
 	waited := make(chan error)
 	go func() { waited <- s.await(done) }()
 	if err := s.Close(); err != nil {
