@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -63,5 +64,48 @@ func TestStore_DamagedTablesAreErrors(t *testing.T) {
 	}
 	if failed == 0 {
 		t.Error("no damage was found at all")
+	}
+}
+
+// The first damage is the one that is told of.
+func TestStore_FirstDamageStays(t *testing.T) {
+	s := openTestStore(t, MemFS(), StoreConfig{})
+	first := errors.New("first")
+	if err := s.damaged(first); !errors.Is(err, first) {
+		t.Errorf("got %v", err)
+	}
+	_ = s.damaged(errors.New("second"))
+	if err := s.Err(); !errors.Is(err, first) {
+		t.Errorf("got %v, want the first", err)
+	}
+}
+
+// A store that was removed does not come back with a crash.
+func TestRemoveStore_IsDurable(t *testing.T) {
+	fs := MemFS()
+	s, err := OpenStore(fs, "data/state", StoreConfig{})
+	must(t, err)
+	put(t, s, "k", "v")
+	must(t, s.Flush())
+	must(t, s.Close())
+	must(t, syncDir(fs, "data"))
+	if names, err := fs.CrashClone(vfs.CrashCloneCfg{}).List("data/state"); err != nil || len(names) == 0 {
+		t.Fatalf("the store would not be there after a crash: %v", err)
+	}
+	must(t, RemoveStore(fs, "data/state"))
+	if names, err := fs.CrashClone(vfs.CrashCloneCfg{}).List("data/state"); err == nil {
+		t.Errorf("after a crash %q are there again", names)
+	}
+}
+
+// Whoever closes a store leaves no goroutine that looks at it.
+func TestStore_CloseEndsTheBacklog(t *testing.T) {
+	s, err := OpenStore(MemFS(), "state", StoreConfig{})
+	must(t, err)
+	must(t, s.Close())
+	select {
+	case <-s.backlog.done:
+	default:
+		t.Error("the store is closed, and its figures are still asked for")
 	}
 }
