@@ -30,8 +30,8 @@ const (
 // ChangesPrefix starts the name of the read-only topic that shows a space's change log.
 const ChangesPrefix = "__changes."
 
-// Reserved says that a topic's name is none that clients may give or write to. That are names of change logs, those of topics in which Kafka keeps what it
-// has of its own (Topic.INTERNAL_TOPICS, KIP-500, KIP-405), so that programs that look there are told, and those that begin with __quorate.
+// Reserved says that clients may neither make a topic of that name nor write to it. Those are the change logs, the topics in which Kafka keeps what it has of its own
+// (Topic.INTERNAL_TOPICS, KIP-500, KIP-405), so that programs that look there are told, and all that begin with __quorate.
 func Reserved(name string) bool {
 	switch name {
 	case "__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata", "__remote_log_metadata":

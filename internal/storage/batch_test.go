@@ -159,12 +159,8 @@ func TestBacklog_Tables(t *testing.T) {
 		t.Errorf("tables are half of what makes commits wait, memtables a quarter: got %v", got)
 	}
 	fs := MemFS()
-	s, err := OpenStore(fs, "state", StoreConfig{})
-	must(t, err)
-	put(t, s, "a", "1")
-	must(t, s.Flush())
-	must(t, s.Close())
-	s = openTestStore(t, fs, StoreConfig{})
+	storeOnDisk(t, fs, "state", "a", "1")
+	s := openTestStore(t, fs, StoreConfig{})
 	for s.backlog.sublevels.Load() != 1 {
 		runtime.Gosched()
 	}

@@ -83,11 +83,7 @@ func TestStore_FirstDamageStays(t *testing.T) {
 // A store that was removed does not come back with a crash.
 func TestRemoveStore_IsDurable(t *testing.T) {
 	fs := MemFS()
-	s, err := OpenStore(fs, "data/state", StoreConfig{})
-	must(t, err)
-	put(t, s, "k", "v")
-	must(t, s.Flush())
-	must(t, s.Close())
+	storeOnDisk(t, fs, "data/state", "k", "v")
 	must(t, syncDir(fs, "data"))
 	if names, err := fs.CrashClone(vfs.CrashCloneCfg{}).List("data/state"); err != nil || len(names) == 0 {
 		t.Fatalf("the store would not be there after a crash: %v", err)

@@ -33,17 +33,22 @@ func (f slowReadFile) ReadAt(b []byte, at int64) (int, error) {
 	return f.File.ReadAt(b, at)
 }
 
+// appendEach appends n entries of shard 1 that a segment has room for few of, each by itself, and returns the index behind them.
+func appendEach(t *testing.T, l *Log, next uint64, n int) uint64 {
+	t.Helper()
+	for range n {
+		must(t, l.Append([]Write{{Shard: 1, Replica: 1, Entries: entries(next, 1, 1, 900)}}))
+		next++
+	}
+	return next
+}
+
 // A segment that is read while its entries are cut is not written again before the reader is done.
 func TestLog_WhatIsReadIsNotWrittenAgain(t *testing.T) {
 	fs := &slowRead{FS: MemFS()}
 	l := mustOpen(t, fs, smallLog())
 	next := uint64(1)
-	more := func(n int) {
-		for range n {
-			must(t, l.Append([]Write{{Shard: 1, Replica: 1, Entries: entries(next, 1, 1, 900)}}))
-			next++
-		}
-	}
+	more := func(n int) { next = appendEach(t, l, next, n) }
 	more(40)
 	before := l.current().seq
 	fs.while = func() {
@@ -67,12 +72,7 @@ func TestLog_FewCutSegmentsAreKept(t *testing.T) {
 		cfg.RecycleSegments = keep
 		l := mustOpen(t, fs, cfg)
 		next := uint64(1)
-		more := func(n int) {
-			for range n {
-				must(t, l.Append([]Write{{Shard: 1, Replica: 1, Entries: entries(next, 1, 1, 900)}}))
-				next++
-			}
-		}
+		more := func(n int) { next = appendEach(t, l, next, n) }
 		more(200)
 		if n := len(segmentFiles(t, fs)); n < 12 {
 			t.Fatalf("there are only %d segments", n)

@@ -56,11 +56,7 @@ func TestSnapshot_GetOftenIsGet(t *testing.T) {
 // A row that cannot be read is not one that is not there, also when it is asked for again.
 func TestSnapshot_GetOftenKeepsNoErrors(t *testing.T) {
 	fs := MemFS()
-	s, err := OpenStore(fs, "state", StoreConfig{})
-	must(t, err)
-	put(t, s, "k", "v")
-	must(t, s.Flush())
-	must(t, s.Close())
+	storeOnDisk(t, fs, "state", "k", "v")
 	rot(t, fs, tables(t, fs)[0], 10)
 	snap := openTestStore(t, fs, StoreConfig{}).Snapshot()
 	for range 2 {

@@ -29,6 +29,16 @@ func openTestStore(t *testing.T, fs FS, cfg StoreConfig) *Store {
 	return s
 }
 
+// storeOnDisk makes a store in dir whose rows are in tables, and closes it.
+func storeOnDisk(t *testing.T, fs FS, dir string, pairs ...string) {
+	t.Helper()
+	s, err := OpenStore(fs, dir, StoreConfig{})
+	must(t, err)
+	put(t, s, pairs...)
+	must(t, s.Flush())
+	must(t, s.Close())
+}
+
 // put commits pairs as one batch; a value of "-" deletes.
 func put(t *testing.T, s *Store, pairs ...string) {
 	t.Helper()
